@@ -1,0 +1,1 @@
+"""API analytics for Python services: captured with OpenTelemetry, delivered to Moesif."""

@@ -1,0 +1,149 @@
+"""The captured part of a body, and the memory that all captured bodies may take together.
+
+Owns: `CapturedBody` (what one tee keeps) and `ByteBudget` (what a pipeline holds, first byte seen to delivered).
+Threads: a body is fed by the thread that serves its request; a budget is shared by every thread of the process.
+Never: copies more than the captured part, reads a stream, blocks in `release` (a finalizer may call it).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from enum import Enum
+from typing import Final
+
+__all__ = ["ByteBudget", "CapturedBody", "LeftOut"]
+
+# A body that comes in many small pieces is joined now and then: a list entry and an object header a piece would
+# otherwise take more memory than the piece itself, uncounted.
+_MAX_PARTS: Final = 128
+
+
+class LeftOut(str, Enum):
+    """Why a body, or the rest of it, was not kept."""
+
+    MEMORY = "memory_limit"
+    CONTENT = "content_type"
+    NOT_MASKABLE = "not_maskable"
+    UNREADABLE = "unreadable"
+
+
+class ByteBudget:
+    """Counts the bytes that a pipeline holds and refuses bodies beyond the limit.
+
+    Args:
+        limit_bytes: Most bytes that bodies may bring the total to. Events themselves are charged without being
+            refused (`charge`): over the limit bodies go first, events only by their count.
+
+    Thread-safe. `release` and `charge` never block.
+    """
+
+    __slots__ = ("_deferred", "_held_bytes", "_lock", "limit_bytes")
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self._held_bytes = 0
+        self._lock = threading.Lock()
+        self._deferred: deque[int] = deque()
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes held now."""
+        return self._held_bytes + sum(tuple(self._deferred))
+
+    def reserve(self, count_bytes: int) -> bool:
+        """Take `count_bytes` if they fit; False means: do not keep them."""
+        with self._lock:
+            self._fold()
+            if self._held_bytes + count_bytes > self.limit_bytes:
+                return False
+            self._held_bytes += count_bytes
+            return True
+
+    def charge(self, count_bytes: int) -> None:
+        """Count bytes that are held in any case; negative gives them back."""
+        # Not `with`: a finalizer may interrupt a holder of the lock in its own thread.
+        if self._lock.acquire(blocking=False):
+            try:
+                self._fold()
+                self._held_bytes += count_bytes
+            finally:
+                self._lock.release()
+        else:
+            self._deferred.append(count_bytes)
+
+    def release(self, count_bytes: int) -> None:
+        """Give bytes back."""
+        self.charge(-count_bytes)
+
+    def after_fork(self) -> None:
+        """Start from nothing in a forked child: what the parent holds is the parent's."""
+        self._lock = threading.Lock()
+        self._deferred = deque()
+        self._held_bytes = 0
+
+    def _fold(self) -> None:
+        while self._deferred:
+            self._held_bytes += self._deferred.popleft()
+
+
+class CapturedBody:
+    """The first part of a body, as its pieces pass by, with the true size of the whole.
+
+    Args:
+        max_bytes: Most bytes to keep.
+        budget: Where kept bytes are reserved.
+
+    Fed by one thread at a time.
+    """
+
+    __slots__ = ("_budget", "_parts", "kept_bytes", "left_out", "max_bytes", "total_bytes")
+
+    def __init__(self, max_bytes: int, budget: ByteBudget) -> None:
+        self._budget = budget
+        self._parts: list[bytes] = []
+        self.max_bytes = max_bytes
+        self.kept_bytes = 0
+        self.total_bytes = 0
+        self.left_out: LeftOut | None = None
+
+    def add(self, piece: bytes | bytearray | memoryview) -> None:
+        """Note one piece; a `bytes` piece that fits is kept by reference, not copied."""
+        size = piece.nbytes if isinstance(piece, memoryview) else len(piece)
+        self.total_bytes += size
+        room = self.max_bytes - self.kept_bytes
+        if room <= 0 or not size or self.left_out is not None:
+            return
+        part = bytes(piece) if size <= room else bytes(memoryview(piece)[:room])
+        if not self._budget.reserve(len(part)):
+            self.left_out = LeftOut.MEMORY
+            self._budget.release(self.kept_bytes)
+            self._parts, self.kept_bytes = [], 0
+            return
+        self._parts.append(part)
+        self.kept_bytes += len(part)
+        if len(self._parts) > _MAX_PARTS:
+            self._parts = [b"".join(self._parts)]
+
+    def count(self, size_bytes: int) -> None:
+        """Note bytes that passed unseen (a file the server sends itself)."""
+        self.total_bytes += size_bytes
+
+    def data(self) -> bytes:
+        """Give the kept part as one piece."""
+        parts = self._parts
+        if len(parts) > 1:
+            parts = self._parts = [b"".join(parts)]
+        return parts[0] if parts else b""
+
+    @property
+    def truncated(self) -> bool:
+        """Whether less was kept than passed."""
+        return self.kept_bytes < self.total_bytes
+
+    def discard(self) -> None:
+        """Let go of the kept part and give its bytes back."""
+        self._parts = []
+        kept, self.kept_bytes = self.kept_bytes, 0
+        if kept:
+            self._budget.release(kept)

@@ -1,0 +1,1 @@
+"""Delivery of prepared payloads: bounded, in batches, with retry, once."""

@@ -1,0 +1,1 @@
+"""Pure functions from a span and its capture to a Moesif event."""

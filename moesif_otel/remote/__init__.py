@@ -1,0 +1,1 @@
+"""What the Moesif server tells us: sampling rates and governance rules."""

@@ -1,0 +1,1 @@
+"""A Moesif of your own on this machine: for trying moesif_otel and for its tests."""
