@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Callback", "Choice", "Directory", "Flag", "ImportedCallback", "Integer", "Kind", "Names", "Seconds", "Text", "Uri"]
+__all__ = ["Callback", "Directory", "Flag", "ImportedCallback", "Integer", "Kind", "Names", "Seconds", "Text", "Uri"]
 
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
@@ -200,31 +200,6 @@ class Directory:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """One of a few words."""
-
-    words: tuple[str, ...]
-
-    @property
-    def takes(self) -> str:
-        """The words."""
-        return "one of " + ", ".join(self.words)
-
-    def read(self, value: Any) -> str:
-        """Check the word, in any case."""
-        if not isinstance(value, str):
-            raise TypeError
-        word = value.strip().lower()
-        if word not in self.words:
-            raise ValueError
-        return word
-
-    def read_text(self, text: str) -> str:
-        """Read it as it stands."""
-        return self.read(text)
-
-
-@dataclass(frozen=True)
 class Callback:
     """A function of the user's; as text `package.module:function`."""
 
@@ -240,7 +215,7 @@ class Callback:
         return found
 
     def read_text(self, text: str) -> Callable[..., Any]:
-        """Note the import path; the module is imported when the callback is first needed, not before the application."""
+        """Note the import path; its module is imported when the callback is first needed, not before the app."""
         return ImportedCallback(text.strip())
 
 

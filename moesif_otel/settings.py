@@ -149,7 +149,9 @@ class Settings:
         return cls._complete(values)
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str] | None = None) -> tuple[Settings | None, list[MoesifConfigError]]:
+    def from_environment(
+        cls, environ: Mapping[str, str] | None = None
+    ) -> tuple[Settings | None, list[MoesifConfigError]]:
         """Make settings from the environment alone, keeping the default of each option that is wrong.
 
         Args:
