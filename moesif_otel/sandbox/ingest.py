@@ -1,0 +1,257 @@
+"""What happens to a request that reached Moesif's own paths: checks, storing, the answer.
+
+Owns: decoding of bodies, the application id, and one function a path of Moesif's API.
+Threads: runs on the server's worker threads; all state is in `Store` and `Wire`.
+Never: stores a part of a batch: one item that is refused refuses its batch (the real server does not say what it
+    does there; this is the harder case for a client).
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from moesif_otel.sandbox.check import (
+    MAX_BATCH_BYTES,
+    MAX_EVENT_BYTES,
+    PROFILE_KINDS,
+    Refusal,
+    check_action,
+    check_event,
+    check_profile,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from moesif_otel.sandbox.store import Document, Store
+    from moesif_otel.sandbox.wire import Wire
+
+__all__ = ["Answer", "Call", "Ingest", "decode_body"]
+
+_DECODE_STEP_BYTES: Final = 1024 * 1024
+# What the real server answers to an application without any setting of its own.
+_DEFAULT_CONFIG: Final = orjson.dumps(
+    {
+        "org_id": "sandbox:1",
+        "app_id": "sandbox:1",
+        "sample_rate": 100,
+        "block_bot_traffic": False,
+        "user_sample_rate": {},
+        "company_sample_rate": {},
+        "user_rules": {},
+        "company_rules": {},
+        "ip_addresses_blocked_by_name": {},
+        "regex_config": [],
+        "billing_config_jsons": {},
+    }
+)
+_DOCUMENTS: Final[Mapping[str, tuple[str, bytes, type, str]]] = {
+    "config": ("X-Moesif-Config-ETag", _DEFAULT_CONFIG, dict, "an object"),
+    "rules": ("X-Moesif-Rules-Tag", b"[]", list, "an array"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request to Moesif's own paths; header names are in lower case, the body is decoded."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is sent back."""
+
+    status: int
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    content_type: str = "application/json"
+
+    @classmethod
+    def of_json(cls, status: int, value: Any, headers: Mapping[str, str] | None = None) -> Answer:
+        """Make an answer with a JSON body."""
+        return cls(status, orjson.dumps(value), headers or {})
+
+
+def decode_body(body: bytes, content_encoding: str | None, *, limit_bytes: int = MAX_BATCH_BYTES) -> bytes:
+    """Decode a request body.
+
+    Args:
+        body: As it was sent.
+        content_encoding: The header's value; gzip or none.
+        limit_bytes: Most bytes to decode to; a small body can hold a very large one.
+
+    Raises:
+        Refusal: 413 over the limit, 415 for another encoding, 400 for a body that is no whole gzip stream.
+    """
+    encoding = (content_encoding or "identity").strip().lower()
+    if len(body) > limit_bytes:
+        raise _too_large(limit_bytes)
+    if encoding == "identity":
+        return body
+    if encoding not in {"gzip", "x-gzip"}:
+        raise Refusal(415, "wrong_encoding", f"content-encoding must be gzip or none, got {encoding[:40]!r}")
+    parts: list[bytes] = []
+    room = limit_bytes
+    # A gzip body may consist of several members, one after the other (RFC 1952).
+    while body:
+        decoder = zlib.decompressobj(wbits=31)
+        while not decoder.eof:
+            try:
+                part = decoder.decompress(body, min(_DECODE_STEP_BYTES, room + 1))
+            except zlib.error:
+                raise Refusal(400, "bad_gzip", "the body is not the gzip data that its header says") from None
+            if not part and not decoder.unconsumed_tail and not decoder.eof:
+                raise Refusal(400, "bad_gzip", "the gzip data of the body ends early")
+            room -= len(part)
+            if room < 0:
+                raise _too_large(limit_bytes)
+            parts.append(part)
+            body = decoder.unconsumed_tail
+        body = decoder.unused_data
+    return b"".join(parts)
+
+
+def _too_large(limit_bytes: int) -> Refusal:
+    return Refusal(413, "too_large", f"a body must have at most {limit_bytes} bytes, sent and decoded")
+
+
+class Ingest:
+    """Moesif's API over a store.
+
+    Args:
+        store: Where accepted things go.
+        wire: Where they are counted.
+        application_ids: The ids to take; empty takes any.
+        max_event_age_s: Events older than this are refused; None takes any age.
+    """
+
+    def __init__(
+        self, store: Store, wire: Wire, *, application_ids: Collection[str] = (), max_event_age_s: float | None = None
+    ) -> None:
+        self._store = store
+        self._wire = wire
+        self._application_ids = frozenset(application_ids)
+        self._max_event_age_s = max_event_age_s
+
+    def handle(self, call: Call) -> Answer:
+        """Answer a call; refusals become answers too."""
+        try:
+            return self._route(call)
+        except Refusal as refusal:
+            self._wire.count("rejected")
+            return Answer.of_json(refusal.status, refusal.as_json())
+
+    def _route(self, call: Call) -> Answer:
+        if call.path == "/health/probe":
+            return Answer.of_json(200, {"status": True})
+        words = call.path.strip("/").split("/")[1:]
+        if len(words) == 1 and words[0] in _DOCUMENTS:
+            return self._document(call, words[0])
+        if len(words) not in {1, 2} or words[1:] not in ([], ["batch"]):
+            raise Refusal(404, "not_found", f"no such path: {call.path[:200]}")
+        name, batch = words[0], len(words) == 2
+        if name not in {"events", "actions", *PROFILE_KINDS}:
+            raise Refusal(404, "not_found", f"no such path: {call.path[:200]}")
+        if call.method != "POST":
+            raise Refusal(405, "wrong_method", f"{call.path} takes POST, got {call.method}")
+        application_id = self._application_id(call)
+        items = _read_items(call.body, batch)
+        if name == "events":
+            return self._events(application_id, items, batch)
+        return self._profiles(application_id, name, items, batch)
+
+    def _application_id(self, call: Call) -> str:
+        found = call.headers.get("x-moesif-application-id", "").strip()
+        if not found:
+            raise Refusal(401, "no_application_id", "the header X-Moesif-Application-Id is missing")
+        if self._application_ids and found not in self._application_ids:
+            raise Refusal(401, "wrong_application_id", "this sandbox was started for other application ids")
+        return found
+
+    def _events(self, application_id: str, items: list[Any], batch: bool) -> Answer:
+        now_s = time.time()
+        rows: list[tuple[str | None, bytes]] = []
+        for place, event in enumerate(items):
+            index = place if batch else None
+            check_event(event, now_s=now_s, index=index, max_age_s=self._max_event_age_s)
+            text = orjson.dumps(event)
+            if len(text) > MAX_EVENT_BYTES:
+                message = f"{f'item {place}: ' if batch else ''}an event must have at most {MAX_EVENT_BYTES} bytes"
+                raise Refusal(413, "event_too_large", f"{message}, got {len(text)}", index=index)
+            rows.append((event.get("transaction_id"), text))
+        self._take(application_id, rows, "events")
+        return Answer(201, headers=self._tags(application_id))
+
+    def _take(self, application_id: str, rows: list[tuple[str | None, bytes]], source: str) -> None:
+        stored = self._store.add_events(application_id, rows, source)
+        self._wire.count("batches")
+        self._wire.count("received", len(rows))
+        self._wire.count("duplicates", len(rows) - stored)
+
+    def _profiles(self, application_id: str, name: str, items: list[Any], batch: bool) -> Answer:
+        indices: list[int | None] = list(range(len(items))) if batch else [None]
+        if name == "actions":
+            for index, item in zip(indices, items, strict=True):
+                check_action(item, index=index)
+            self._store.add_actions(application_id, items)
+        else:
+            keys = [check_profile(name, item, index=index) for index, item in zip(indices, items, strict=True)]
+            self._store.merge_profiles(application_id, name, list(zip(keys, items, strict=True)))
+        self._wire.count("profiles", len(items))
+        return Answer(201)
+
+    def _document(self, call: Call, name: str) -> Answer:
+        if call.method == "PUT":
+            return self._put_document(call, name)
+        if call.method != "GET":
+            raise Refusal(405, "wrong_method", f"{call.path} takes GET or PUT, got {call.method}")
+        document = self._read_document(self._application_id(call), name)
+        headers = {_DOCUMENTS[name][0]: document.tag, "ETag": f'"{document.tag}"'}
+        known = {tag.strip().removeprefix("W/").strip('"') for tag in call.headers.get("if-none-match", "").split(",")}
+        if known & {document.tag, "*"}:
+            return Answer(304, headers=headers)
+        return Answer(200, document.body, headers)
+
+    def _put_document(self, call: Call, name: str) -> Answer:
+        """Edit live. Without an application id it is for every application that has none of its own."""
+        application_id = self._application_id(call) if "x-moesif-application-id" in call.headers else ""
+        value = _read_json(call.body)
+        header, _, kind, takes = _DOCUMENTS[name]
+        if not isinstance(value, kind):
+            raise Refusal(400, "wrong_type", f"{name} must be {takes}")
+        self._store.put_document(application_id, name, orjson.dumps(value))
+        document = self._read_document(application_id, name)
+        return Answer(200, document.body, {header: document.tag, "ETag": f'"{document.tag}"'})
+
+    def _read_document(self, application_id: str, name: str) -> Document:
+        return self._store.document(application_id, name, _DOCUMENTS[name][1])
+
+    def _tags(self, application_id: str) -> dict[str, str]:
+        return {row[0]: self._read_document(application_id, name).tag for name, row in _DOCUMENTS.items()}
+
+
+def _read_json(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Refusal(400, "bad_json", f"the body is not JSON: {error}") from None
+
+
+def _read_items(body: bytes, batch: bool) -> list[Any]:
+    value = _read_json(body)
+    if not batch:
+        return [value]
+    if not isinstance(value, list):
+        raise Refusal(400, "wrong_type", "a batch must be an array")
+    if not value:
+        raise Refusal(400, "empty_batch", "a batch must have at least one item")
+    return value
