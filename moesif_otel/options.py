@@ -8,6 +8,7 @@ Never: quotes a value of an option that may hold a secret.
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import os
 from dataclasses import dataclass
@@ -203,13 +204,14 @@ class Directory:
 class Callback:
     """A function of the user's; as text `package.module:function`."""
 
-    takes: str = "a callable, or as text an import path such as myapp.hooks:function"
+    takes: str = "a callable (no coroutine function), or as text an import path such as myapp.hooks:function"
 
     def read(self, value: Any) -> Callable[..., Any]:
         """Check that it can be called; text is taken as an import path."""
         if isinstance(value, str):
             return self.read_text(value)
-        if not callable(value):
+        # A coroutine function would return an object that nobody awaits: an identity or a skip lost in silence.
+        if not callable(value) or inspect.iscoroutinefunction(value):
             raise TypeError
         found: Callable[..., Any] = value
         return found

@@ -97,7 +97,7 @@ class CapturedBody:
     Fed by one thread at a time.
     """
 
-    __slots__ = ("_budget", "_parts", "kept_bytes", "left_out", "max_bytes", "total_bytes")
+    __slots__ = ("_budget", "_parts", "decoded", "kept_bytes", "left_out", "max_bytes", "total_bytes")
 
     def __init__(self, max_bytes: int, budget: ByteBudget) -> None:
         self._budget = budget
@@ -106,6 +106,8 @@ class CapturedBody:
         self.kept_bytes = 0
         self.total_bytes = 0
         self.left_out: LeftOut | None = None
+        # Whether `Content-Encoding` was undone before the bytes were seen (`requests` decodes for its callers).
+        self.decoded = False
 
     def add(self, piece: bytes | bytearray | memoryview) -> None:
         """Note one piece; a `bytes` piece that fits is kept by reference, not copied."""
@@ -129,6 +131,11 @@ class CapturedBody:
         """Note bytes that passed unseen (a file the server sends itself)."""
         self.total_bytes += size_bytes
 
+    def restart(self) -> None:
+        """Begin again: the sender has gone back to the start of the body (a redirect, a retry)."""
+        self._budget.release(self.kept_bytes)
+        self._parts, self.kept_bytes, self.total_bytes, self.left_out = [], 0, 0, None
+
     def data(self) -> bytes:
         """Give the kept part as one piece."""
         parts = self._parts
@@ -142,8 +149,8 @@ class CapturedBody:
         return self.kept_bytes < self.total_bytes
 
     def discard(self) -> None:
-        """Let go of the kept part and give its bytes back."""
-        self._parts = []
+        """Let go of the kept part, give its bytes back, and keep nothing from now on."""
+        self._parts, self.max_bytes = [], 0
         kept, self.kept_bytes = self.kept_bytes, 0
         if kept:
             self._budget.release(kept)

@@ -67,12 +67,20 @@ class Pipeline(Protocol):
         """Take note of a new Exchange (binds the current span, starts threads when needed). Never raises."""
         ...
 
+    def has_callbacks(self, exchange: Exchange) -> bool:
+        """Whether callbacks will look at this Exchange's `callback_arguments`."""
+        ...
+
     def finished(self, exchange: Exchange) -> None:
         """Take a finished Exchange: runs the callbacks here and now, and hands it on. Never raises, never waits."""
         ...
 
     def finished_late(self, exchange: Exchange) -> None:
         """Take an Exchange that a finalizer finished: lock-free; callbacks run on our own thread. Never raises."""
+        ...
+
+    def superseded(self, exchange: Exchange) -> None:
+        """Forget an Exchange whose call another one delivers. Never raises."""
         ...
 
 
@@ -105,14 +113,17 @@ class Exchange:
         "_url",
         "blocked_by",
         "callback_arguments",
+        "closing",
         "company_id",
         "direction",
         "emit_token",
         "ended_ns",
         "error_type",
         "generation",
+        "has_remote_parent",
         "identified",
         "identify_arguments",
+        "inner_server_span",
         "metadata",
         "method",
         "notes",
@@ -121,6 +132,7 @@ class Exchange:
         "parent_span_id",
         "peer_address",
         "pipeline",
+        "provisional",
         "request_body",
         "response_body",
         "session_token",
@@ -154,12 +166,18 @@ class Exchange:
         self.callback_arguments: tuple[Any, ...] = ()
         self.identify_arguments: tuple[Any, ...] = ()
         self.notes: dict[str, Any] = {}
+        # What is left to do for a call that a finalizer ended (its span, for one); run on our own thread.
+        self.closing: Callable[[], None] | None = None
         # The span side. `span` is the live span until it ends, then the ReadableSpan that `on_end` was given.
         self.span: Span | ReadableSpan | None = None
         self.span_ended = False
         self.trace_id = 0
         self.span_id = 0
         self.parent_span_id: int | None = None
+        self.has_remote_parent = False
+        self.inner_server_span = False  # an instrumentor inside made a span of its own for this very request
+        # A tap that knows only the server or the framework opened it; a middleware in the code takes over.
+        self.provisional = False
         self._transaction_id: str | None = None
         # What callbacks and `identify` said.
         self.skipped = False
@@ -256,6 +274,11 @@ class Exchange:
         self.callback_arguments = ()
         self.identify_arguments = ()
         self.outer = None
+
+    def supersede(self) -> None:
+        """Make room for another Exchange of the same call: this one ends here and is never delivered."""
+        if self._close(Outcome.UNFINISHED, None):
+            self.pipeline.superseded(self)
 
     def discard(self) -> None:
         """Give the captured bytes back; the Exchange will not be delivered."""

@@ -1,0 +1,51 @@
+"""Which spans a pipeline has taken, so that an exporter of the same pipeline does not send their calls again.
+
+Owns: the process-wide sets of claimed (trace id, span id), one for each application id and base URI.
+Threads: any, and finalizers; set and deque operations only, no lock.
+Never: grows beyond its bound.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+__all__ = ["ClaimSet", "claims_of"]
+
+# A batch processor holds 2,048 spans by default (OTel specification, OTEL_BSP_MAX_QUEUE_SIZE); many times that.
+_MAX_CLAIMS: Final = 50_000
+
+
+class ClaimSet:
+    """Recently claimed spans, the oldest forgotten first."""
+
+    __slots__ = ("_claimed", "_order")
+
+    def __init__(self) -> None:
+        self._claimed: set[tuple[int, int]] = set()
+        self._order: deque[tuple[int, int]] = deque()
+
+    def add(self, trace_id: int, span_id: int) -> None:
+        """Claim a span."""
+        key = (trace_id, span_id)
+        if key in self._claimed:
+            return
+        self._claimed.add(key)
+        self._order.append(key)
+        if len(self._order) > _MAX_CLAIMS:
+            try:
+                self._claimed.discard(self._order.popleft())
+            except IndexError:  # another thread made room
+                return
+
+    def __contains__(self, key: tuple[int, int]) -> bool:
+        return key in self._claimed
+
+
+_claims: dict[tuple[str, str], ClaimSet] = {}
+
+
+def claims_of(pipeline_key: tuple[str, str]) -> ClaimSet:
+    """Give the claims of one application id and base URI."""
+    # dict.setdefault is atomic: two threads get the same set.
+    return _claims.get(pipeline_key) or _claims.setdefault(pipeline_key, ClaimSet())

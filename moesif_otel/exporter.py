@@ -1,0 +1,187 @@
+"""The span exporter: takes spans, makes Moesif events of them and hands these to delivery.
+
+Owns: `MoesifSpanExporter`; the order of sampling, conversion, masking and serialising.
+Threads: `export` is called by any (also inside a finalizer); everything else runs on delivery's intake thread.
+Never: waits, talks to the network in `export`, sends an event whose mask failed.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.trace import SpanKind
+
+from moesif_otel.capture.body import ByteBudget
+from moesif_otel.captured import CapturedSpan
+from moesif_otel.claims import claims_of
+from moesif_otel.delivery.client import MoesifTransport
+from moesif_otel.delivery.stats import DropReason, Ledger
+from moesif_otel.delivery.worker import Delivery, Prepared
+from moesif_otel.events.build import build_event, serialize, without_bodies
+from moesif_otel.guard import Guard
+from moesif_otel.mask import EventMask
+from moesif_otel.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from opentelemetry.sdk.trace import ReadableSpan
+
+    from moesif_otel.delivery.stats import Stats
+
+__all__ = ["EVENT_OVERHEAD_BYTES", "MoesifSpanExporter"]
+
+_logger: Final = logging.getLogger(__name__)
+
+EVENT_OVERHEAD_BYTES: Final = 4_096
+"""What a call without its bodies is taken to hold until it is serialised: span, headers and objects (measured)."""
+
+_HTTP_KINDS: Final = frozenset({SpanKind.SERVER, SpanKind.CLIENT})
+_METHOD_ATTRIBUTES: Final = ("http.request.method", "http.method")
+
+
+class MoesifSpanExporter(SpanExporter):
+    """Sends the HTTP spans of an OpenTelemetry pipeline to Moesif.
+
+    Works behind any span processor: `provider.add_span_processor(BatchSpanProcessor(MoesifSpanExporter(...)))`.
+    SERVER and CLIENT spans with an HTTP method become events; others are ignored, and so are spans whose calls a
+    `MoesifSpanProcessor` or a `MoesifMiddleware` of the same application id delivers.
+
+    Args:
+        application_id: Your Moesif application id; `MOESIF_APPLICATION_ID` by default.
+        **options: Every option of the README's table as a snake_case keyword; each absent one is read from its
+            environment variable (`MOESIF_BASE_URI`, …), so that the class can be made without arguments.
+
+    Raises:
+        MoesifConfigError: An option is wrong, or there is no application id.
+
+    Thread-safe and fork-safe.
+    """
+
+    def __init__(self, application_id: str | None = None, **options: Any) -> None:
+        self._set_up(Settings.from_keywords({"application_id": application_id, **options}))
+
+    @classmethod
+    def of(cls, settings: Settings) -> MoesifSpanExporter:
+        """Make an exporter of validated settings, without a look at the environment."""
+        exporter = cls.__new__(cls)
+        exporter._set_up(settings)
+        return exporter
+
+    def _set_up(self, settings: Settings) -> None:
+        self.settings = settings
+        self.guard = Guard()
+        self.budget = ByteBudget(settings.event_queue_bytes)
+        self._ledger = Ledger()
+        self._mask = EventMask(settings.mask_event_model, self.guard)
+        self._claims = claims_of(settings.pipeline_key)
+        self.transport = MoesifTransport(settings)
+        self.delivery: Delivery[ReadableSpan] = Delivery(
+            settings,
+            prepare=self._prepare,
+            transport=self.transport,
+            without_bodies=without_bodies,
+            ledger=self._ledger,
+            budget=self.budget,
+            guard=self.guard,
+        )
+
+    # What a processor in front of it uses.
+
+    @property
+    def generation(self) -> int:
+        """Grows in a forked child."""
+        return self.delivery.generation
+
+    def ensure_started(self) -> None:
+        """Start the threads of this process unless they run."""
+        self.delivery.ensure_started()
+
+    def wake(self) -> None:
+        """Let housekeeping run soon."""
+        self.delivery.wake()
+
+    def add_housekeeping(self, run: Callable[[], float | None]) -> None:
+        """Have `run` called on the intake thread now and then."""
+        self.delivery.add_housekeeping(run)
+
+    def add_after_fork(self, run: Callable[[], None]) -> None:
+        """Have `run` called in a forked child before anything else happens there."""
+        self.delivery.add_after_fork(run)
+
+    def count(self, name: str) -> None:
+        """Count something that is no event's fate."""
+        self._ledger.count(name)
+
+    # OpenTelemetry's interface.
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Take spans; returns at once, `SUCCESS` always: what becomes of the events is in `stats()`."""
+        for span in spans:
+            try:
+                if isinstance(span, CapturedSpan):
+                    self._submit(span)
+                elif self._is_ours_to_send(span):
+                    self.delivery.ensure_started()
+                    self._submit(span)
+            except Exception as exc:
+                self.guard.caught("export of a span", exc)
+        return SpanExportResult.SUCCESS
+
+    def _is_ours_to_send(self, span: ReadableSpan) -> bool:
+        attributes = span.attributes
+        if span.kind not in _HTTP_KINDS or not attributes or not any(name in attributes for name in _METHOD_ATTRIBUTES):
+            return False
+        context = span.context
+        return context is not None and (context.trace_id, context.span_id) not in self._claims
+
+    def _submit(self, span: ReadableSpan) -> None:
+        self.budget.charge(EVENT_OVERHEAD_BYTES)
+        if not self.delivery.submit(span, EVENT_OVERHEAD_BYTES) and isinstance(span, CapturedSpan):
+            span.exchange.discard()
+
+    def _prepare(self, span: ReadableSpan) -> Prepared | DropReason:
+        exchange = span.exchange if isinstance(span, CapturedSpan) else None
+        base = span.base if isinstance(span, CapturedSpan) else span
+        try:
+            event = build_event(exchange, base, self.settings, parse_bodies=self._mask.given)
+            if event is None:
+                return DropReason.NOT_CONVERTIBLE
+            masked = self._mask.apply(event)
+            if isinstance(masked, DropReason):
+                return masked
+            payload = serialize(masked)
+        finally:
+            if exchange is not None:
+                exchange.discard()
+        if self.settings.debug:
+            _logger.debug("moesif_otel: event %s, %d bytes", event.transaction_id, len(payload))
+        return Prepared(payload, len(payload))
+
+    def force_flush(self, timeout_millis: int = 5_000) -> bool:
+        """Deliver everything that was exported.
+
+        Args:
+            timeout_millis: Return after this time at the latest.
+
+        Returns:
+            True if everything exported before was delivered or is counted as dropped.
+        """
+        return self.delivery.force_flush(timeout_millis / 1_000)
+
+    def shutdown(self, timeout_millis: int | None = None) -> None:
+        """Deliver what is pending, then end the threads; later spans are counted as dropped (`shutdown`).
+
+        Args:
+            timeout_millis: Return after this time at the latest; `SHUTDOWN_TIMEOUT` by default.
+        """
+        self.delivery.shutdown(self.settings.shutdown_timeout if timeout_millis is None else timeout_millis / 1_000)
+
+    def stats(self) -> Stats:
+        """Give the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
+        stats = self._ledger.snapshot()
+        stats["held_bytes"] = self.budget.held_bytes
+        stats["errors"] = self.guard.counts()
+        return stats

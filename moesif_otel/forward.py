@@ -1,0 +1,146 @@
+"""Handing private copies to somebody else's exporter: bodies and identity by OTLP to a Collector.
+
+Owns: `ForwardingExporter`, which gives another OTel exporter the queue, bounds and deadlines of our delivery.
+Threads: like `exporter.MoesifSpanExporter`.
+Never: gives that exporter a span that was not masked.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+from moesif_otel.capture.body import ByteBudget
+from moesif_otel.delivery.outcome import Answer, Outcome
+from moesif_otel.delivery.stats import DropReason, Ledger
+from moesif_otel.delivery.worker import Delivery, Prepared
+from moesif_otel.errors import MoesifConfigError
+from moesif_otel.guard import Guard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from opentelemetry.sdk.trace import ReadableSpan
+
+    from moesif_otel.captured import CapturedSpan
+    from moesif_otel.delivery.stats import Stats
+    from moesif_otel.settings import Settings
+
+__all__ = ["ForwardingExporter"]
+
+_EVENT_OVERHEAD_BYTES: Final = 4_096
+
+
+class ForwardingExporter:
+    """Delivers captured spans through another OTel exporter.
+
+    Args:
+        exporter: Any `SpanExporter`, for example OTLP.
+        settings: The pipeline's settings. Options that only Moesif's own format can honour are refused.
+
+    Raises:
+        MoesifConfigError: MASK_EVENT_MODEL or SPOOL_DIRECTORY is set: there is no event model here, and the Collector
+            keeps what is undelivered.
+    """
+
+    def __init__(self, exporter: SpanExporter, settings: Settings) -> None:
+        for name in ("mask_event_model", "spool_directory"):
+            if getattr(settings, name) is not None:
+                raise MoesifConfigError(
+                    f"{name.upper()}: cannot be honoured with exporter={type(exporter).__name__}; "
+                    "use the *_MASKS options, and let the Collector queue on disk"
+                )
+        self.settings = settings
+        self.guard = Guard()
+        self.budget = ByteBudget(settings.event_queue_bytes)
+        self._ledger = Ledger()
+        self.delivery: Delivery[CapturedSpan] = Delivery(
+            settings,
+            prepare=_prepare,
+            transport=_ExporterTransport(exporter),
+            without_bodies=None,
+            ledger=self._ledger,
+            budget=self.budget,
+            guard=self.guard,
+        )
+
+    @property
+    def generation(self) -> int:
+        """Grows in a forked child."""
+        return self.delivery.generation
+
+    def ensure_started(self) -> None:
+        """Start the threads of this process unless they run."""
+        self.delivery.ensure_started()
+
+    def wake(self) -> None:
+        """Let housekeeping run soon."""
+        self.delivery.wake()
+
+    def add_housekeeping(self, run: Callable[[], float | None]) -> None:
+        """Have `run` called on the intake thread now and then."""
+        self.delivery.add_housekeeping(run)
+
+    def add_after_fork(self, run: Callable[[], None]) -> None:
+        """Have `run` called in a forked child before anything else happens there."""
+        self.delivery.add_after_fork(run)
+
+    def count(self, name: str) -> None:
+        """Count something that is no event's fate."""
+        self._ledger.count(name)
+
+    def export(self, spans: Sequence[CapturedSpan]) -> SpanExportResult:
+        """Take captured spans; returns at once."""
+        for span in spans:
+            self.budget.charge(_EVENT_OVERHEAD_BYTES)
+            if not self.delivery.submit(span, _EVENT_OVERHEAD_BYTES):
+                span.exchange.discard()
+        return SpanExportResult.SUCCESS
+
+    def force_flush(self, timeout_millis: int = 5_000) -> bool:
+        """Deliver everything that was exported, within the time."""
+        return self.delivery.force_flush(timeout_millis / 1_000)
+
+    def shutdown(self, timeout_millis: int | None = None) -> None:
+        """Deliver what is pending, then end the threads and the exporter."""
+        self.delivery.shutdown(self.settings.shutdown_timeout if timeout_millis is None else timeout_millis / 1_000)
+
+    def stats(self) -> Stats:
+        """Give the counters."""
+        stats = self._ledger.snapshot()
+        stats["held_bytes"] = self.budget.held_bytes
+        stats["errors"] = self.guard.counts()
+        return stats
+
+
+def _prepare(span: CapturedSpan) -> Prepared | DropReason:
+    try:
+        attributes = span.attributes  # made and masked here, on our thread
+    finally:
+        span.exchange.discard()
+    return Prepared(span, _EVENT_OVERHEAD_BYTES + sum(_size_bytes(value) for value in attributes.values()))
+
+
+def _size_bytes(value: Any) -> int:
+    return len(value) if isinstance(value, str) else 16
+
+
+class _ExporterTransport:
+    """Delivery's transport over an OTel exporter, which retries on its own."""
+
+    def __init__(self, exporter: SpanExporter) -> None:
+        self._exporter = exporter
+
+    def send(self, payloads: Sequence[Any], timeout_s: float) -> Answer:
+        """Export one batch."""
+        del timeout_s  # the exporter has a timeout of its own
+        done = self._exporter.export(payloads) is SpanExportResult.SUCCESS
+        return Answer(Outcome.DELIVERED if done else Outcome.RETRY)
+
+    def close(self) -> None:
+        """Shut the exporter down."""
+        self._exporter.shutdown()
+
+    def after_fork(self) -> None:
+        """Nothing to renew: OTel exporters renew themselves."""

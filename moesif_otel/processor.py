@@ -1,0 +1,334 @@
+"""The span processor: joins what the taps saw with the spans that OpenTelemetry made of it.
+
+Owns: `MoesifSpanProcessor`, the pipeline of one settings value; binding of spans to Exchanges; when a call is handed on.
+Threads: the application's (spans start and end there), the pipeline's own (calls that finalizers ended, spans that did
+not end), and finalizers.
+Never: changes a span that others see, raises, waits; takes a lock on the way of a span or a finalizer.
+
+The Exchange decides, the span decorates: a call is handed on when its Exchange is finished and no span is bound, or the
+bound span has ended, or has not ended a second later, or is not worth waiting for (the client left, a WebSocket).
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from opentelemetry import trace
+from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.trace import SpanKind
+
+from moesif_otel.callbacks import Callbacks
+from moesif_otel.capture.exchange import Exchange, Outcome, chain, current_exchange
+from moesif_otel.captured import CapturedSpan
+from moesif_otel.claims import claims_of
+from moesif_otel.exporter import MoesifSpanExporter
+from moesif_otel.forward import ForwardingExporter
+from moesif_otel.settings import Settings
+from moesif_otel.trace_ids import fix_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import ReadableSpan, Span
+    from opentelemetry.sdk.trace.export import SpanExporter
+
+    from moesif_otel.delivery.stats import Stats
+
+__all__ = ["MoesifSpanProcessor"]
+
+_T = TypeVar("_T")
+_SPAN_GRACE_S: Final = 1.0
+_MAX_LIVE_SPANS: Final = 10_000
+_METHOD_ATTRIBUTES: Final = ("http.request.method", "http.method")
+
+
+class MoesifSpanProcessor(SpanProcessor):
+    """Attaches bodies and identity to the calls of a process and hands them to an exporter.
+
+    Add it to your tracer provider, and let `instrument(settings)` or a `MoesifMiddleware` with the same settings
+    capture the calls; spans of other exporters of the provider are not touched.
+
+    Args:
+        settings: The dict of options that Moesif users know, or a `Settings`; None reads the environment.
+        exporter: Where the calls go: by default a `MoesifSpanExporter` of the same settings; any other OTel
+            exporter (OTLP, say) gets private copies of the spans with the capture as attributes.
+
+    Raises:
+        MoesifConfigError: An option is wrong.
+
+    Thread-safe and fork-safe.
+    """
+
+    def __init__(
+        self, settings: Mapping[str, Any] | Settings | None = None, *, exporter: SpanExporter | None = None
+    ) -> None:
+        if settings is None:
+            settings = Settings.from_keywords({})
+        elif not isinstance(settings, Settings):
+            settings = Settings.from_mapping(settings)
+        self.settings: Settings = settings
+        self.exporter: MoesifSpanExporter | ForwardingExporter
+        if exporter is None:
+            self.exporter = MoesifSpanExporter.of(settings)
+        elif isinstance(exporter, MoesifSpanExporter):
+            self.exporter = exporter
+        else:
+            self.exporter = ForwardingExporter(exporter, settings)
+        self.guard = self.exporter.guard
+        self.budget = self.exporter.budget
+        self._claims = claims_of(settings.pipeline_key)
+        self._callbacks = {
+            "Incoming": Callbacks(settings, "Incoming", self.guard),
+            "Outgoing": Callbacks(settings, "Outgoing", self.guard),
+        }
+        # Keyed by span id (64 random bits). Plain dicts: single operations on them are atomic.
+        self._bound: dict[int, Exchange] = {}
+        self._live: dict[int, None] = {}
+        self._waiting: dict[int, tuple[float, Exchange]] = {}
+        self._opened: dict[int, weakref.ref[Exchange]] = {}
+        self._late: queue.SimpleQueue[Exchange] = queue.SimpleQueue()
+        self.exporter.add_housekeeping(_weakly(self, MoesifSpanProcessor.housekeeping))
+        self.exporter.add_after_fork(_weakly(self, MoesifSpanProcessor.after_fork))
+
+    @property
+    def generation(self) -> int:
+        """Grows in a forked child (`Pipeline`)."""
+        return self.exporter.generation
+
+    # The taps' side.
+
+    def has_callbacks(self, exchange: Exchange) -> bool:
+        """Whether a callback will look at this Exchange."""
+        return self._callbacks[exchange.direction].any
+
+    def opened(self, exchange: Exchange) -> None:
+        """Take note of a new Exchange: threads start, the span that is current may be its own."""
+        try:
+            self.exporter.ensure_started()
+            key = id(exchange)
+            self._opened[key] = weakref.ref(exchange, lambda _ref, key=key: self._opened.pop(key, None))  # type: ignore[misc]
+            self._bind_current(exchange)
+        except Exception as exc:
+            self.guard.caught("opening a call", exc)
+
+    def finished(self, exchange: Exchange) -> None:
+        """Run the callbacks, then hand the call on or wait a moment for its span."""
+        try:
+            self._opened.pop(id(exchange), None)
+            if not exchange.is_ours:
+                exchange.discard()
+                return
+            self._callbacks[exchange.direction].run(exchange)
+            if exchange.skipped:
+                self._unbind(exchange)
+                exchange.discard()
+                self.exporter.count("skipped")
+                return
+            fix_ids(exchange)
+            exchange.let_go()
+            self._hand_on_or_wait(exchange)
+        except Exception as exc:
+            self.guard.caught("finishing a call", exc)
+            exchange.discard()
+
+    def finished_late(self, exchange: Exchange) -> None:
+        """Take a call that a finalizer ended; the rest happens on our own thread."""
+        self._late.put(exchange)
+        self.exporter.wake()
+
+    def superseded(self, exchange: Exchange) -> None:
+        """Forget a call that another pipeline delivers."""
+        self._opened.pop(id(exchange), None)
+        self._unbind(exchange)
+        exchange.discard()
+
+    def _hand_on_or_wait(self, exchange: Exchange) -> None:
+        span = exchange.span
+        outcome = exchange.outcome
+        if span is None or exchange.span_ended or outcome is None or not outcome.awaits_span:
+            self._hand_on(exchange)
+            return
+        self._waiting[id(exchange)] = (time.monotonic() + _SPAN_GRACE_S, exchange)
+        if exchange.span_ended:  # it ended just now, in another thread that did not see us waiting
+            self._hand_on(exchange)
+        else:
+            self.exporter.wake()
+
+    def _hand_on(self, exchange: Exchange) -> None:
+        try:
+            exchange.emit_token.pop()
+        except IndexError:
+            return
+        self._waiting.pop(id(exchange), None)
+        base = exchange.span
+        self._unbind(exchange)
+        self.exporter.export((CapturedSpan(exchange, base),))
+
+    # The spans' side.
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Bind a starting span to the Exchange it belongs to (`SpanProcessor`)."""
+        del parent_context
+        try:
+            kind = span.kind
+            for exchange in chain(current_exchange.get()):
+                if exchange.pipeline is self and exchange.is_open and self._offer(exchange, span, kind):
+                    return
+            if kind is SpanKind.SERVER or kind is SpanKind.CLIENT:
+                self._live[_span_id(span)] = None
+                if len(self._live) > _MAX_LIVE_SPANS:
+                    self._live.pop(next(iter(self._live)), None)
+        except Exception as exc:
+            self.guard.caught("binding a span", exc)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Let an ended span decorate its call (`SpanProcessor`); lock-free, a finalizer may end spans."""
+        try:
+            span_id = _span_id(span)
+            exchange = self._bound.pop(span_id, None)
+            if exchange is None:
+                self._live.pop(span_id, None)
+                return
+            exchange.span = span
+            exchange.span_ended = True
+            if id(exchange) in self._waiting:
+                self._hand_on(exchange)
+        except Exception as exc:
+            self.guard.caught("the end of a span", exc)
+
+    def _offer(self, exchange: Exchange, span: Span, kind: SpanKind) -> bool:
+        """Bind `span` to `exchange` if it describes that very call; True when the span has found its place."""
+        if exchange.direction == "Outgoing":
+            if kind is not SpanKind.CLIENT or exchange.span is not None:
+                return False
+        elif kind is not SpanKind.SERVER and (kind is not SpanKind.INTERNAL or not _is_http(span)):
+            return False
+        if exchange.span is None:
+            self._bind(exchange, span)
+        elif exchange.span is not span:
+            exchange.inner_server_span = True
+        return True
+
+    def _bind(self, exchange: Exchange, span: Span) -> None:
+        context = span.get_span_context()
+        exchange.span = span
+        exchange.trace_id, exchange.span_id = context.trace_id, context.span_id
+        parent = span.parent
+        exchange.parent_span_id = parent.span_id if parent is not None else None
+        self._bound[context.span_id] = exchange
+        self._claims.add(context.trace_id, context.span_id)
+
+    def _bind_current(self, exchange: Exchange) -> None:
+        """Bind the span that was current before the tap opened, where it is this call's own.
+
+        Its instrumentor's patch then lies outside our tap.
+        """
+        if exchange.span is not None:
+            return
+        span: Any = trace.get_current_span()
+        context = span.get_span_context()
+        if not context.is_valid:
+            return
+        wanted = SpanKind.CLIENT if exchange.direction == "Outgoing" else SpanKind.SERVER
+        nested = exchange.direction == "Incoming" and exchange.outer is not None
+        if context.span_id in self._live and getattr(span, "kind", None) is wanted and not nested:
+            self._live.pop(context.span_id, None)
+            self._bind(exchange, span)
+        elif exchange.trace_id == 0:
+            # Somebody's span around the call: the event joins its trace.
+            exchange.trace_id, exchange.parent_span_id = context.trace_id, context.span_id
+
+    def _unbind(self, exchange: Exchange) -> None:
+        span = exchange.span
+        if span is not None:
+            self._bound.pop(_span_id(span), None)
+        exchange.span = None
+
+    # Our own thread's side.
+
+    def housekeeping(self) -> float | None:
+        """Finish what finalizers left and hand on calls whose span does not end; gives seconds to the next wish."""
+        while True:
+            try:
+                exchange = self._late.get_nowait()
+            except queue.Empty:
+                break
+            closing, exchange.closing = exchange.closing, None
+            if closing is not None:
+                self.guard.run("the end of a dropped call", closing)
+            self.finished(exchange)
+        now = time.monotonic()
+        soonest: float | None = None
+        for due, exchange in tuple(self._waiting.values()):
+            if due <= now:
+                self.guard.run("handing a call on", self._hand_on, exchange)
+            else:
+                soonest = due if soonest is None else min(soonest, due)
+        return None if soonest is None else soonest - now
+
+    def force_flush(self, timeout_millis: int = 5_000) -> bool:
+        """Deliver every call that has finished.
+
+        Calls still running (a stream, say) are not waited for; they are delivered after they end.
+
+        Args:
+            timeout_millis: Return after this time at the latest.
+
+        Returns:
+            True if everything that had finished was delivered or is counted as dropped.
+        """
+        self._hand_on_everything()
+        return self.exporter.force_flush(timeout_millis)
+
+    def shutdown(self, timeout_millis: int | None = None) -> None:
+        """End the pipeline: running calls are sent as far as they came (`unfinished`), then everything is delivered.
+
+        Args:
+            timeout_millis: Return after this time at the latest; `SHUTDOWN_TIMEOUT` by default. What could not be
+                delivered goes to the spool if there is one, and is counted otherwise.
+        """
+        for reference in tuple(self._opened.values()):
+            exchange = reference()
+            if exchange is not None:
+                self.guard.run("ending an open call", exchange.finish, Outcome.UNFINISHED)
+        self._hand_on_everything()
+        self.exporter.shutdown(timeout_millis)
+
+    def _hand_on_everything(self) -> None:
+        self.guard.run("housekeeping", self.housekeeping)
+        for _due, exchange in tuple(self._waiting.values()):
+            self.guard.run("handing a call on", self._hand_on, exchange)
+
+    def after_fork(self) -> None:
+        """Forget, in a forked child, the calls that the parent serves and delivers."""
+        self._bound, self._live, self._waiting, self._opened = {}, {}, {}, {}
+        self._late = queue.SimpleQueue()
+
+    def stats(self) -> Stats:
+        """Give the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
+        return self.exporter.stats()
+
+
+def _weakly(processor: MoesifSpanProcessor, method: Callable[[MoesifSpanProcessor], _T]) -> Callable[[], _T | None]:
+    """Make a function that delivery may keep without keeping the processor."""
+    reference = weakref.ref(processor)
+
+    def run() -> _T | None:
+        found = reference()
+        return method(found) if found is not None else None
+
+    return run
+
+
+def _span_id(span: Any) -> int:
+    span_id: int = span.get_span_context().span_id
+    return span_id
+
+
+def _is_http(span: Span) -> bool:
+    attributes = span.attributes
+    return attributes is not None and any(name in attributes for name in _METHOD_ATTRIBUTES)

@@ -1,0 +1,134 @@
+"""The WSGI door: `MoesifMiddleware`, a drop-in for the class of the same name in moesifwsgi.
+
+Owns: the middleware, and choosing the tracer provider at its first request.
+Threads: any; construction starts none.
+Never: raises into a request, waits for the network, changes the application's own telemetry.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.trace import TracerProvider as ApiTracerProvider
+
+from moesif_otel.capture.wsgi import WsgiTap
+from moesif_otel.capture.wsgi_span import ServerSpans
+from moesif_otel.errors import MoesifConfigError
+from moesif_otel.events.build import transaction_id_for
+from moesif_otel.processor import MoesifSpanProcessor
+from moesif_otel.providers import dispatcher_on, resolve_provider
+from moesif_otel.settings import Settings
+from moesif_otel.trace_ids import fix_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from moesif_otel.capture.exchange import Exchange
+    from moesif_otel.delivery.stats import Stats
+
+__all__ = ["MoesifMiddleware"]
+
+
+class MoesifMiddleware:
+    """WSGI middleware that records API calls in Moesif.
+
+    Drop-in for `moesifwsgi.MoesifMiddleware`: `app.wsgi_app = MoesifMiddleware(app.wsgi_app, settings)`.
+
+    Args:
+        app: The WSGI application (PEP 3333).
+        settings: Dict of options, `{"APPLICATION_ID": "…", …}`; the README lists them all.
+        tracer_provider: Provider for the SERVER spans; by default the global one if it is an SDK provider at the first
+            request, else a private one that nothing else sees.
+
+    Raises:
+        MoesifConfigError: An option is wrong; nothing has been changed or started.
+
+    Thread-safe. Nothing starts before the first request, so it may be made before a fork (`gunicorn --preload`).
+    """
+
+    def __init__(
+        self, app: Any, settings: Mapping[str, Any] | Settings, tracer_provider: ApiTracerProvider | None = None
+    ) -> None:
+        if not callable(app):
+            raise MoesifConfigError(f"app: got {type(app).__name__}, takes a WSGI application (a callable)")
+        if tracer_provider is not None and not isinstance(tracer_provider, ApiTracerProvider):
+            raise MoesifConfigError(
+                f"tracer_provider: got {type(tracer_provider).__name__}, takes an OpenTelemetry TracerProvider"
+            )
+        self.app = app
+        self.settings = settings if isinstance(settings, Settings) else Settings.from_mapping(settings)
+        self._explicit_provider = tracer_provider
+        self._processor = MoesifSpanProcessor(self.settings)
+        self._tap = WsgiTap(
+            self._processor, transaction_id=None if self.settings.disabled_transaction_id else self._transaction_id
+        )
+        self._spans: ServerSpans | None = None
+        self._resolved = False
+        self._resolving = threading.Lock()
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        """Serve one request (PEP 3333): what the application returns and raises passes unchanged."""
+        if not self._resolved:
+            self._resolve()
+        return self._tap.call(self.app, environ, start_response, spans=self._spans)
+
+    def _resolve(self) -> None:
+        # A forked child may inherit the lock held: then it goes without spans rather than wait.
+        if not self._resolving.acquire(timeout=1):
+            return
+        try:
+            if not self._resolved:
+                provider, shared = resolve_provider(self._explicit_provider)
+                dispatcher_on(provider).register(self._processor)
+                self._spans = ServerSpans(provider, shared=shared, app=self.app)
+        except Exception as exc:
+            self._processor.guard.caught("choosing a tracer provider", exc)
+        finally:
+            self._resolved = True
+            self._resolving.release()
+
+    def _transaction_id(self, exchange: Exchange) -> str:
+        """Fix the event's id so that the response header can tell it."""
+        environ = exchange.callback_arguments[1]
+        found = _uuid_text(environ.get("HTTP_X_MOESIF_TRANSACTION_ID"))
+        if found is None:
+            fix_ids(exchange)
+            found = transaction_id_for(exchange.trace_id, exchange.span_id, self.settings.application_id)
+        exchange.transaction_id = found
+        return found
+
+    def force_flush(self, timeout_millis: int = 5_000) -> bool:
+        """Deliver every call that has finished.
+
+        Args:
+            timeout_millis: Return after this time at the latest.
+
+        Returns:
+            True if everything that had finished was delivered or is counted as dropped.
+        """
+        return self._processor.force_flush(timeout_millis)
+
+    def shutdown(self, timeout_millis: int = 5_000) -> None:
+        """Deliver what is pending and stop capturing; the application is served on, unobserved.
+
+        Args:
+            timeout_millis: Return after this time at the latest.
+        """
+        self._processor.shutdown(timeout_millis)
+
+    def stats(self) -> Stats:
+        """Give the counters of this middleware's events: accepted, delivered, dropped by reason, pending, …"""
+        return self._processor.stats()
+
+
+def _uuid_text(text: str | None) -> str | None:
+    if not text:
+        return None
+    text = text.strip()
+    try:
+        found = str(uuid.UUID(text))
+    except ValueError:
+        return None
+    return text if len(text) == len(found) else found
