@@ -24,6 +24,8 @@ from moesif_otel.sandbox.check import (
     check_event,
     check_profile,
 )
+from moesif_otel.sandbox.otlp import encode_answer, media_type, read_spans
+from moesif_otel.sandbox.spans import event_of_span
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -159,11 +161,13 @@ class Ingest:
         if len(words) not in {1, 2} or words[1:] not in ([], ["batch"]):
             raise Refusal(404, "not_found", f"no such path: {call.path[:200]}")
         name, batch = words[0], len(words) == 2
-        if name not in {"events", "actions", *PROFILE_KINDS}:
+        if name not in {"events", "actions", "traces", *PROFILE_KINDS} or (name == "traces" and batch):
             raise Refusal(404, "not_found", f"no such path: {call.path[:200]}")
         if call.method != "POST":
             raise Refusal(405, "wrong_method", f"{call.path} takes POST, got {call.method}")
         application_id = self._application_id(call)
+        if name == "traces":
+            return self._traces(call, application_id)
         items = _read_items(call.body, batch)
         if name == "events":
             return self._events(application_id, items, batch)
@@ -196,6 +200,25 @@ class Ingest:
         self._wire.count("batches")
         self._wire.count("received", len(rows))
         self._wire.count("duplicates", len(rows) - stored)
+
+    def _traces(self, call: Call, application_id: str) -> Answer:
+        """Take OTLP. A span that makes no good event is refused alone, as OTLP's partial success has it."""
+        content_type = call.headers.get("content-type")
+        events = [event_of_span(span, application_id) for span in read_spans(call.body, content_type)]
+        now_s = time.time()
+        rows: list[tuple[str | None, bytes]] = []
+        refusals: list[Refusal] = []
+        for event in events:
+            if event is None:
+                continue
+            try:
+                check_event(event, now_s=now_s, max_age_s=self._max_event_age_s)
+                rows.append((event["transaction_id"], orjson.dumps(event)))
+            except (Refusal, orjson.JSONEncodeError) as error:
+                refusals.append(error if isinstance(error, Refusal) else Refusal(400, "bad_otlp", "not JSON"))
+        self._take(application_id, rows, "otlp")
+        body = encode_answer(content_type, len(refusals), str(refusals[0]) if refusals else "")
+        return Answer(200, body, {"Content-Type": media_type(content_type)})
 
     def _profiles(self, application_id: str, name: str, items: list[Any], batch: bool) -> Answer:
         indices: list[int | None] = list(range(len(items))) if batch else [None]
