@@ -45,14 +45,9 @@ class Callbacks:
         self._guard = guard
         self._suffix = "_OUTGOING" if outgoing else ""
         self._skip = _Callback(settings.skip_outgoing if outgoing else settings.skip)
-        self._who = (
-            ("user_id", "IDENTIFY_USER", _Callback(settings.identify_user_outgoing if outgoing else settings.identify_user)),
-            (
-                "company_id",
-                "IDENTIFY_COMPANY",
-                _Callback(settings.identify_company_outgoing if outgoing else settings.identify_company),
-            ),
-        )
+        user = _Callback(settings.identify_user_outgoing if outgoing else settings.identify_user)
+        company = _Callback(settings.identify_company_outgoing if outgoing else settings.identify_company)
+        self._who = (("user_id", "IDENTIFY_USER", user), ("company_id", "IDENTIFY_COMPANY", company))
         self._metadata = _Callback(settings.get_metadata_outgoing if outgoing else settings.get_metadata)
         self._session_token = _Callback(settings.get_session_token_outgoing if outgoing else settings.get_session_token)
         everything = (self._skip, self._metadata, self._session_token, *(callback for _, _, callback in self._who))

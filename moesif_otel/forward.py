@@ -21,8 +21,6 @@ from moesif_otel.guard import Guard
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from opentelemetry.sdk.trace import ReadableSpan
-
     from moesif_otel.captured import CapturedSpan
     from moesif_otel.delivery.stats import Stats
     from moesif_otel.settings import Settings

@@ -76,7 +76,7 @@ class EventMask:
             if not isinstance(masked, MoesifEvent):
                 masked = MoesifEvent.adopt(masked, event)
             if masked is None:
-                raise MaskTypeError
+                raise MaskTypeError  # noqa: TRY301 - one way out for all that a mask can do wrong
         except Exception as exc:
             self._guard.caught("callback MASK_EVENT_MODEL", exc)
             return DropReason.MASK_FAILED

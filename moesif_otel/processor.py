@@ -1,6 +1,6 @@
 """The span processor: joins what the taps saw with the spans that OpenTelemetry made of it.
 
-Owns: `MoesifSpanProcessor`, the pipeline of one settings value; binding of spans to Exchanges; when a call is handed on.
+Owns: `MoesifSpanProcessor`, the pipeline of one settings value; binding spans to Exchanges; when a call is passed on.
 Threads: the application's (spans start and end there), the pipeline's own (calls that finalizers ended, spans that did
 not end), and finalizers.
 Never: changes a span that others see, raises, waits; takes a lock on the way of a span or a finalizer.

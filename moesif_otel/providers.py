@@ -7,7 +7,9 @@ Never: makes a private provider current in an application, takes a lock in `on_s
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 import weakref
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -83,6 +85,10 @@ class Dispatcher(SpanProcessor):
         with self._lock:
             self._pipelines = tuple(one for one in self._pipelines if one is not pipeline)
 
+    def renew_lock(self) -> None:
+        """Replace the lock in a forked child."""
+        self._lock = threading.Lock()
+
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Offer a started span to every pipeline."""
         for pipeline in self._pipelines:
@@ -97,13 +103,29 @@ class Dispatcher(SpanProcessor):
         """Do nothing: the pipelines' doors end them, and at exit they end themselves."""
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Flush every pipeline."""
-        # No generator: each pipeline is to be flushed also when one before it could not.
-        return all([pipeline.force_flush(timeout_millis) for pipeline in self._pipelines])
+        """Flush every pipeline, all within the time."""
+        deadline_s = time.monotonic() + timeout_millis / 1_000
+        done = True
+        for pipeline in self._pipelines:
+            remaining_millis = max(0, int((deadline_s - time.monotonic()) * 1_000))
+            done = pipeline.force_flush(remaining_millis) and done
+        return done
 
 
 _dispatchers: Final[weakref.WeakKeyDictionary[Any, Dispatcher]] = weakref.WeakKeyDictionary()
-_dispatchers_lock: Final = threading.Lock()
+_dispatchers_lock = threading.Lock()
+
+
+def _renew_locks() -> None:
+    """Replace, in a forked child, locks that a thread of the parent may have held."""
+    global _dispatchers_lock  # noqa: PLW0603 - a lock cannot be reset
+    _dispatchers_lock = threading.Lock()
+    for dispatcher in tuple(_dispatchers.values()):
+        dispatcher.renew_lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
 
 
 def dispatcher_on(provider: Any) -> Dispatcher:

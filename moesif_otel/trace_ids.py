@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["fix_ids"]
 
 # W3C Trace Context, "traceparent": version, trace id, parent id, flags; later versions may append fields.
-_TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-|$)")
+_TRACEPARENT: Final = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-|$)"
+)
 
 
 def fix_ids(exchange: Exchange) -> None:

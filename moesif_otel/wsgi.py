@@ -119,7 +119,7 @@ class MoesifMiddleware:
         self._processor.shutdown(timeout_millis)
 
     def stats(self) -> Stats:
-        """Give the counters of this middleware's events: accepted, delivered, dropped by reason, pending, …"""
+        """Give the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
         return self._processor.stats()
 
 

@@ -50,7 +50,7 @@ def url_source(environ: dict[str, Any]) -> Callable[[], str]:
     )
 
 
-def _build_url(
+def _build_url(  # noqa: PLR0917 - the variables of PEP 3333's reconstruction, in its order
     scheme: Any, host: Any, server_name: Any, server_port: Any, script_name: Any, path_info: Any, query: Any
 ) -> str:
     scheme = str(scheme or "http")

@@ -166,7 +166,8 @@ def _contains_otel_middleware(app: Any) -> bool:
         if isinstance(app, OpenTelemetryMiddleware):
             return True
         owner = getattr(app, "__self__", app)
-        inner = next((found for name in _WRAPPED_APP_ATTRIBUTES if callable(found := _own_attribute(owner, name))), None)
+        candidates = (_own_attribute(owner, name) for name in _WRAPPED_APP_ATTRIBUTES)
+        inner = next((found for found in candidates if callable(found)), None)
         if inner is None:
             return False
         app = inner

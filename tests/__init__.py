@@ -1,0 +1,1 @@
+"""Tests of moesif_otel; they mirror the package."""

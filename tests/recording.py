@@ -1,0 +1,47 @@
+"""A pipeline that keeps finished Exchanges instead of delivering them: for tests of taps."""
+
+from __future__ import annotations
+
+import queue
+
+from moesif_otel.capture.body import ByteBudget
+from moesif_otel.capture.exchange import Exchange
+from moesif_otel.guard import Guard
+from moesif_otel.settings import Settings
+
+
+class RecordingPipeline:
+    """Fulfils `capture.exchange.Pipeline`; `calls` holds what was finished, in order."""
+
+    def __init__(self, **options: object) -> None:
+        self.settings = Settings.from_mapping({"APPLICATION_ID": "recording", **options})
+        self.guard = Guard()
+        self.budget = ByteBudget(self.settings.event_queue_bytes)
+        self.generation = 0
+        self.calls: list[Exchange] = []
+        self.open: list[Exchange] = []
+        self.superseded_calls: list[Exchange] = []
+        self.late: queue.SimpleQueue[Exchange] = queue.SimpleQueue()
+        self.callbacks_wanted = False
+
+    def opened(self, exchange: Exchange) -> None:
+        self.open.append(exchange)
+
+    def has_callbacks(self, exchange: Exchange) -> bool:
+        return self.callbacks_wanted
+
+    def finished(self, exchange: Exchange) -> None:
+        self.calls.append(exchange)
+
+    def finished_late(self, exchange: Exchange) -> None:
+        self.late.put(exchange)
+
+    def superseded(self, exchange: Exchange) -> None:
+        self.superseded_calls.append(exchange)
+
+    def late_calls(self) -> list[Exchange]:
+        """What finalizers finished since the last look."""
+        found = []
+        while not self.late.empty():
+            found.append(self.late.get())
+        return found
