@@ -1,0 +1,74 @@
+"""The guard: counts everything, logs each kind once, quotes no data, never blocks."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import pytest
+
+from moesif_otel.guard import Guard, place_of
+
+
+def fail() -> None:
+    raise ValueError("a secret in the message")
+
+
+def test_every_error_is_counted_and_the_first_of_a_kind_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """One line a kind and exception type, with type and place, without the message."""
+    guard = Guard()
+    with caplog.at_level(logging.DEBUG):
+        for _ in range(3):
+            assert guard.run("one thing", fail) is None
+        guard.run("another", fail)
+    assert guard.counts() == {"one thing": 3, "another": 1}
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2
+    assert "ValueError at test_guard.py:" in lines[0]
+    assert "in fail" in lines[0]
+    assert "secret" not in "".join(lines) + "".join(str(record.exc_info) for record in caplog.records)
+
+
+def test_run_gives_the_result_and_lets_base_exceptions_pass() -> None:
+    """Only `Exception` is ours to stop: an exit or an interrupt of the application passes."""
+    guard = Guard()
+    assert guard.run("sum", sum, (1, 2)) == 3
+    with pytest.raises(KeyboardInterrupt):
+        guard.run("exit", _interrupt)
+    assert guard.counts() == {}
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_no_count_is_lost_between_threads() -> None:
+    """Counts of many threads add up, also while somebody reads."""
+    guard = Guard()
+    exc = ValueError()
+
+    def work() -> None:
+        for _ in range(2_000):
+            guard.caught("k", exc)
+            guard.counts()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert guard.counts() == {"k": 8_000}
+
+
+def test_a_finalizer_inside_a_fold_does_not_deadlock() -> None:
+    """An error reported while this very thread folds is kept for the next fold."""
+    guard = Guard()
+    with guard._folding:
+        guard.caught("k", ValueError())
+        assert guard.counts() == {}
+    assert guard.counts() == {"k": 1}
+
+
+def test_place_of_an_exception_that_was_never_raised() -> None:
+    """There is no place to tell, and no error in telling so."""
+    assert place_of(ValueError()) == "unknown place"

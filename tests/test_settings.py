@@ -1,0 +1,177 @@
+"""Options: what they take, what they refuse and in which words, and where they are read from."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from moesif_otel.errors import MoesifConfigError
+from moesif_otel.options import ImportedCallback
+from moesif_otel.settings import OPTIONS, Settings
+
+REQUIRED = {"APPLICATION_ID": "the-secret-id"}
+
+
+def callback(*arguments: object) -> None:
+    return None
+
+
+async def coroutine_callback(handler: object) -> None:
+    return None
+
+
+def test_every_option_of_the_design_has_its_default() -> None:
+    """The table of options is a contract: names and defaults."""
+    settings = Settings.from_mapping(REQUIRED)
+    assert {name: getattr(settings, name.lower()) for name in OPTIONS if name != "APPLICATION_ID"} == {
+        "API_VERSION": None,
+        "AUTHORIZATION_HEADER_NAME": ("authorization",),
+        "AUTHORIZATION_USER_ID_FIELD": "sub",
+        "AUTO_HIDE_SENSITIVE": True,
+        "BASE_URI": "https://api.moesif.net",
+        "BATCH_SIZE": 100,
+        "CAPTURE_OUTGOING_REQUESTS": False,
+        "DEBUG": False,
+        "DISABLED_TRANSACTION_ID": False,
+        "EVENT_BATCH_TIMEOUT": 2.0,
+        "EVENT_QUEUE_BYTES": 64 * 1024 * 1024,
+        "EVENT_QUEUE_SIZE": 10_000,
+        "EVENT_WORKER_COUNT": 2,
+        "EXPORT_TIMEOUT": 10.0,
+        "GET_METADATA": None,
+        "GET_METADATA_OUTGOING": None,
+        "GET_SESSION_TOKEN": None,
+        "GET_SESSION_TOKEN_OUTGOING": None,
+        "IDENTIFY_COMPANY": None,
+        "IDENTIFY_COMPANY_OUTGOING": None,
+        "IDENTIFY_USER": None,
+        "IDENTIFY_USER_OUTGOING": None,
+        "LOG_BINARY_BODY": False,
+        "LOG_BODY": True,
+        "LOG_BODY_OUTGOING": True,
+        "MASK_EVENT_MODEL": None,
+        "REQUEST_BODY_MASKS": (),
+        "REQUEST_HEADER_MASKS": (),
+        "REQUEST_MAX_BODY_SIZE": 100_000,
+        "RESPONSE_BODY_MASKS": (),
+        "RESPONSE_HEADER_MASKS": (),
+        "RESPONSE_MAX_BODY_SIZE": 100_000,
+        "SHUTDOWN_TIMEOUT": 5.0,
+        "SKIP": None,
+        "SKIP_OUTGOING": None,
+        "SPOOL_DIRECTORY": None,
+        "SPOOL_MAX_BYTES": 50 * 1024 * 1024,
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "APPLICATION_ID: got nothing"),
+        ({"APPLICATION_ID": ""}, "APPLICATION_ID: got an empty string, takes a string that is not empty"),
+        ({"APPLICATION_ID": None}, "APPLICATION_ID: got nothing"),
+        ({"APPLICATION_ID": 17}, "APPLICATION_ID: got int, takes"),
+        ({**REQUIRED, "LOG_BODY": "yes"}, "LOG_BODY: got 'yes', takes True or False"),
+        ({**REQUIRED, "LOG_BODY": 1}, r"LOG_BODY: got 1 \(int\), takes True or False"),
+        ({**REQUIRED, "BATCH_SIZE": 0}, r"BATCH_SIZE: got 0 \(int\), takes a whole number of events from 1 to"),
+        ({**REQUIRED, "BATCH_SIZE": True}, "BATCH_SIZE: got True"),
+        ({**REQUIRED, "EVENT_BATCH_TIMEOUT": float("nan")}, "EVENT_BATCH_TIMEOUT: got nan"),
+        ({**REQUIRED, "REQUEST_MAX_BODY_SIZE": 450_001}, "REQUEST_MAX_BODY_SIZE: got 450001 .* from 0 to 450000"),
+        ({**REQUIRED, "SKIP": 3}, "SKIP: got 3 .* takes a callable"),
+        ({**REQUIRED, "IDENTIFY_USER": coroutine_callback}, "IDENTIFY_USER: got function, takes a callable .no coroutine"),
+        ({**REQUIRED, "MASK_EVENT_MODEL": ".relative:f"}, "MASK_EVENT_MODEL: got '.relative:f', takes"),
+        ({**REQUIRED, "BASE_URI": "localhost:9500"}, "BASE_URI: got 'localhost:9500', takes an address"),
+        ({**REQUIRED, "BASE_URI": "http://host:port"}, "BASE_URI: got 'http://host:port'"),
+        ({**REQUIRED, "REQUEST_BODY_MASKS": [1]}, "REQUEST_BODY_MASKS: got list, takes a list of names"),
+        ({**REQUIRED, "AUTHORIZATION_HEADER_NAME": ","}, "AUTHORIZATION_HEADER_NAME: got ','"),
+        ({**REQUIRED, "SPOOL_DIRECTORY": 3}, "SPOOL_DIRECTORY: got 3"),
+        ("APPLICATION_ID", "settings: got str, takes a dict"),
+    ],
+)
+def test_a_wrong_option_is_named_with_what_it_got_and_takes(options: object, message: str) -> None:
+    """The error says which option, what it got, what it takes; it never quotes the application id."""
+    with pytest.raises(MoesifConfigError, match=message) as caught:
+        Settings.from_mapping(options)  # type: ignore[arg-type]
+    assert "the-secret-id" not in str(caught.value)
+
+
+def test_an_unknown_option_is_a_warning_with_the_nearest_name(caplog: pytest.LogCaptureFixture) -> None:
+    """A typing error does not stop the application, and is told."""
+    with caplog.at_level(logging.WARNING):
+        Settings.from_mapping({**REQUIRED, "LOG_BDY": True, "LOCAL_DEBUG": True})
+    assert [record.getMessage() for record in caplog.records] == [
+        "moesif_otel: unknown option 'LOG_BDY' is ignored; did you mean LOG_BODY?"
+    ]
+
+
+def test_none_means_the_default_and_the_old_name_of_the_base_uri_works() -> None:
+    """`None` is what users give for «not set»; LOCAL_MOESIF_BASEURL yields to BASE_URI."""
+    assert Settings.from_mapping({**REQUIRED, "BATCH_SIZE": None}).batch_size == 100
+    old = {**REQUIRED, "LOCAL_MOESIF_BASEURL": "http://localhost:9500/prefix/"}
+    assert Settings.from_mapping(old).base_uri == "http://localhost:9500/prefix"
+    assert Settings.from_mapping({**old, "BASE_URI": "http://other"}).base_uri == "http://other"
+    assert Settings.from_mapping({"BASE_URI": "http://other", **old}).base_uri == "http://other"
+
+
+def test_the_application_id_is_in_no_repr() -> None:
+    """Settings end up in logs and tracebacks."""
+    assert "the-secret-id" not in repr(Settings.from_mapping(REQUIRED))
+
+
+def test_keywords_fall_back_to_the_environment() -> None:
+    """A declarative configuration gives some, the environment the rest; keywords win; empty variables are unset."""
+    environ = {
+        "MOESIF_APPLICATION_ID": "from-environment",
+        "MOESIF_BATCH_SIZE": "7",
+        "OTEL_MOESIF_LOG_BODY": "off",
+        "MOESIF_API_VERSION": "",
+        "MOESIF_REQUEST_BODY_MASKS": "password, token",
+        "MOESIF_IDENTIFY_USER": "tests.test_settings:callback",
+    }
+    settings = Settings.from_keywords({"batch_size": 9, "application_id": None}, environ=environ)
+    assert (settings.application_id, settings.batch_size, settings.log_body) == ("from-environment", 9, False)
+    assert (settings.api_version, settings.request_body_masks) == (None, ("password", "token"))
+    assert isinstance(settings.identify_user, ImportedCallback)
+    assert settings.identify_user.resolve() is callback
+
+
+def test_the_environment_alone_keeps_defaults_of_wrong_options() -> None:
+    """Zero code: the application starts whatever is set; every wrong option is named."""
+    settings, errors = Settings.from_environment({"MOESIF_APPLICATION_ID": "a", "MOESIF_BATCH_SIZE": "many"})
+    assert settings is not None
+    assert settings.batch_size == 100
+    assert [str(error) for error in errors] == ["BATCH_SIZE: got 'many', takes a whole number of events from 1 to 10000"]
+    settings, errors = Settings.from_environment({})
+    assert settings is None
+    assert "MOESIF_APPLICATION_ID" in str(errors[0])
+
+
+def test_debug_gives_our_logger_a_handler_only_where_none_would_show_it() -> None:
+    """The root logger is untouched; our own gets a handler on stderr once."""
+    ours, root = logging.getLogger("moesif_otel"), logging.getLogger()
+    level, handlers, root_handlers = ours.level, list(ours.handlers), list(root.handlers)
+    try:
+        root.handlers.clear()
+        for _ in range(2):
+            Settings.from_mapping({**REQUIRED, "DEBUG": True})
+        assert len(ours.handlers) == 1
+        assert root.handlers == []
+    finally:
+        ours.setLevel(level)
+        ours.handlers[:] = handlers
+        root.handlers[:] = root_handlers
+
+
+def test_an_imported_callback_says_what_is_missing() -> None:
+    """The path is named whichever part of it does not resolve."""
+    for path, error in (
+        ("tests.test_settings:absent", ImportError),
+        ("tests.no_such_module:f", ImportError),
+        ("tests.test_settings:REQUIRED", TypeError),
+    ):
+        with pytest.raises(error, match=path.partition(":")[0] if "no_such" in path else path):
+            ImportedCallback(path)()
+    for path in ("no_colon", "a:b:c", "..up:f", "a: b", ":f", "m:"):
+        with pytest.raises(ValueError):
+            ImportedCallback(path)
