@@ -1,0 +1,218 @@
+"""One Moesif event from an Exchange, a span, or both.
+
+Owns: `build_event`, and which field of the event comes from where.
+Threads: any; pure functions of an Exchange that is finished and a span that nobody changes any more.
+Never: sends what `redact` has not seen, reads a clock, does I/O.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from moesifapi.models import EventRequestModel, EventResponseModel
+
+from moesif_otel.capture.body import LeftOut
+from moesif_otel.events.body import read_body
+from moesif_otel.events.client_ip import client_address
+from moesif_otel.events.exchanges import call_of_exchange
+from moesif_otel.events.identity import user_from_headers
+from moesif_otel.events.media import is_left_out, media_of
+from moesif_otel.events.model import MoesifEvent, hide_absent_bodies, show_absent_bodies
+from moesif_otel.events.serialize import OUR_KEY, serialize, text_of, without_bodies
+from moesif_otel.events.spans import call_of_span
+from moesif_otel.events.times import moesif_time
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from opentelemetry.sdk.trace import ReadableSpan
+
+    from moesif_otel.capture.exchange import Exchange
+    from moesif_otel.events.call import Call, Content
+    from moesif_otel.events.redact import Rules
+    from moesif_otel.settings import Settings
+
+__all__ = [
+    "MoesifEvent",
+    "build_event",
+    "hide_absent_bodies",
+    "serialize",
+    "show_absent_bodies",
+    "transaction_id_for",
+    "without_bodies",
+]
+
+
+def build_event(
+    captured: Exchange | None, span: ReadableSpan | None, settings: Settings, *, parse_bodies: bool
+) -> MoesifEvent | None:
+    """Give the Moesif event of one call, with everything hidden that the settings say.
+
+    Args:
+        captured: The finished Exchange; None for a bare span.
+        span: The span that decorates the Exchange (its ids, parent, links, name and attributes), or the bare HTTP
+            span of any instrumentation that is the only source.
+        settings: What to hide, who the user is, what tag the events have.
+        parse_bodies: Give JSON bodies as Python values, for a mask that will look at them.
+
+    Returns:
+        The event; None for a span that is no HTTP call. An incoming call whose application raised before it sent a
+        status has status 500; a call that ended before any status (the client left, no answer came) has no response.
+        Thread-safe.
+    """
+    if captured is not None:
+        call: Call | None = call_of_exchange(captured, span)
+    else:
+        call = call_of_span(span) if span is not None else None
+    return None if call is None else _event(call, settings, parse_bodies=parse_bodies)
+
+
+def transaction_id_for(trace_id: int, span_id: int, application_id: str) -> str:
+    """Give the id by which Moesif recognises a second delivery of the same call.
+
+    The same span gives the same id in every process, and another one for another application id. A UUID by its form
+    (RFC 9562, version 8: of our own making).
+    """
+    text = f"{trace_id:032x}{span_id:016x}{application_id}"
+    digits = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    variant = "89ab"[int(digits[16], 16) & 3]
+    return f"{digits[:8]}-{digits[8:12]}-8{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:32]}"
+
+
+def _event(call: Call, settings: Settings, *, parse_bodies: bool) -> MoesifEvent:
+    ours = call.ours
+    request_names = {name.lower(): value for name, value in reversed(call.request_headers)}
+    response_names = {name.lower(): value for name, value in reversed(call.response_headers)}
+    incoming = call.direction == "Incoming"
+    user_id = call.user_id
+    if not user_id and incoming:
+        # Before the credentials are hidden.
+        user_id = user_from_headers(
+            request_names, settings.authorization_header_name, settings.authorization_user_id_field
+        )
+    request = EventRequestModel(
+        time=moesif_time(call.started_ns),
+        uri=call.url,
+        verb=call.method,
+        headers=_joined((name.title(), value) for name, value in call.request_headers),
+        api_version=settings.api_version,
+        ip_address=client_address(request_names, call.peer_address) if incoming else None,
+    )
+    _fill_body(request, call.request_body, request_names, None, settings, parse_bodies, ours, "request_body")
+    response = None
+    if call.status is not None:
+        response = EventResponseModel(
+            time=moesif_time(max(call.ended_ns, call.started_ns)),
+            status=call.status,
+            headers=_joined(call.response_headers),
+            ip_address=call.server_address,
+        )
+        _fill_body(response, call.response_body, response_names, None, settings, parse_bodies, ours, "response_body")
+    event = MoesifEvent(
+        request=request,
+        response=response,
+        user_id=text_of(user_id) if user_id else None,
+        company_id=text_of(call.company_id) if call.company_id else None,
+        session_token=text_of(call.session_token) if call.session_token else None,
+        direction=call.direction,
+        weight=call.weight,
+        blocked_by=call.blocked_by,
+        transaction_id=call.transaction_id
+        or transaction_id_for(call.trace_id, call.span_id, settings.application_id),
+    )
+    _link(event, call)
+    if call.attributes:
+        ours["attributes"] = call.attributes
+    if call.exceptions:
+        ours["exceptions"] = call.exceptions
+    event.metadata = _metadata(call.metadata, ours)
+    return event
+
+
+def _joined(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Give headers as a map; repeated ones are joined with a comma under the name's first spelling."""
+    found: dict[str, str] = {}
+    spelling: dict[str, str] = {}
+    for name, value in headers:
+        first = spelling.setdefault(name.lower(), name)
+        if first in found:
+            # RFC 9113 section 8.2.3: pieces of one cookie header are joined with a semicolon.
+            found[first] += f"{'; ' if first == 'Cookie' else ', '}{value}"
+        else:
+            found[first] = value
+    return found
+
+
+def _fill_body(
+    part: Any,
+    content: Content | None,
+    headers: Mapping[str, str],
+    rules: Rules | None,
+    settings: Settings,
+    parse: bool,
+    ours: dict[str, Any],
+    key: str,
+) -> None:
+    """Put a body into its part of the event, and what there is to say of it into our metadata."""
+    if content is None:
+        return
+    media = media_of(headers.get("content-type"))
+    facts: dict[str, Any] = {}
+    if content.left_out is not None:
+        facts["left_out"] = content.left_out
+    elif is_left_out(media) and not settings.log_binary_body:
+        facts["left_out"] = LeftOut.CONTENT.value
+    else:
+        truncated = len(content.data) < content.total_bytes
+        body = read_body(
+            content.data,
+            headers.get("content-type"),
+            headers.get("content-encoding"),
+            truncated=truncated,
+            parse=parse,
+            rules=rules,
+        )
+        part.body, part.transfer_encoding = body.value, body.transfer_encoding
+        if body.left_out is not None:
+            facts["left_out"] = body.left_out
+        if truncated:
+            facts["kept_bytes"] = len(content.data)
+        if truncated or body.shortened:
+            facts["truncated"] = True
+    if facts:
+        facts["size_bytes"] = content.total_bytes
+        if "left_out" in facts and media.essence:
+            facts["content_type"] = media.essence
+        ours[key] = facts
+
+
+def _link(event: MoesifEvent, call: Call) -> None:
+    if not call.trace_id:
+        return
+    event.trace_id = f"{call.trace_id:032x}"
+    span: dict[str, Any] = {"id": f"{call.span_id:016x}"}
+    if call.parent_span_id:
+        span["parent_id"] = f"{call.parent_span_id:016x}"
+    if call.links:
+        span["links"] = call.links
+    if call.span_status is not None:
+        span["status"] = call.span_status
+    event.span = span
+
+
+def _metadata(given: Any, ours: dict[str, Any]) -> Any:
+    """Give the user's metadata with ours under one key; the user's own dict is never changed."""
+    if not ours:
+        return given
+    if given is None:
+        return {OUR_KEY: ours}
+    try:
+        metadata = dict(given) if isinstance(given, Mapping) else {"value": given}
+    except Exception:
+        # A mapping of the user's own making may fail in any way; `serialize` copes with the value itself.
+        metadata = {"value": given}
+    theirs = metadata.get(OUR_KEY)
+    metadata[OUR_KEY] = {**theirs, **ours} if isinstance(theirs, dict) else ours
+    return metadata

@@ -1,0 +1,131 @@
+"""What a Content-Type says of a body.
+
+Owns: `Media`, the formats that we can look into, and the list of content that is left out.
+Threads: any; values.
+Never: looks at a body's bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
+from typing import Final
+
+__all__ = ["LEFT_OUT_TYPES", "Format", "Media", "is_left_out", "media_of"]
+
+
+class Format(Enum):
+    """How a body of some media type is read."""
+
+    JSON = "json"
+    JSON_LINES = "json_lines"
+    EVENT_STREAM = "event_stream"
+    FORM = "form"
+    MULTIPART = "multipart"
+    OTHER = "other"
+
+
+LEFT_OUT_TYPES: Final = (
+    "image/*",
+    "video/*",
+    "audio/*",
+    "font/*",
+    "application/font-*",
+    "application/gzip",
+    "application/java-archive",
+    "application/pdf",
+    "application/vnd.android.package-archive",
+    "application/vnd.debian.binary-package",
+    "application/vnd.ms-fontobject",
+    "application/vnd.rar",
+    "application/wasm",
+    "application/x-7z-compressed",
+    "application/x-bzip",
+    "application/x-bzip2",
+    "application/x-compressed",
+    "application/x-debian-package",
+    "application/x-font-*",
+    "application/x-gzip",
+    "application/x-iso9660-image",
+    "application/x-rar-compressed",
+    "application/x-rpm",
+    "application/x-shockwave-flash",
+    "application/x-tar",
+    "application/x-xz",
+    "application/x-zip-compressed",
+    "application/zip",
+    "application/zstd",
+)
+"""Content that is of no use to API analytics: its size and type are sent instead, unless `LOG_BINARY_BODY` is set."""
+
+_LEFT_OUT_EXACT: Final = frozenset(name for name in LEFT_OUT_TYPES if not name.endswith("*"))
+_LEFT_OUT_PREFIXES: Final = tuple(name[:-1] for name in LEFT_OUT_TYPES if name.endswith("*"))
+_JSON_LINES: Final = frozenset(
+    {
+        "application/x-ndjson",
+        "application/ndjson",
+        "application/jsonl",
+        "application/x-jsonl",
+        "application/jsonlines",
+        "application/x-jsonlines",
+        "application/json-seq",
+        "application/geo+json-seq",
+        "text/x-ndjson",
+        "text/jsonl",
+    }
+)
+_MAX_CHARACTERS: Final = 1_024
+# RFC 9110 section 5.6.6: name "=" ( token / quoted-string ).
+_PARAMETER: Final = re.compile(r';[ \t]*([A-Za-z0-9*_-]+)[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]*))')
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """A Content-Type, read.
+
+    Attributes:
+        essence: `type/subtype` in lower case; empty when unknown.
+        format: How to read such a body.
+        charset: Charset parameter in lower case; None when not given.
+        boundary: Multipart boundary; None when not given.
+    """
+
+    essence: str
+    format: Format
+    charset: str | None
+    boundary: str | None
+
+
+@lru_cache(maxsize=256)  # a service has a handful of content types; multipart boundaries pass through it
+def media_of(content_type: str | None) -> Media:
+    """Read a Content-Type header's value. Never raises."""
+    text = (content_type or "")[:_MAX_CHARACTERS]
+    essence = text.partition(";")[0].partition(",")[0].strip().lower()
+    charset = boundary = None
+    for name, quoted, token in _PARAMETER.findall(text):
+        value = re.sub(r"\\(.)", r"\1", quoted) if quoted else token
+        if name.lower() == "charset" and charset is None:
+            charset = value.strip("'").lower()
+        elif name.lower() == "boundary" and boundary is None:
+            boundary = value
+    return Media(essence, _format(essence), charset, boundary)
+
+
+def _format(essence: str) -> Format:
+    if essence in _JSON_LINES:
+        return Format.JSON_LINES
+    subtype = essence.partition("/")[2]
+    if subtype in {"json", "x-json"} or subtype.endswith("+json") or essence in {"application/csp-report", "text/json"}:
+        return Format.JSON
+    if essence == "text/event-stream":
+        return Format.EVENT_STREAM
+    if essence == "application/x-www-form-urlencoded":
+        return Format.FORM
+    return Format.MULTIPART if essence.startswith("multipart/") else Format.OTHER
+
+
+def is_left_out(media: Media) -> bool:
+    """Whether such content is left out unless `LOG_BINARY_BODY` is set (`LEFT_OUT_TYPES`)."""
+    return media.essence in _LEFT_OUT_EXACT or media.essence.startswith(_LEFT_OUT_PREFIXES)

@@ -1,0 +1,116 @@
+"""The Moesif event: `moesifapi`'s model with the fields that it lacks.
+
+Owns: `MoesifEvent`, and showing a mask what is absent.
+Threads: an event belongs to one thread at a time.
+Never: sends a null, draws a random transaction id (the server deduplicates by it).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from moesifapi.models import EventModel, EventRequestModel, EventResponseModel
+
+__all__ = ["MoesifEvent", "as_dictionary", "hide_absent_bodies", "show_absent_bodies"]
+
+_FIELDS: Final = (
+    "session_token",
+    "tags",
+    "user_id",
+    "company_id",
+    "subscription_id",
+    "metadata",
+    "direction",
+    "weight",
+    "blocked_by",
+    "transaction_id",
+    "trace_id",
+    "span",
+    "action_name",
+)
+_REQUEST_FIELDS: Final = ("time", "uri", "verb", "headers", "api_version", "ip_address", "body", "transfer_encoding")
+_RESPONSE_FIELDS: Final = ("time", "status", "headers", "ip_address", "body", "transfer_encoding")
+
+
+class MoesifEvent(EventModel):  # type: ignore[misc] # moesifapi has no type information
+    """One API call as Moesif takes it (`POST /v1/events`), with the OpenTelemetry fields of its documentation.
+
+    Args:
+        request: The request's part.
+        response: The response's part; None when no answer came.
+        transaction_id: Id by which the server recognises a repeated delivery; never drawn at random here.
+        fields: Any of `EventModel`'s other fields.
+
+    Attributes beyond `EventModel`'s:
+        trace_id: Trace id, 32 hexadecimal digits.
+        span: `{"id": …, "parent_id": …, "links": […], "status": …}`; absent ones left out.
+        subscription_id: Moesif's id of the subscription.
+        action_name: Name of a user action.
+    """
+
+    def __init__(
+        self,
+        request: EventRequestModel | None = None,
+        response: EventResponseModel | None = None,
+        *,
+        transaction_id: str = "",
+        **fields: Any,
+    ) -> None:
+        super().__init__(request=request, response=response, transaction_id=transaction_id, **fields)
+        self.trace_id: str | None = None
+        self.span: dict[str, Any] | None = None
+        self.subscription_id: str | None = None
+        self.action_name: str | None = None
+
+    def to_dictionary(self) -> dict[str, Any]:
+        """Give the event as Moesif takes it, with nothing that is None."""
+        return as_dictionary(self)
+
+
+def as_dictionary(event: EventModel) -> dict[str, Any]:
+    """Give any `EventModel` (a mask may have made its own) as a dict with nothing that is None."""
+    found: dict[str, Any] = {}
+    request, response = getattr(event, "request", None), getattr(event, "response", None)
+    if request is not None:
+        found["request"] = _part(request, _REQUEST_FIELDS)
+    if response is not None:
+        found["response"] = _part(response, _RESPONSE_FIELDS)
+    values = event.__dict__
+    for name in _FIELDS:
+        value = values.get(name)
+        if value is not None:
+            found[name] = value
+    return found
+
+
+def _part(model: Any, names: tuple[str, ...]) -> Any:
+    if isinstance(model, dict):
+        return {name: value for name, value in model.items() if value is not None}
+    values = model.__dict__
+    return {name: value for name in names if (value := values.get(name)) is not None}
+
+
+def show_absent_bodies(event: EventModel) -> None:
+    """Put `{}` where there is no body, so that `'password' in event.response.body` works on every call.
+
+    An event without a response gets an empty one for as long as the mask looks at it. Undone by `hide_absent_bodies`.
+    """
+    if event.response is None:
+        event.response = EventResponseModel(headers={})
+    for part in (event.request, event.response):
+        if part is not None and part.body is None:
+            part.body = {}
+            # A real `{}` from the wire is marked "json"; without a mark it is ours.
+            part.transfer_encoding = None
+        if part is not None and part.headers is None:
+            part.headers = {}
+
+
+def hide_absent_bodies(event: EventModel) -> None:
+    """Take away what `show_absent_bodies` put there, unless the mask filled it."""
+    for part in (event.request, event.response):
+        if part is not None and part.body == {} and part.transfer_encoding is None:
+            part.body = None
+    response = event.response
+    if response is not None and response.status is None and response.body is None:
+        event.response = None
