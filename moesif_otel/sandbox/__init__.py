@@ -5,10 +5,11 @@ from __future__ import annotations
 try:
     from moesif_otel.sandbox.server import Sandbox
 except ModuleNotFoundError as error:
-    if (error.name or "").partition(".")[0] not in {"starlette", "uvicorn", "anyio", "h11", "click"}:
+    _package = (error.name or "").partition(".")[0]
+    if _package not in {"starlette", "uvicorn", "anyio", "h11", "click"}:
         raise
     raise ImportError(
-        f"moesif_otel.sandbox needs the package {error.name!r}; pip install 'moesif-otel[sandbox]'", name=error.name
+        f"moesif_otel.sandbox needs the package {_package!r}; pip install 'moesif-otel[sandbox]'", name=error.name
     ) from error
 
 __all__ = ["Sandbox"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import orjson
@@ -21,6 +21,7 @@ from starlette.routing import Route
 
 from moesif_otel.sandbox.behaviour import Behaviour, Behaviours
 from moesif_otel.sandbox.check import PROFILE_KINDS, Refusal
+from moesif_otel.sandbox.page import PAGE_HEADERS, render_page
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,9 +33,12 @@ if TYPE_CHECKING:
     from moesif_otel.sandbox.store import Store
     from moesif_otel.sandbox.wire import Wire
 
-__all__ = ["Api", "read_behaviours"]
+__all__ = ["KINDS", "Api", "read_behaviours"]
 
-KINDS = (*PROFILE_KINDS, "actions")
+_REFRESH_S: Final = 2
+_PAGE_ROWS: Final = 200
+
+KINDS: Final = (*PROFILE_KINDS, "actions")
 
 
 def read_behaviours(value: Any) -> list[Behaviour]:
@@ -57,7 +61,9 @@ class Api:
         self._executor = executor
         self.app = Starlette(
             routes=[
+                Route("/", self._page, methods=["GET"]),
                 Route("/api/events", self._events, methods=["GET"]),
+                Route("/api/events/{sequence:int}", self._event, methods=["GET"]),
                 Route("/api/events", self._clear, methods=["DELETE"]),
                 Route("/api/profiles", self._profiles, methods=["GET"]),
                 Route("/api/requests", self._requests, methods=["GET"]),
@@ -78,6 +84,30 @@ class Api:
         )
         last = str(found[-1].sequence if found else since)
         return _answer([orjson.Fragment(row.event) for row in found], headers={"X-Sandbox-Sequence": last})
+
+    async def _event(self, request: Request) -> Response:
+        sequence = request.path_params["sequence"]
+        found = await self._run(self._store.event, sequence)
+        if found is None:
+            raise Refusal(404, "not_found", f"no event {sequence}")
+        options = orjson.OPT_INDENT_2  # for a person: the page links here
+        return Response(orjson.dumps(orjson.loads(found), option=options), media_type="application/json")
+
+    async def _page(self, request: Request) -> Response:
+        application_id = _application_id(request)
+        events = await self._run(lambda: self._store.events(application_id=application_id, limit=_PAGE_ROWS))
+        stored = await self._run(self._store.count_events, application_id)
+        refresh_s = _number(request, "refresh")
+        page = await self._run(
+            lambda: render_page(
+                events,
+                {**self._wire.stats(), "stored": stored},
+                url=f"{request.url.scheme}://{request.url.netloc}",
+                application_id=application_id,
+                refresh_s=_REFRESH_S if refresh_s is None else refresh_s,
+            )
+        )
+        return Response(page, headers=dict(PAGE_HEADERS), media_type="text/html")
 
     async def _clear(self, _: Request) -> Response:
         await self._run(self._store.clear)

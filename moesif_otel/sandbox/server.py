@@ -24,7 +24,7 @@ from moesif_otel.sandbox.behaviour import Behaviours
 from moesif_otel.sandbox.check import MAX_EVENT_AGE_S
 from moesif_otel.sandbox.front import Front
 from moesif_otel.sandbox.ingest import Ingest
-from moesif_otel.sandbox.store import Store
+from moesif_otel.sandbox.store import Store, StoredEvent
 from moesif_otel.sandbox.wire import Wire
 
 if TYPE_CHECKING:
@@ -123,6 +123,14 @@ class Sandbox:
             application_id: Only those sent with this id; None gives all.
         """
         return [orjson.loads(row.event) for row in self._store.events(application_id=application_id)]
+
+    def stored_events(self, *, since: int = 0) -> list[StoredEvent]:
+        """Give events as they were stored: with sequence number, application id, time of arrival and source.
+
+        Args:
+            since: Only events with a greater sequence number; for following what arrives.
+        """
+        return self._store.events(since=since)
 
     def wait_for_events(
         self, count: int, timeout_s: float = 10.0, *, application_id: str | None = None

@@ -154,6 +154,12 @@ class Store:
             ).fetchall()
         return [StoredEvent(*row) for row in reversed(rows)]
 
+    def event(self, sequence: int) -> bytes | None:
+        """Give one event's JSON by its sequence number."""
+        with self._changed:
+            row = self._connection.execute("SELECT event FROM events WHERE sequence = ?", (sequence,)).fetchone()
+        return None if row is None else row[0]
+
     def count_events(self, application_id: str | None = None) -> int:
         """Say how many events are stored."""
         with self._changed:

@@ -7,21 +7,12 @@ import json
 import socket
 import threading
 import time
-import uuid
-from datetime import datetime, timezone
 
 import pytest
 import requests
 
 from moesif_otel.sandbox import Sandbox
-
-
-def event(**fields):
-    """Make an event that the server takes."""
-    now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3]
-    request = {"time": now, "uri": "http://shop.test/orders?page=1", "verb": "GET", "headers": {"Host": "shop.test"}}
-    response = {"time": now, "status": 200, "headers": {}}
-    return {"request": request, "response": response, "transaction_id": str(uuid.uuid4()), **fields}
+from tests.sandbox.events import make_event
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +44,7 @@ def post(client, sandbox, path, value, **keywords):
 
 def test_an_event_is_stored_as_it_was_sent(sandbox, client):
     """A single event is answered 201 with both tags and is given back unchanged."""
-    sent = event(user_id="u1", metadata={"a": [1, None, "é"]})
+    sent = make_event(user_id="u1", metadata={"a": [1, None, "é"]})
     answer = post(client, sandbox, "/v1/events", sent)
     assert answer.status_code == 201
     assert answer.headers["X-Moesif-Config-ETag"]
@@ -63,7 +54,7 @@ def test_an_event_is_stored_as_it_was_sent(sandbox, client):
 
 def test_a_gzip_batch_is_stored_in_order(sandbox, client):
     """A gzip batch is decoded; its events are given back in order, and the log tells both sizes."""
-    sent = [event() for _ in range(100)]
+    sent = [make_event() for _ in range(100)]
     plain = json.dumps(sent).encode()
     packed = gzip.compress(plain)
     answer = client.post(
@@ -79,7 +70,7 @@ def test_a_gzip_batch_is_stored_in_order(sandbox, client):
 
 def test_a_transaction_id_is_stored_once(sandbox, client):
     """The same transaction id again, in another batch too, is answered 201 and counted as a duplicate."""
-    one, other = event(), event()
+    one, other = make_event(), make_event()
     post(client, sandbox, "/v1/events/batch", [one, other])
     assert post(client, sandbox, "/v1/events/batch", [other, one]).status_code == 201
     assert post(client, sandbox, "/v1/events", one).status_code == 201
@@ -90,7 +81,7 @@ def test_a_transaction_id_is_stored_once(sandbox, client):
 
 def test_application_ids_are_kept_apart(sandbox, client):
     """Events, profiles and duplicates of one application id do not show under another."""
-    same = event()
+    same = make_event()
     post(client, sandbox, "/v1/events", same)
     post(client, sandbox, "/v1/events", same, headers={"X-Moesif-Application-Id": "app-2"})
     post(client, sandbox, "/v1/users", {"user_id": "u"}, headers={"X-Moesif-Application-Id": "app-2"})
@@ -103,9 +94,9 @@ def test_application_ids_are_kept_apart(sandbox, client):
 
 def test_one_bad_event_refuses_its_batch(sandbox, client):
     """A batch with a bad event stores nothing; the error names the index and the field."""
-    bad = event()
+    bad = make_event()
     del bad["request"]["time"]
-    answer = post(client, sandbox, "/v1/events/batch", [event(), bad])
+    answer = post(client, sandbox, "/v1/events/batch", [make_event(), bad])
     assert answer.status_code == 400
     error = answer.json()["error"]
     assert (error["code"], error["index"], error["field"]) == ("missing_field", 1, "request.time")
@@ -115,24 +106,24 @@ def test_one_bad_event_refuses_its_batch(sandbox, client):
 
 def test_the_application_id_is_asked_for(sandbox):
     """Without the header the answer is 401 and says so."""
-    answer = requests.post(sandbox.url + "/v1/events", json=event(), timeout=10)
+    answer = requests.post(sandbox.url + "/v1/events", json=make_event(), timeout=10)
     assert (answer.status_code, answer.json()["error"]["code"]) == (401, "no_application_id")
 
 
 def test_only_the_allowed_application_ids_are_taken(client):
     """A sandbox made for some ids answers 401 to any other."""
     with Sandbox(application_ids=["app-1"]) as sandbox:
-        assert post(client, sandbox, "/v1/events", event()).status_code == 201
-        refused = post(client, sandbox, "/v1/events", event(), headers={"X-Moesif-Application-Id": "other"})
+        assert post(client, sandbox, "/v1/events", make_event()).status_code == 201
+        refused = post(client, sandbox, "/v1/events", make_event(), headers={"X-Moesif-Application-Id": "other"})
         assert refused.status_code == 401
         assert len(sandbox.events()) == 1
 
 
 def test_an_event_over_its_limit_is_413(sandbox, client):
     """An event over 1 MB is answered 413, alone and in a batch."""
-    large = event(metadata={"text": "x" * (1024 * 1024)})
+    large = make_event(metadata={"text": "x" * (1024 * 1024)})
     assert post(client, sandbox, "/v1/events", large).status_code == 413
-    answer = post(client, sandbox, "/v1/events/batch", [event(), large])
+    answer = post(client, sandbox, "/v1/events/batch", [make_event(), large])
     assert (answer.status_code, answer.json()["error"]["index"]) == (413, 1)
     assert sandbox.events() == []
 
@@ -216,7 +207,7 @@ def test_config_and_rules_are_edited_live(sandbox, client, name, value):
     url = f"{sandbox.url}/v1/{name}"
     before = client.get(url, timeout=10)
     assert before.status_code == 200
-    assert post(client, sandbox, "/v1/events", event()).headers[header] == before.headers[header]
+    assert post(client, sandbox, "/v1/events", make_event()).headers[header] == before.headers[header]
     assert client.get(url, headers={"If-None-Match": before.headers["ETag"]}, timeout=10).status_code == 304
     assert client.get(url, headers={"If-None-Match": before.headers[header]}, timeout=10).status_code == 304
     tags = {before.headers[header]}
@@ -226,7 +217,7 @@ def test_config_and_rules_are_edited_live(sandbox, client, name, value):
         assert (after.status_code, after.json()) == (200, value)
         tags.add(after.headers[header])
     assert len(tags) == 3
-    assert post(client, sandbox, "/v1/events", event()).headers[header] == after.headers[header]
+    assert post(client, sandbox, "/v1/events", make_event()).headers[header] == after.headers[header]
     assert requests.put(url, json="text", timeout=10).status_code == 400
 
 
@@ -245,8 +236,8 @@ def test_told_to_fail_a_few_times(sandbox, client):
     """A status, its headers and a number of times, on the paths named; then all is well again."""
     body = {"status": 503, "times": 2, "headers": {"Retry-After": "1"}, "paths": ["/v1/events/batch"]}
     assert requests.put(sandbox.url + "/api/behaviour", json=body, timeout=10).json() == [body]
-    assert post(client, sandbox, "/v1/events", event()).status_code == 201
-    answers = [post(client, sandbox, "/v1/events/batch", [event()]) for _ in range(3)]
+    assert post(client, sandbox, "/v1/events", make_event()).status_code == 201
+    answers = [post(client, sandbox, "/v1/events/batch", [make_event()]) for _ in range(3)]
     assert [a.status_code for a in answers] == [503, 503, 201]
     assert answers[0].headers["Retry-After"] == "1"
     assert [e["misbehaved"] for e in sandbox.requests("/v1/events/batch")] == [True, True, False]
@@ -257,16 +248,16 @@ def test_told_to_fail_a_few_times(sandbox, client):
 def test_told_to_refuse_large_bodies(sandbox, client):
     """With `max_bytes` alone, a body over it is 413 and a smaller one is taken."""
     sandbox.behave(max_bytes=1_000)
-    assert post(client, sandbox, "/v1/events/batch", [event() for _ in range(20)]).status_code == 413
-    assert post(client, sandbox, "/v1/events/batch", [event()]).status_code == 201
+    assert post(client, sandbox, "/v1/events/batch", [make_event() for _ in range(20)]).status_code == 413
+    assert post(client, sandbox, "/v1/events/batch", [make_event()]).status_code == 201
 
 
 def test_told_to_take_events_and_fail_all_the_same(sandbox, client):
     """`process_first` stores the events although the client is told, or shown, a failure."""
     sandbox.behave({"status": 500, "process_first": True, "times": 1}, {"disconnect": True, "process_first": True})
-    assert post(client, sandbox, "/v1/events", event()).status_code == 500
+    assert post(client, sandbox, "/v1/events", make_event()).status_code == 500
     with pytest.raises(requests.ConnectionError):
-        post(client, sandbox, "/v1/events", event())
+        post(client, sandbox, "/v1/events", make_event())
     assert len(sandbox.wait_for_events(2)) == 2
     assert sandbox.requests()[-1]["status"] is None
 
@@ -275,7 +266,7 @@ def test_told_to_be_slow(sandbox, client):
     """A delay comes before the real answer."""
     sandbox.behave(delay_s=0.2)
     began = time.monotonic()
-    assert post(client, sandbox, "/v1/events", event()).status_code == 201
+    assert post(client, sandbox, "/v1/events", make_event()).status_code == 201
     assert time.monotonic() - began >= 0.2
 
 
@@ -283,7 +274,7 @@ def test_told_to_hang_until_told_otherwise(sandbox, client):
     """A request that hangs is answered when the behaviours change."""
     sandbox.behave(hang=True)
     answers = []
-    thread = threading.Thread(target=lambda: answers.append(post(client, sandbox, "/v1/events", event())))
+    thread = threading.Thread(target=lambda: answers.append(post(client, sandbox, "/v1/events", make_event())))
     thread.start()
     while not sandbox.stats()["misbehaved"]:
         time.sleep(0.01)
@@ -317,7 +308,7 @@ def test_a_wrong_behaviour_is_named(sandbox, wrong):
 
 def test_listing_with_since_and_limit(sandbox, client):
     """`limit` gives the newest, `since` those after the sequence number that an answer carried."""
-    sent = [event() for _ in range(5)]
+    sent = [make_event() for _ in range(5)]
     post(client, sandbox, "/v1/events/batch", sent[:4])
     first = requests.get(sandbox.url + "/api/events?limit=2", timeout=10)
     assert first.json() == sent[2:4]
@@ -329,7 +320,7 @@ def test_listing_with_since_and_limit(sandbox, client):
 
 def test_delete_forgets(sandbox, client):
     """DELETE /api/events empties events, profiles, log and counters."""
-    post(client, sandbox, "/v1/events", event())
+    post(client, sandbox, "/v1/events", make_event())
     post(client, sandbox, "/v1/users", {"user_id": "u"})
     assert requests.delete(sandbox.url + "/api/events", timeout=10).status_code == 204
     assert (sandbox.events(), sandbox.profiles("users"), sandbox.requests()) == ([], [], [])
@@ -341,8 +332,8 @@ def test_delete_forgets(sandbox, client):
 
 def test_connections_are_counted(sandbox, client):
     """Two requests of a keep-alive client take one connection."""
-    post(client, sandbox, "/v1/events", event())
-    post(client, sandbox, "/v1/events", event())
+    post(client, sandbox, "/v1/events", make_event())
+    post(client, sandbox, "/v1/events", make_event())
     assert requests.get(sandbox.url + "/api/stats", timeout=10).json()["connections"] == 2  # one is this call's
     assert len({entry["connection"] for entry in sandbox.requests()}) == 1
 
@@ -356,7 +347,7 @@ def test_a_name_of_another_site_is_refused(sandbox):
 
 def test_waiting_in_vain_tells_what_came(sandbox, client):
     """A wait that ends without enough events says how many came and what the last answers were."""
-    post(client, sandbox, "/v1/events", event())
+    post(client, sandbox, "/v1/events", make_event())
     post(client, sandbox, "/v1/events", {})
     with pytest.raises(TimeoutError, match=r"1 of 2 events.*\('/v1/events', 400\)"):
         sandbox.wait_for_events(2, timeout_s=0.05)
@@ -365,15 +356,15 @@ def test_waiting_in_vain_tells_what_came(sandbox, client):
 def test_stop_and_start_again_on_the_same_port(client):
     """After `stop` nobody listens; after `start` the same address works and what arrived before is still there."""
     with Sandbox() as sandbox:
-        post(client, sandbox, "/v1/events", event())
+        post(client, sandbox, "/v1/events", make_event())
         sandbox.stop()
         with pytest.raises(requests.ConnectionError):
-            post(client, sandbox, "/v1/events", event())
+            post(client, sandbox, "/v1/events", make_event())
         assert len(sandbox.events()) == 1
         url = sandbox.url
         sandbox.start()
         assert sandbox.url == url
-        post(client, sandbox, "/v1/events", event())
+        post(client, sandbox, "/v1/events", make_event())
         assert len(sandbox.events()) == 2
 
 
@@ -387,7 +378,7 @@ def test_ends_with_open_and_hanging_connections(client):
 
         def call():
             try:
-                post(client, sandbox, "/v1/events", event())
+                post(client, sandbox, "/v1/events", make_event())
             except requests.ConnectionError as error:
                 failed.append(error)
 
@@ -405,7 +396,7 @@ def test_a_file_outlives_the_sandbox(tmp_path, client):
     """With a database file, events, profiles and edited rules are there at the next start."""
     path = str(tmp_path / "calls.sqlite")
     with Sandbox(database=path) as sandbox:
-        post(client, sandbox, "/v1/events", event(user_id="kept"))
+        post(client, sandbox, "/v1/events", make_event(user_id="kept"))
         post(client, sandbox, "/v1/users", {"user_id": "u"})
         sandbox.put_rules([{"_id": "r"}])
     with Sandbox(database=path) as sandbox:
@@ -428,6 +419,6 @@ def test_a_port_in_use_is_an_error():
 def test_the_oldest_events_go_first(client):
     """Over `max_events` the oldest are forgotten."""
     with Sandbox(max_events=3) as sandbox:
-        sent = [event() for _ in range(5)]
+        sent = [make_event() for _ in range(5)]
         post(client, sandbox, "/v1/events/batch", sent)
         assert sandbox.events() == sent[2:]
