@@ -13,8 +13,6 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, SpanKind, Status, TraceFlags
 
-from moesif_otel.events.attributes import redacted_attributes
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -70,6 +68,9 @@ class CapturedSpan(ReadableSpan):
     def attributes(self) -> Mapping[str, Any]:  # type: ignore[override] # the OTel type is wider by None
         """The span's attributes and, by the HTTP semantic conventions, what was captured; masked, made when asked."""
         if self._merged is None:
+            # Late: only pipelines with somebody else's exporter ask.
+            from moesif_otel.events.attributes import redacted_attributes
+
             self._merged = redacted_attributes(self.exchange, self.base, self.exchange.pipeline.settings)
         return self._merged
 
