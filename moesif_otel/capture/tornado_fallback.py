@@ -1,0 +1,154 @@
+"""Requests that a `FallbackHandler` passes to a WSGI container, another application or any other callable.
+
+Owns: `ConnectionCall`, which sees the response on the connection, and the mark that tells a WSGI tap inside of it.
+Threads: the event loop's; a WSGI container may run its application in others, which touch nothing here.
+Never: raises into the server, changes what is written, leaves anything on a connection after the call.
+
+Such a handler calls neither transforms nor `log_function`: the connection is the only place left. A connection object
+serves one request (`HTTP1ServerConnection` makes a new one for each), so its own attributes reach nobody else.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, Final
+
+from moesif_otel.capture.exchange import Outcome
+from moesif_otel.capture.tornado_call import Call, chained_close
+from moesif_otel.capture.tornado_shape import UnknownShape, close_callback_of
+from moesif_otel.capture.wsgi import EXCHANGES_KEY
+from moesif_otel.guard import PROCESS_GUARD
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from tornado.web import RequestHandler
+
+    from moesif_otel.capture.body import CapturedBody
+    from moesif_otel.capture.exchange import Exchange
+
+__all__ = ["ConnectionCall", "marked_environ"]
+
+_METHODS: Final = ("write_headers", "write", "finish", "set_close_callback")
+_FIRST_FINAL_STATUS: Final = 200
+
+
+class ConnectionCall(Call):
+    """A request whose response is seen on its connection.
+
+    Args:
+        exchange: Its Exchange, open; made provisional: a WSGI `MoesifMiddleware` of the same application id inside
+            takes over, since it sees the application itself.
+        handler: The `FallbackHandler`.
+    """
+
+    __slots__ = ("_connection", "_hooks")
+
+    def __init__(self, exchange: Exchange, handler: RequestHandler) -> None:
+        super().__init__(exchange, handler)
+        exchange.provisional = True
+        self._connection: Any = None
+        self._hooks: list[tuple[str, Any]] = []
+
+    def watch(self, request_body: CapturedBody | None) -> None:
+        """Stand on the connection.
+
+        Args:
+            request_body: Where to note the request's body; None where bodies are not captured.
+
+        Raises:
+            UnknownShape: The connection is none that we know.
+        """
+        exchange, handler = self.exchange, self.handler
+        if exchange is None or handler is None:
+            return
+        connection: Any = handler.request.connection
+        if not all(callable(getattr(connection, name, None)) for name in _METHODS):
+            raise UnknownShape(f"{type(connection).__qualname__} of a FallbackHandler")
+        if request_body is not None and isinstance(handler.request.body, bytes) and handler.request.body:
+            exchange.request_body = request_body
+            request_body.add(handler.request.body)
+        previous = close_callback_of(connection)
+        self._connection = connection
+        for name, seen in (("write_headers", self._wrote_headers), ("write", self._wrote), ("finish", self._finished)):
+            self._hook(name, self._followed(getattr(connection, name), seen))
+        set_close_callback = connection.set_close_callback
+        self._hook("set_close_callback", lambda callback: set_close_callback(self._chained(callback)))
+        set_close_callback(self._chained(previous))
+
+    def _hook(self, name: str, function: Any) -> None:
+        setattr(self._connection, name, function)
+        self._hooks.append((name, function))
+
+    def _followed(self, method: Callable[..., Any], seen: Callable[..., None]) -> Callable[..., Any]:
+        """Give `method` as it is, with `seen` told of each call that did not raise."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = method(*args, **kwargs)
+            try:
+                seen(*args, **kwargs)
+            except Exception as exc:
+                self.guard.caught("capture of a Tornado response", exc)
+            return result
+
+        return call
+
+    def _chained(self, callback: Callable[[], None] | None) -> Callable[[], None] | None:
+        return None if callback is None else chained_close(callback, self)
+
+    def _wrote_headers(self, start_line: Any, headers: Any, chunk: bytes | None = None) -> None:
+        exchange = self.exchange
+        if exchange is None or not exchange.is_open:
+            return
+        status = int(start_line.code)
+        if status >= _FIRST_FINAL_STATUS or exchange.status is None:
+            exchange.status = status
+            exchange.response_headers = [(str(name), str(value)) for name, value in headers.get_all()]
+        if chunk:
+            self.response_piece(chunk)
+
+    def _wrote(self, chunk: bytes) -> None:
+        self.response_piece(chunk)
+
+    def _finished(self) -> None:
+        self.end(Outcome.COMPLETE)
+
+    def executed(self, error: BaseException | None) -> None:
+        """The handler's task is done; whom it passed the request to may only begin now."""
+        if error is not None:
+            self.end(Outcome.FAILED, error)
+
+    def close(self, exchange: Exchange, handler: RequestHandler) -> None:
+        """Take our methods off the connection."""
+        del exchange, handler
+        connection, self._connection = self._connection, None
+        for name, function in self._hooks:
+            if connection.__dict__.get(name) is function:
+                delattr(connection, name)
+        self._hooks = []
+
+
+def marked_environ(environ_of: Any, calls_of: Callable[[Any], Iterable[Call]]) -> Any:
+    """Wrap `WSGIContainer.environ`: the environ of a captured request names its Exchanges.
+
+    Args:
+        environ_of: The method (a static one before Tornado 6.3).
+        calls_of: Gives the calls that capture a request.
+
+    Returns:
+        What to put in its place.
+    """
+    function = environ_of.__func__ if isinstance(environ_of, staticmethod) else environ_of
+
+    @functools.wraps(function)
+    def environ(*args: Any) -> Any:
+        made = function(*args)
+        try:
+            exchanges = tuple(call.exchange for call in calls_of(args[-1]) if call.exchange is not None)
+            if exchanges:
+                made[EXCHANGES_KEY] = (*made.get(EXCHANGES_KEY, ()), *exchanges)
+        except Exception as exc:
+            PROCESS_GUARD.caught("marking a WSGI environ", exc)
+        return made
+
+    return staticmethod(environ) if isinstance(environ_of, staticmethod) else environ

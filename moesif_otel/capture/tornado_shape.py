@@ -1,0 +1,85 @@
+"""What we use of Tornado that is not documented, each member in one function.
+
+Owns: the adapters to Tornado's half-private members, and the error that says one of them is gone.
+Threads: the event loop's.
+Never: changes anything; `tests/capture/test_tornado_shape.py` is the canary of every function here.
+
+Tried on Tornado 6.0.4 and 6.6.1.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import tornado.web
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tornado.web import RequestHandler
+
+__all__ = [
+    "UnknownShape",
+    "check_tornado",
+    "close_callback_of",
+    "finishes_by_itself",
+    "is_finished",
+    "sent_headers",
+    "streams_request_body",
+]
+
+
+class UnknownShape(Exception):  # noqa: N818 - it is a finding about Tornado, not an error of a user's
+    """Tornado does not look as it did when this was written; the door stops capturing."""
+
+
+def check_tornado() -> None:
+    """Check, once, the method that the tap stands around.
+
+    Raises:
+        UnknownShape: `RequestHandler._execute` is gone or takes other arguments.
+    """
+    execute = getattr(tornado.web.RequestHandler, "_execute", None)
+    try:
+        parameters = list(inspect.signature(execute).parameters.values())  # type: ignore[arg-type]
+    except (TypeError, ValueError) as exc:
+        raise UnknownShape("RequestHandler._execute") from exc
+    second = parameters[1] if len(parameters) > 1 else None
+    # Somebody else's wrapper may say no more than `*args`.
+    if second is None or (second.name != "transforms" and second.kind is not second.VAR_POSITIONAL):
+        raise UnknownShape("RequestHandler._execute")
+
+
+def is_finished(handler: RequestHandler) -> bool:
+    """Whether the handler has finished its response, or has given its connection away."""
+    return bool(_member(handler, "_finished"))
+
+
+def finishes_by_itself(handler: RequestHandler) -> bool:
+    """Whether Tornado finishes the response when the handler's method returns."""
+    return bool(_member(handler, "_auto_finish"))
+
+
+def sent_headers(handler: RequestHandler) -> list[tuple[str, str]]:
+    """Give the response headers as they stand, repeated ones each."""
+    return [(str(name), str(value)) for name, value in _member(handler, "_headers").get_all()]
+
+
+def streams_request_body(handler: RequestHandler) -> bool:
+    """Whether the handler's class is decorated with `tornado.web.stream_request_body`."""
+    # The decorator sets it; a class without the decorator has no such attribute.
+    return bool(getattr(type(handler), "_stream_request_body", False))
+
+
+def close_callback_of(connection: Any) -> Callable[[], None] | None:
+    """Give what the connection calls when the client leaves; None when it calls nothing any more."""
+    callback: Callable[[], None] | None = _member(connection, "_close_callback")
+    return callback
+
+
+def _member(owner: Any, name: str) -> Any:
+    try:
+        return getattr(owner, name)
+    except AttributeError as exc:
+        raise UnknownShape(f"{type(owner).__qualname__}.{name}") from exc

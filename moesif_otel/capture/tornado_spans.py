@@ -1,0 +1,120 @@
+"""SERVER and CLIENT spans of Tornado, made by OpenTelemetry's own instrumentor on the provider of the user's.
+
+Owns: our activation of `TornadoInstrumentor`, and its end.
+Threads: any; under one lock.
+Never: activates an instrumentor that is active, stands in the way of the application's own `.instrument()` and
+`.uninstrument()`, records metrics, works on a private provider.
+
+The instrumentor is process-wide and one of its kind: once active, a later `.instrument(hooks)` of the application would
+be ignored. So ours is undone at that call, before it takes effect: the application finds Tornado as without us.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry.metrics import NoOpMeterProvider
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+_Instrumentor: Any
+try:
+    from opentelemetry.instrumentation.tornado import TornadoInstrumentor as _Instrumentor
+except ImportError:  # an application may have Tornado, and spans of its own or none
+    _Instrumentor = None
+
+__all__ = ["YieldingInstrumentation", "instrumentation"]
+
+_DISABLED_VARIABLE: Final = "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS"
+
+
+class YieldingInstrumentation:
+    """The instrumentor, activated by us as long as somebody holds it and the application does not want it itself.
+
+    Thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._holders: set[Hashable] = set()
+        self._provider: Any = None
+
+    @property
+    def active(self) -> bool:
+        """Whether the instrumentor works on our behalf now."""
+        return self._provider is not None
+
+    def hold(self, holder: Hashable, provider: Any) -> bool:
+        """Let spans be made on `provider` for `holder`.
+
+        Args:
+            holder: Whoever wants them.
+            provider: An SDK tracer provider that the application shares with us.
+
+        Returns:
+            Whether the instrumentor works on that provider on our behalf. False where the application has activated
+            it, where it works on another provider, where it is switched off or not installed: calls then have the
+            application's spans, or none.
+        """
+        with self._lock:
+            if self._provider is None and not self._activate(provider):
+                return False
+            if self._provider is not provider:
+                return False
+            self._holders.add(holder)
+            return True
+
+    def release(self, holder: Hashable) -> None:
+        """Let go; the last one ends the activation."""
+        with self._lock:
+            self._holders.discard(holder)
+            if not self._holders:
+                self._deactivate()
+
+    def _activate(self, provider: Any) -> bool:
+        if _Instrumentor is None or _switched_off():
+            return False
+        instrumentor = _Instrumentor()
+        if instrumentor.is_instrumented_by_opentelemetry:
+            return False
+        # Request metrics are the application's own business.
+        instrumentor.instrument(tracer_provider=provider, meter_provider=NoOpMeterProvider())
+        if not instrumentor.is_instrumented_by_opentelemetry:
+            return False
+        self._provider = provider
+        _set_flag(instrumentor, value=False)
+        instrumentor.__dict__["instrument"] = self._give_way
+        return True
+
+    def _give_way(self, **kwargs: Any) -> Any:
+        """Stand in for `instrument` on the one instance there is: the application's call has come."""
+        with self._lock:
+            self._holders.clear()
+            self._deactivate()
+        return _Instrumentor().instrument(**kwargs)
+
+    def _deactivate(self) -> None:
+        if self._provider is None:
+            return
+        self._provider = None
+        instrumentor = _Instrumentor()
+        instrumentor.__dict__.pop("instrument", None)
+        _set_flag(instrumentor, value=True)
+        instrumentor.uninstrument()
+
+
+def _set_flag(instrumentor: Any, *, value: bool) -> None:
+    # What an application asks before it instruments. `tests/capture/test_tornado_spans.py` is the canary.
+    instrumentor._is_instrumented_by_opentelemetry = value
+
+
+def _switched_off() -> bool:
+    names = os.environ.get(_DISABLED_VARIABLE, "").split(",")
+    return any(name.strip() in {"tornado", "*"} for name in names)
+
+
+instrumentation: Final = YieldingInstrumentation()
+"""The one of this process, as the instrumentor is."""
