@@ -65,7 +65,7 @@ class CapturedSpan(ReadableSpan):
         self._merged: dict[str, Any] | None = None
 
     @property
-    def attributes(self) -> Mapping[str, Any]:  # type: ignore[override] # the OTel type is wider by None
+    def attributes(self) -> Mapping[str, Any]:
         """The span's attributes and, by the HTTP semantic conventions, what was captured; masked, made when asked."""
         if self._merged is None:
             # Late: only pipelines with somebody else's exporter ask.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
@@ -81,7 +81,7 @@ class EventMask:
             self._guard.caught("callback MASK_EVENT_MODEL", exc)
             return DropReason.MASK_FAILED
         hide_absent_bodies(masked)
-        return masked
+        return cast("MoesifEvent", masked)
 
     def _run(self, event: MoesifEvent) -> Any:
         runner = self._runner

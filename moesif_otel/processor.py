@@ -149,11 +149,11 @@ class MoesifSpanProcessor(SpanProcessor):
     def _hand_on_or_wait(self, exchange: Exchange) -> None:
         span = exchange.span
         outcome = exchange.outcome
-        if span is None or exchange.span_ended or outcome is None or not outcome.awaits_span:
+        if span is None or _has_ended(exchange) or outcome is None or not outcome.awaits_span:
             self._hand_on(exchange)
             return
         self._waiting[id(exchange)] = (time.monotonic() + _SPAN_GRACE_S, exchange)
-        if exchange.span_ended:  # it ended just now, in another thread that did not see us waiting
+        if _has_ended(exchange):  # just now, in another thread that did not see us waiting
             self._hand_on(exchange)
         else:
             self.exporter.wake()
@@ -322,6 +322,10 @@ def _weakly(processor: MoesifSpanProcessor, method: Callable[[MoesifSpanProcesso
         return method(found) if found is not None else None
 
     return run
+
+
+def _has_ended(exchange: Exchange) -> bool:
+    return exchange.span_ended
 
 
 def _span_id(span: Any) -> int:

@@ -106,5 +106,5 @@ def may_have_body(environ: dict[str, Any]) -> bool:
     """
     length = environ.get("CONTENT_LENGTH")
     if length:
-        return length != "0"
+        return bool(length != "0")
     return bool(environ.get("HTTP_TRANSFER_ENCODING")) or environ.get("REQUEST_METHOD") not in _BODYLESS_METHODS
