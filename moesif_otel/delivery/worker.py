@@ -12,7 +12,7 @@ import os
 import threading
 import weakref
 from random import SystemRandom
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
