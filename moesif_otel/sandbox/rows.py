@@ -30,7 +30,8 @@ class Row:
         path: Path and query of an incoming call; the whole address of an outgoing one.
         status: None when no response was seen.
         took_ms: From request to response; None when one of the times is missing.
-        request_bytes, response_bytes: Size of the body in the event (JSON: as compact text); None without a body.
+        request_bytes, response_bytes: Size of the body: the true one where the event tells it (its body is a part
+            only), else of what is in the event (JSON: as compact text); None without a body.
     """
 
     verb: str
@@ -55,8 +56,8 @@ class Row:
             took_ms=_took_ms(request["time"], response.get("time")),
             user=event.get("user_id") or "",
             company=event.get("company_id") or "",
-            request_bytes=_body_bytes(request),
-            response_bytes=_body_bytes(response),
+            request_bytes=_true_bytes(event, "request_body") or _body_bytes(request),
+            response_bytes=_true_bytes(event, "response_body") or _body_bytes(response),
             blocked=bool(event.get("blocked_by")),
         )
 
@@ -80,6 +81,14 @@ def _took_ms(began: str, ended: str | None) -> float | None:
     except (TypeError, ValueError):
         return None
     return difference.total_seconds() * 1000
+
+
+def _true_bytes(event: Mapping[str, Any], side: str) -> int | None:
+    """Read what moesif_otel says of a body of which the event has a part, or nothing."""
+    found: Any = event.get("metadata")
+    for name in ("moesif_otel", side, "size_bytes"):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found if isinstance(found, int) else None
 
 
 def _body_bytes(message: Mapping[str, Any]) -> int | None:

@@ -116,12 +116,14 @@ def _render(event):
 
 
 def test_rows_of_unusual_events():
-    """A call without response, an outgoing one, and an address that cannot be split are rows too."""
+    """A call without response, an outgoing one, a body cut short, an address that cannot be split are rows too."""
     event = make_event(direction="Outgoing", blocked_by="r1")
     del event["response"]
     row = Row.of_event(event)
     assert (row.status, row.took_ms, row.response_bytes, row.blocked) == (None, None, None, True)
     assert row.path == event["request"]["uri"]
+    event = make_event(metadata={"moesif_otel": {"request_body": {"size_bytes": 5_000}, "response_body": 1}})
+    assert (Row.of_event(event).request_bytes, Row.of_event(event).response_bytes) == (5_000, None)
     event = make_event()
     event["request"]["uri"] = "http://[bad"
     assert Row.of_event(event).path == "http://[bad"

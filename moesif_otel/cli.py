@@ -1,0 +1,160 @@
+"""The command `moesif-otel`: a sandbox to send to, and a demo that needs nothing else.
+
+Owns: the arguments, and what is said on the terminal around a running sandbox.
+Threads: the main one; SIGINT and SIGTERM end a command cleanly.
+Never: is imported by the package; configures logging before a command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+import threading
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["main"]
+
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+
+_DEFAULT_PORT: Final = 8765
+_SIGNAL_CHECK_S: Final = 0.5  # a wait without an end is not interrupted by Ctrl-C on every system
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: Without the program's name; `sys.argv` by default.
+
+    Returns:
+        The exit status: 0 when it went well or was ended by Ctrl-C, 1 when it failed, 2 when it was called wrongly
+        or a package that it needs is not installed.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        with _signals() as ended:
+            return _demo(options, ended) if options.command == "demo" else _sandbox(options, ended)
+    except ImportError as error:
+        # Only what an extra brings is explained; anything else is a defect that should be seen whole.
+        if "moesif-otel[sandbox]" not in str(error):
+            raise
+        _complain(str(error))
+        return EXIT_USAGE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="moesif-otel", description="API analytics, captured with OpenTelemetry.")
+    parser.add_argument("--version", action="version", version=f"moesif-otel {_version()}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    sandbox = commands.add_parser(
+        "sandbox", help="run a Moesif of your own on this machine", description="Run a Moesif of your own."
+    )
+    sandbox.add_argument("--port", type=_port, default=_DEFAULT_PORT, help="default %(default)s; 0 takes a free one")
+    sandbox.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
+    sandbox.add_argument("--database", metavar="FILE", help="keep what arrives in this SQLite file")
+    sandbox.add_argument(
+        "--application-id", action="append", default=[], metavar="ID", help="accept only this id (may be repeated)"
+    )
+    demo = commands.add_parser(
+        "demo",
+        help="see real calls being captured, no account needed",
+        description="Start a sandbox and a small API, send it traffic, and show what was captured.",
+    )
+    demo.add_argument("--once", action="store_true", help="send the traffic once, print a table and end")
+    demo.add_argument(
+        "--port", type=_port, help=f"the sandbox's port (default {_DEFAULT_PORT}, or a free one where that is taken)"
+    )
+    return parser
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65_535:
+        raise ValueError
+    return port
+
+
+_port.__name__ = "port number"  # argparse quotes it
+
+
+def _version() -> str:
+    try:
+        return version("moesif-otel")
+    except PackageNotFoundError:  # run from a source tree
+        return "(not installed)"
+
+
+def _sandbox(options: argparse.Namespace, ended: threading.Event) -> int:
+    import sqlite3
+
+    from moesif_otel.sandbox import Sandbox
+
+    try:
+        sandbox = Sandbox(
+            options.port, host=options.host, database=options.database, application_ids=options.application_id
+        )
+    except sqlite3.Error as error:
+        _complain(f"cannot use the database {options.database}: {error}")
+        return EXIT_FAILED
+    try:
+        sandbox.start()
+    except OSError as error:
+        _complain(f"cannot listen on {options.host} port {options.port}: {error.strerror or error}")
+        return EXIT_FAILED
+    else:
+        _say(f"Moesif sandbox: {sandbox.url}/ lists what arrives; Ctrl-C ends it")
+        _say("Send to it from any service that uses moesif-otel:")
+        _say(f"  MOESIF_BASE_URI={sandbox.url} MOESIF_APPLICATION_ID={(options.application_id or ['any-id'])[0]}")
+        while not ended.wait(_SIGNAL_CHECK_S):
+            pass
+        stats = sandbox.stats()
+        _say(f"\nReceived {stats['received']} events, {stats['duplicates']} of them twice; {stats['rejected']} refused")
+    finally:
+        sandbox.close()
+    return 0
+
+
+def _demo(options: argparse.Namespace, ended: threading.Event) -> int:
+    from moesif_otel.sandbox.demo import run_demo
+
+    ports = (_DEFAULT_PORT, 0) if options.port is None else (options.port,)
+    try:
+        return run_demo(ports=ports, once=options.once, ended=ended, say=_say)
+    except OSError as error:
+        _complain(f"cannot listen on port {options.port}: {error.strerror or error}")
+        return EXIT_FAILED
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """Give an event that Ctrl-C and SIGTERM set; a second one ends the process as it would without us."""
+    ended = threading.Event()
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def end(number: int, _frame: object) -> None:
+        signal.signal(number, before[number])
+        ended.set()
+
+    for number in before:
+        signal.signal(number, end)
+    try:
+        yield ended
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _complain(line: str) -> None:
+    sys.stderr.write(f"moesif-otel: {line}\n")

@@ -1,0 +1,87 @@
+"""`moesif-otel demo`: what a person sees on a machine without a Moesif account."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+import requests
+
+pytest.importorskip("moesif_otel.wsgi")
+
+from moesif_otel.sandbox.demo import run_demo
+from moesif_otel.sandbox.demo_traffic import CALLS
+
+
+def start(*arguments):
+    """Start the demo as its user does."""
+    command = [sys.executable, "-X", "dev", "-W", "error", "-m", "moesif_otel", "demo", *arguments]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+    )
+
+
+def test_once_shows_every_call_and_ends_with_0():
+    """`--once` prints a row for each call that it sent, totals, no noise, and ends with status 0."""
+    with start("--once", "--port", "0") as process:
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    rows = [line.split() for line in out.splitlines() if re.match(r"(GET|POST|DELETE) ", line)]
+    assert [(row[0], row[1]) for row in rows] == [(call.verb, call.path) for call in CALLS]
+    by_call = {(row[0], row[1]): row[2:] for row in rows}
+    status, _, user, company, *sizes = by_call["POST", "/uploads"]
+    assert (status, user, company) == ("201", "dave-bot", "initech")
+    assert sizes == ["307.2", "KB", "67", "B"]
+    assert by_call["GET", "/orders/export"][0:4:2] == ["200", "carol"]
+    assert by_call["GET", "/reports/daily"][0:4:2] == ["500", "ann"]
+    assert by_call["GET", "/orders?status=open"][0:4:2] == ["200", "bob"]
+    assert f"{len(CALLS)} calls sent, {len(CALLS)} captured" in out
+    assert "4 users of 3 companies" in out
+
+
+def test_live_until_it_is_ended():
+    """Without `--once` captured calls appear as they arrive, on the page too; Ctrl-C ends it with totals."""
+    with start("--port", "0") as process:
+        url = re.search(r"http://[\d.]+:\d+", process.stdout.readline()).group(0)
+        for line in process.stdout:
+            if line.startswith("POST"):
+                break
+        assert "/users/ann" in requests.get(url + "/", timeout=10).text
+        process.send_signal(signal.SIGINT)
+        rest, err = process.stdout.read(), process.stderr.read()
+        process.wait(30)
+    assert (process.returncode, err) == (0, "")
+    assert re.search(r"(\d+) calls sent, \1 captured", rest)
+
+
+def test_the_first_free_port_is_taken_and_nothing_stays_behind():
+    """With the usual port in use the demo takes another; afterwards no thread of it is left."""
+    from moesif_otel.sandbox import Sandbox
+
+    before = set(threading.enumerate())
+    lines = []
+    with Sandbox() as taken:
+        assert run_demo(ports=(taken.port, 0), once=True, ended=threading.Event(), say=lines.append) == 0
+        assert not taken.events()
+        with pytest.raises(OSError):
+            run_demo(ports=(taken.port,), once=True, ended=threading.Event(), say=lines.append)
+    assert set(threading.enumerate()) <= before
+
+
+def test_calls_that_do_not_arrive_are_named(monkeypatch):
+    """When a sent call is not among the captured ones, the demo says which and ends with status 1."""
+    import moesif_otel.sandbox.demo as demo
+
+    monkeypatch.setattr(demo, "_ARRIVAL_TIMEOUT_S", 0.1)
+    # A real loss: the application id of the demo is not one that its sandbox takes.
+    real = demo.Sandbox
+    monkeypatch.setattr(demo, "Sandbox", lambda port: real(port, application_ids=["another"]))
+    lines = []
+    assert run_demo(ports=(0,), once=True, ended=threading.Event(), say=lines.append) == 1
+    assert "did not arrive: GET /users" in lines
+    assert any(line.startswith(f"{len(CALLS)} calls sent, 0 captured") for line in lines)
