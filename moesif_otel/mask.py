@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import queue
 import threading
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
+from moesifapi.models import EventModel
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from moesif_otel.delivery.stats import DropReason
@@ -60,8 +61,8 @@ class EventMask:
         """Whether there is a mask."""
         return self._mask is not None
 
-    def apply(self, event: MoesifEvent) -> MoesifEvent | DropReason:
-        """Give the masked event, or why it must not be sent.
+    def apply(self, event: MoesifEvent) -> Any:
+        """Give the masked event (an `EventModel`), or a `DropReason`: why it must not be sent.
 
         The mask sees parsed bodies and an absent one as an empty dict, which is left out again afterwards. It may
         change the event or return another one; None skips the event.
@@ -73,15 +74,16 @@ class EventMask:
             masked = self._run(event)
             if masked is None:
                 return DropReason.MASKED_AWAY
-            if not isinstance(masked, MoesifEvent):
-                masked = MoesifEvent.adopt(masked, event)
-            if masked is None:
+            if not isinstance(masked, EventModel):
                 raise MaskTypeError  # noqa: TRY301 - one way out for all that a mask can do wrong
         except Exception as exc:
             self._guard.caught("callback MASK_EVENT_MODEL", exc)
             return DropReason.MASK_FAILED
         hide_absent_bodies(masked)
-        return cast("MoesifEvent", masked)
+        if not isinstance(masked, MoesifEvent):
+            # A model of moesifapi's own: it has drawn a new id and knows nothing of the trace.
+            masked.transaction_id, masked.trace_id, masked.span = event.transaction_id, event.trace_id, event.span
+        return masked
 
     def _run(self, event: MoesifEvent) -> Any:
         runner = self._runner
