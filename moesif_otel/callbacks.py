@@ -87,7 +87,7 @@ class Callbacks:
 
     def _call(self, callback: _Callback, name: str, arguments: tuple[Any, ...]) -> Any:
         try:
-            return callback(*arguments)
+            return _not_a_coroutine(callback(*arguments))
         except Exception as exc:
             self._guard.caught(f"callback {name}{self._suffix}", exc)
             return None
@@ -134,6 +134,14 @@ class _Callback:
                     exc if isinstance(exc, (ImportError, TypeError)) else type(exc).__qualname__,
                 )
             raise
+
+
+def _not_a_coroutine(said: Any) -> Any:
+    if inspect.iscoroutine(said):
+        # Of a callback named by its import path, or of a lambda around a coroutine function: nobody awaits it.
+        said.close()
+        raise TypeError("a coroutine")
+    return said
 
 
 def _positional_limit(function: Any) -> float:

@@ -104,6 +104,14 @@ class TornadoTap:
         except Exception as exc:
             self._failed("the end of a Tornado request", exc)
 
+    def is_log_function_of(self, handler: Any) -> bool:
+        """Whether the handler's application calls us itself, and not some function of the user's that does."""
+        try:
+            return self in _taps_of_function(handler.application)
+        except Exception as exc:
+            self.pipeline.guard.caught("the end of a Tornado request", exc)
+            return False
+
     def open(self, handler: RequestHandler) -> Call | None:
         """Open the record of a request; None where there is one, or where something failed. Never raises."""
         try:

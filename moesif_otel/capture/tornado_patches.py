@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import inspect
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = ["Patch", "PatchSet"]
 
@@ -67,17 +68,18 @@ class PatchSet:
 
     def __init__(self, patches: Sequence[Patch]) -> None:
         self._patches = tuple(patches)
-        self._holders: set[Hashable] = set()
+        # Weak: a holder that is gone without a word wants nothing any more.
+        self._holders: weakref.WeakSet[Any] = weakref.WeakSet()
         self._lock = threading.Lock()
 
-    def hold(self, holder: Hashable) -> None:
+    def hold(self, holder: object) -> None:
         """Put the patches on for `holder`; twice is once."""
         with self._lock:
             for patch in self._patches:
                 patch.put()
             self._holders.add(holder)
 
-    def release(self, holder: Hashable) -> None:
+    def release(self, holder: object) -> None:
         """Let go; the last one takes the patches away."""
         with self._lock:
             self._holders.discard(holder)

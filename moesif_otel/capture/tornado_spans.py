@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Any, Final
+import weakref
+from typing import Any, Final
 
 from opentelemetry.metrics import NoOpMeterProvider
-
-if TYPE_CHECKING:
-    from collections.abc import Hashable
 
 _Instrumentor: Any
 try:
@@ -39,7 +37,7 @@ class YieldingInstrumentation:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._holders: set[Hashable] = set()
+        self._holders: weakref.WeakSet[Any] = weakref.WeakSet()  # a holder that is gone wants nothing
         self._provider: Any = None
 
     @property
@@ -47,7 +45,7 @@ class YieldingInstrumentation:
         """Whether the instrumentor works on our behalf now."""
         return self._provider is not None
 
-    def hold(self, holder: Hashable, provider: Any) -> bool:
+    def hold(self, holder: object, provider: Any) -> bool:
         """Let spans be made on `provider` for `holder`.
 
         Args:
@@ -67,7 +65,7 @@ class YieldingInstrumentation:
             self._holders.add(holder)
             return True
 
-    def release(self, holder: Hashable) -> None:
+    def release(self, holder: object) -> None:
         """Let go; the last one ends the activation."""
         with self._lock:
             self._holders.discard(holder)

@@ -1,0 +1,158 @@
+"""The Tornado door: `MoesifMiddleware`, a drop-in for the class of the same name in moesiftornado.
+
+Owns: the middleware, its choice of a tracer provider at the first request, Tornado's access log.
+Threads: any; construction starts none.
+Never: raises into a request, waits for the network on the event loop, changes the application's own telemetry.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from opentelemetry.trace import TracerProvider as ApiTracerProvider
+from tornado.web import Application, RequestHandler
+
+from moesif_otel.capture.tornado import TornadoTap
+from moesif_otel.capture.tornado_spans import instrumentation
+from moesif_otel.errors import MoesifConfigError
+from moesif_otel.processor import MoesifSpanProcessor
+from moesif_otel.providers import Dispatcher, dispatcher_on, resolve_provider
+from moesif_otel.settings import TORNADO_BATCH_SIZE, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from moesif_otel.delivery.stats import Stats
+
+__all__ = ["MoesifMiddleware", "tornado_access_log"]
+
+# What `Application.log_request` looks at: an application that has no `log_function`.
+_WITHOUT_LOG_FUNCTION: Final = cast("Application", SimpleNamespace(settings={}))
+
+
+def tornado_access_log(handler: RequestHandler) -> None:
+    """Write the line that Tornado writes to `tornado.access` when an application has no `log_function`.
+
+    Args:
+        handler: The handler whose response is complete.
+    """
+    # Tornado's own code, whichever version is installed, told that there is no `log_function`.
+    Application.log_request(_WITHOUT_LOG_FUNCTION, handler)
+
+
+class MoesifMiddleware:
+    """Records the API calls of Tornado applications in Moesif.
+
+    Drop-in for `moesiftornado.MoesifMiddleware`:
+
+    ```python
+    middleware = MoesifMiddleware({"APPLICATION_ID": "…"})
+    application = tornado.web.Application(handlers, log_function=middleware.log_event)
+    ```
+
+    Args:
+        settings: Dict of options; the README lists them all. `BATCH_SIZE` is 25 by default. Callbacks take the handler
+            and must not be coroutine functions: they run when the response is complete; look things up in the handler
+            and say `identify(user_id=…)` there.
+        tracer_provider: Provider for spans; by default the global one if it is an SDK provider at the first request,
+            else none: then no spans are made, and nothing is added to calls of `AsyncHTTPClient`.
+        log_function: What to call with the handler after each call. By default Tornado's access log goes on as without
+            us; None writes none, as moesiftornado did. What it raises passes to Tornado, as without us.
+
+    Raises:
+        MoesifConfigError: An option is wrong; nothing has been changed or started.
+
+    Thread-safe. No thread starts before the first request, so it may be made before a fork.
+    """
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any] | Settings,
+        tracer_provider: ApiTracerProvider | None = None,
+        *,
+        log_function: Callable[[RequestHandler], Any] | None = tornado_access_log,
+    ) -> None:
+        if tracer_provider is not None and not isinstance(tracer_provider, ApiTracerProvider):
+            raise MoesifConfigError(
+                f"tracer_provider: got {type(tracer_provider).__name__}, takes an OpenTelemetry TracerProvider"
+            )
+        if log_function is not None and not callable(log_function):
+            raise MoesifConfigError(
+                f"log_function: got {type(log_function).__name__}, takes a callable (handler), or None"
+            )
+        if not isinstance(settings, Settings):
+            settings = Settings.from_mapping(settings, batch_size_default=TORNADO_BATCH_SIZE)
+        self.settings: Settings = settings
+        self._explicit_provider = tracer_provider
+        self._log_function = log_function
+        self._processor = MoesifSpanProcessor(settings)
+        self._dispatcher: Dispatcher | None = None
+        # The tap finds itself here, from the `log_function` of an application.
+        self._tornado_tap = TornadoTap(self._processor, before_first=self._resolve)
+        self._tornado_tap.start()
+
+    def log_event(self, handler: RequestHandler) -> None:
+        """Take the end of a call: give this to `tornado.web.Application(…, log_function=middleware.log_event)`.
+
+        Called from a function or a `log_request` of your own, it records too (the first call without its response
+        body, by which it gets to know the application), and the access log is yours to write.
+
+        Args:
+            handler: The handler whose response is complete.
+
+        Raises:
+            What the `log_function` given at construction raises.
+        """
+        tap = self._tornado_tap
+        tap.log_event(handler)
+        log_function = self._log_function
+        if log_function is tornado_access_log:
+            if tap.is_log_function_of(handler):
+                self._processor.guard.run("Tornado's access log", log_function, handler)
+        elif log_function is not None:
+            log_function(handler)
+
+    def _resolve(self) -> None:
+        provider, shared = resolve_provider(self._explicit_provider)
+        if not shared:
+            # Nobody would see spans of a private provider: calls are recorded as they are, Tornado stays as it is.
+            return
+        self._dispatcher = dispatcher_on(provider)
+        self._dispatcher.register(self._processor)
+        instrumentation.hold(self, provider)
+
+    def stop(self) -> None:
+        """Stop capturing; calls that are being served are recorded to their end.
+
+        The last middleware that stops restores Tornado; the applications are served on, and their access log goes on.
+        """
+        self._tornado_tap.stop()
+        instrumentation.release(self)
+        dispatcher, self._dispatcher = self._dispatcher, None
+        if dispatcher is not None:
+            dispatcher.unregister(self._processor)
+
+    def force_flush(self, timeout_millis: int = 5_000) -> bool:
+        """Deliver every call that has finished. It waits: on an event loop use `asyncio.to_thread`.
+
+        Args:
+            timeout_millis: Return after this time at the latest.
+
+        Returns:
+            True if everything that had finished was delivered or is counted as dropped.
+        """
+        return self._processor.force_flush(timeout_millis)
+
+    def shutdown(self, timeout_millis: int = 5_000) -> None:
+        """Stop capturing and deliver what is pending. It waits: on an event loop use `asyncio.to_thread`.
+
+        Args:
+            timeout_millis: Return after this time at the latest.
+        """
+        self.stop()
+        self._processor.shutdown(timeout_millis)
+
+    def stats(self) -> Stats:
+        """Give the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
+        return self._processor.stats()
