@@ -98,7 +98,7 @@ def test_a_mask_that_hangs_loses_its_event_and_stops_nobody() -> None:
     for _ in range(200):
         if isinstance(masking.apply(event()), MoesifEvent):
             break
-        release.wait(0.01)
+        threading.Event().wait(0.01)
     assert isinstance(masking.apply(event()), MoesifEvent)
 
 
