@@ -7,7 +7,6 @@ Never: raises into a request, waits for the network, changes the application's o
 
 from __future__ import annotations
 
-import threading
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -64,30 +63,23 @@ class MoesifMiddleware:
         self._tap = WsgiTap(
             self._processor, transaction_id=None if self.settings.disabled_transaction_id else self._transaction_id
         )
-        self._spans: ServerSpans | None = None
-        self._resolved = False
-        self._resolving = threading.Lock()
+        self._spans: dict[str, ServerSpans | None] = {}
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
         """Serve one request (PEP 3333): what the application returns and raises passes unchanged."""
-        if not self._resolved:
-            self._resolve()
-        return self._tap.call(self.app, environ, start_response, spans=self._spans)
+        spans = self._spans["made"] if self._spans else self._resolve()
+        return self._tap.call(self.app, environ, start_response, spans=spans)
 
-    def _resolve(self) -> None:
-        # A forked child may inherit the lock held: then it goes without spans rather than wait.
-        if not self._resolving.acquire(timeout=1):
-            return
+    def _resolve(self) -> ServerSpans | None:
+        spans = None
         try:
-            if not self._resolved:
-                provider, shared = resolve_provider(self._explicit_provider)
-                dispatcher_on(provider).register(self._processor)
-                self._spans = ServerSpans(provider, shared=shared, app=self.app)
+            provider, shared = resolve_provider(self._explicit_provider)
+            dispatcher_on(provider).register(self._processor)
+            spans = ServerSpans(provider, shared=shared, app=self.app)
         except Exception as exc:
             self._processor.guard.caught("choosing a tracer provider", exc)
-        finally:
-            self._resolved = True
-            self._resolving.release()
+        # No lock (a forked child could inherit it held): of first requests at the same time one wins, atomically.
+        return self._spans.setdefault("made", spans)
 
     def _transaction_id(self, exchange: Exchange) -> str:
         """Fix the event's id so that the response header can tell it."""
