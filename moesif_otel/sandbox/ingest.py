@@ -8,6 +8,7 @@ Never: stores a part of a batch: one item that is refused refuses its batch (the
 
 from __future__ import annotations
 
+import sqlite3
 import time
 import zlib
 from dataclasses import dataclass, field
@@ -151,6 +152,8 @@ class Ingest:
         except Refusal as refusal:
             self._wire.count("rejected")
             return Answer.of_json(refusal.status, refusal.as_json())
+        except sqlite3.Error as error:  # a full disk, a file that another sandbox holds: worth another try
+            return Answer.of_json(503, Refusal(503, "not_stored", f"the database failed: {error}").as_json())
 
     def _route(self, call: Call) -> Answer:
         if call.path == "/health/probe":

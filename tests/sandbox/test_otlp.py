@@ -11,6 +11,7 @@ import pytest
 import requests
 from opentelemetry.exporter.otlp.proto.http import Compression
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -150,6 +151,26 @@ def test_a_span_that_makes_no_good_event_is_a_partial_success(sandbox):
     assert partial["rejectedSpans"] == "1"
     assert "days old" in partial["errorMessage"]
     assert sandbox.events() == []
+
+
+def test_a_partial_success_in_protobuf(sandbox):
+    """The same in protobuf, as an OTLP client reads it."""
+    from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as service
+    from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
+
+    http = [KeyValue(key="http.request.method", value=AnyValue(string_value="GET"))]
+    span = Span(
+        trace_id=b"a" * 16, span_id=b"b" * 8, kind=Span.SPAN_KIND_SERVER, start_time_unix_nano=1, attributes=http
+    )
+    spans = ResourceSpans(scope_spans=[ScopeSpans(spans=[span])])
+    answer = requests.post(
+        sandbox.url + "/v1/traces",
+        data=service.ExportTraceServiceRequest(resource_spans=[spans]).SerializeToString(),
+        headers={"Content-Type": "application/x-protobuf", "X-Moesif-Application-Id": "a"},
+        timeout=10,
+    )
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/x-protobuf")
+    assert service.ExportTraceServiceResponse.FromString(answer.content).partial_success.rejected_spans == 1
 
 
 @pytest.mark.parametrize(
