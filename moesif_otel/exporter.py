@@ -22,6 +22,7 @@ from moesif_otel.delivery.worker import Delivery, Prepared
 from moesif_otel.events.build import build_event, serialize, without_bodies
 from moesif_otel.guard import Guard
 from moesif_otel.mask import EventMask
+from moesif_otel.remote.poller import shared_poller
 from moesif_otel.settings import Settings
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
     from moesif_otel.delivery.stats import Stats
+    from moesif_otel.remote.poller import ConfigPoller
 
 __all__ = ["EVENT_OVERHEAD_BYTES", "MoesifSpanExporter"]
 
@@ -77,7 +79,8 @@ class MoesifSpanExporter(SpanExporter):
         self._ledger = Ledger()
         self._mask = EventMask(settings.mask_event_model, self.guard)
         self._claims = claims_of(settings.pipeline_key)
-        self.transport = MoesifTransport(settings)
+        self.transport = MoesifTransport(settings, on_tags=self._note_tags)
+        self.remote: ConfigPoller | None = shared_poller(settings, self.transport)
         self.delivery: Delivery[ReadableSpan] = Delivery(
             settings,
             prepare=self._prepare,
@@ -98,6 +101,12 @@ class MoesifSpanExporter(SpanExporter):
     def ensure_started(self) -> None:
         """Start the threads of this process unless they run."""
         self.delivery.ensure_started()
+        if self.remote is not None:
+            self.remote.ensure_started()
+
+    def _note_tags(self, config_etag: str | None, rules_tag: str | None) -> None:
+        if self.remote is not None:
+            self.remote.note_tags(config_etag, rules_tag)
 
     def wake(self) -> None:
         """Let housekeeping run soon."""
@@ -124,7 +133,7 @@ class MoesifSpanExporter(SpanExporter):
                 if isinstance(span, CapturedSpan):
                     self._submit(span)
                 elif self._is_ours_to_send(span):
-                    self.delivery.ensure_started()
+                    self.ensure_started()
                     self._submit(span)
             except Exception as exc:
                 self.guard.caught("export of a span", exc)
@@ -178,10 +187,12 @@ class MoesifSpanExporter(SpanExporter):
             timeout_millis: Return after this time at the latest; `SHUTDOWN_TIMEOUT` by default.
         """
         self.delivery.shutdown(self.settings.shutdown_timeout if timeout_millis is None else timeout_millis / 1_000)
+        if self.remote is not None:
+            self.remote.release()
 
     def stats(self) -> Stats:
         """Give the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
         stats = self._ledger.snapshot()
         stats["held_bytes"] = self.budget.held_bytes
-        stats["errors"] = self.guard.counts()
+        stats["errors"] = {**self.guard.counts(), **(self.remote.counts() if self.remote is not None else {})}
         return stats

@@ -53,6 +53,7 @@ class ForwardingExporter:
         self.guard = Guard()
         self.budget = ByteBudget(settings.event_queue_bytes)
         self._ledger = Ledger()
+        self.remote = None  # sampling and governance do not apply to OTLP (Moesif's API documentation)
         self.delivery: Delivery[CapturedSpan] = Delivery(
             settings,
             prepare=_prepare,

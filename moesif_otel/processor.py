@@ -20,6 +20,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.trace import SpanKind
 
+from moesif_otel import govern
 from moesif_otel.callbacks import Callbacks
 from moesif_otel.capture.exchange import Exchange, Outcome, chain, current_exchange
 from moesif_otel.captured import CapturedSpan
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
     from moesif_otel.delivery.stats import Stats
+    from moesif_otel.remote.verdict import Verdict
 
 __all__ = ["MoesifSpanProcessor"]
 
@@ -114,6 +116,20 @@ class MoesifSpanProcessor(SpanProcessor):
             self._bind_current(exchange)
         except Exception as exc:
             self.guard.caught("opening a call", exc)
+
+    def govern(self, exchange: Exchange, read_ahead: Callable[[], bytes | None]) -> Verdict | None:
+        """Ask the governance rules about a request; None when there are none, or none has anything to say."""
+        remote = self.exporter.remote
+        if remote is None:
+            return None
+        rules = remote.rules
+        if not rules:
+            return None
+        try:
+            return govern.decide(rules, remote.config, exchange, self._callbacks["Incoming"], read_ahead)
+        except Exception as exc:
+            self.guard.caught("governance", exc)
+            return None
 
     def finished(self, exchange: Exchange) -> None:
         """Run the callbacks, then hand the call on or wait a moment for its span."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from typing import Any
 
 from moesif_otel.capture.body import ByteBudget
 from moesif_otel.capture.exchange import Exchange
@@ -23,12 +24,16 @@ class RecordingPipeline:
         self.superseded_calls: list[Exchange] = []
         self.late: queue.SimpleQueue[Exchange] = queue.SimpleQueue()
         self.callbacks_wanted = False
+        self.decision: Any = None  # a function (exchange, read_ahead) -> Verdict, or none
 
     def opened(self, exchange: Exchange) -> None:
         self.open.append(exchange)
 
     def has_callbacks(self, exchange: Exchange) -> bool:
         return self.callbacks_wanted
+
+    def govern(self, exchange: Exchange, read_ahead: object) -> object:
+        return self.decision(exchange, read_ahead) if self.decision is not None else None
 
     def finished(self, exchange: Exchange) -> None:
         self.calls.append(exchange)

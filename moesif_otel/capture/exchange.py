@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from moesif_otel.guard import Guard
     from moesif_otel.settings import Settings
 
-__all__ = ["Direction", "Exchange", "Headers", "Outcome", "Pipeline", "current_exchange", "identify"]
+__all__ = ["Decision", "Direction", "Exchange", "Headers", "Outcome", "Pipeline", "current_exchange", "identify"]
 
 Direction = Literal["Incoming", "Outgoing"]
 Headers = list[tuple[str, str]]
@@ -51,6 +51,44 @@ class Outcome(str, Enum):
 _AWAITS_SPAN: Final = frozenset({Outcome.COMPLETE, Outcome.FAILED, Outcome.DROPPED})
 
 
+class Decision(Protocol):
+    """What governance decided about a request (`remote.verdict.Verdict`)."""
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the application must not be called."""
+        ...
+
+    @property
+    def status(self) -> int:
+        """Status of the answer to a blocked request."""
+        ...
+
+    @property
+    def phrase(self) -> str:
+        """The status's phrase."""
+        ...
+
+    @property
+    def status_line(self) -> str:
+        """Status and phrase."""
+        ...
+
+    @property
+    def headers(self) -> Headers:
+        """Headers to add; all of the answer's when blocked."""
+        ...
+
+    @property
+    def body(self) -> bytes | None:
+        """Body of the answer to a blocked request."""
+        ...
+
+    def added_to(self, headers: Headers) -> Headers:
+        """Give the application's headers with the decision's behind them."""
+        ...
+
+
 class Pipeline(Protocol):
     """What a tap needs of the pipeline that it works for (`processor.MoesifSpanProcessor`)."""
 
@@ -69,6 +107,18 @@ class Pipeline(Protocol):
 
     def has_callbacks(self, exchange: Exchange) -> bool:
         """Whether callbacks will look at this Exchange's `callback_arguments`."""
+        ...
+
+    def govern(self, exchange: Exchange, read_ahead: Callable[[], bytes | None]) -> Decision | None:
+        """Ask the governance rules about a request before the application sees it.
+
+        Args:
+            exchange: With method, URL, headers, peer address and callback arguments.
+            read_ahead: Gives the raw request body, or None; called only when a rule depends on it.
+
+        Returns:
+            None when no rule has anything to say, which takes well under a microsecond without rules. Never raises.
+        """
         ...
 
     def finished(self, exchange: Exchange) -> None:

@@ -20,13 +20,14 @@ from moesif_otel.capture.body import CapturedBody
 from moesif_otel.capture.exchange import Exchange, Outcome, current_exchange
 from moesif_otel.capture.wsgi_environ import header_source, may_have_body, url_source
 from moesif_otel.capture.wsgi_input import InputTee
+from moesif_otel.capture.wsgi_read_ahead import read_ahead
 from moesif_otel.capture.wsgi_response import ResponseStream, SizedResponseStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import Token
 
-    from moesif_otel.capture.exchange import Pipeline
+    from moesif_otel.capture.exchange import Decision, Pipeline
     from moesif_otel.capture.wsgi_span import ServerSpan, ServerSpans
 
 __all__ = ["EXCHANGES_KEY", "TRANSACTION_ID_HEADER", "WsgiTap"]
@@ -131,6 +132,7 @@ class _Call:
 
     __slots__ = (
         "_content_length_bytes",
+        "_decision",
         "_exchange",
         "_exhausted",
         "_guard",
@@ -159,15 +161,20 @@ class _Call:
         self._content_length_bytes: int | None = None
         self._exhausted = False
         self._sent = False
+        self._decision: Decision | None = None
 
     def run(self, app: Any, environ: dict[str, Any]) -> Any:
         """Call the application and take its result."""
         token = current_exchange.set(self._exchange)
         try:
             self._start(environ)
+            self._decision = decision = self._govern(environ)
             attached = self._attach()
             try:
-                result = app(environ, self.start_response)
+                if decision is not None and decision.blocked:
+                    result = self._answer_instead(decision)
+                else:
+                    result = app(environ, self.start_response)
             except BaseException as exc:
                 self.failed(exc)
                 raise
@@ -190,6 +197,16 @@ class _Call:
             self._guard.caught("a SERVER span", exc)
         self._exchange.pipeline.opened(self._exchange)
 
+    def _govern(self, environ: dict[str, Any]) -> Decision | None:
+        exchange = self._exchange
+        pipeline = exchange.pipeline
+        return pipeline.govern(exchange, partial(read_ahead, environ, pipeline.settings.request_max_body_size))
+
+    def _answer_instead(self, decision: Decision) -> list[bytes]:
+        """Answer a blocked request; the application is not called."""
+        self.start_response(decision.status_line, decision.headers)
+        return [] if self._exchange.method == "HEAD" or not decision.body else [decision.body]
+
     def _attach(self) -> Token[Any] | None:
         span = self._span
         if span is None or span.context is None or self._spans is None or not self._spans.shared:
@@ -198,9 +215,13 @@ class _Call:
 
     # What the application calls.
 
-    def start_response(self, status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
+    def start_response(self, status: str, headers: list[tuple[str, str]], *exc_info: Any, **named: Any) -> Any:
         """Pass status and headers on as they are, then note them."""
-        write = self._server_start_response(status, self._with_transaction_id(headers), *exc_info)
+        decision = self._decision
+        if decision is not None and not decision.blocked:
+            headers = decision.added_to(headers)
+        # PEP 3333 wants them positional, but `exc_info=` works with every server, so it works here.
+        write = self._server_start_response(status, self._with_transaction_id(headers), *exc_info, **named)
         try:
             self._note_response(status, headers)
         except Exception as exc:

@@ -82,6 +82,10 @@ class Verdict:
         """Status and phrase, as WSGI's `start_response` takes them."""
         return f"{self.status} {self.phrase}"
 
+    def added_to(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Give the application's headers with this verdict's behind them (`add_headers`)."""
+        return add_headers(headers, self.headers)
+
 
 class HeaderMerge:
     """Headers of several rules: a later one overrides an earlier one of the same name, in any case."""

@@ -18,6 +18,7 @@ from opentelemetry.trace import SpanKind
 from moesif_otel.capture.exchange import Outcome, current_exchange
 from moesif_otel.capture.wsgi import WsgiTap
 from moesif_otel.capture.wsgi_span import ServerSpans
+from moesif_otel.remote.verdict import Verdict
 from tests.recording import RecordingPipeline
 
 
@@ -486,3 +487,55 @@ def test_callbacks_find_what_moesifwsgi_documents() -> None:
     assert environ["moesif.request_body"]["name"] == "n"
     assert environ["moesif.response_body_chunks"] == [b"out"]
     assert environ["moesif.response_headers"] == {"X-User": "u1"}
+
+
+def test_a_blocked_call_is_answered_without_the_application() -> None:
+    """The rule's status, headers and body reach the client; the application is not called; the call is on record."""
+    pipeline, server, called = RecordingPipeline(), Server(), []
+    pipeline.decision = lambda exchange, read: Verdict(
+        blocked=True, status=429, headers=[("X-Q", "1"), ("Content-Length", "2")], body=b"{}", blocked_by="r1"
+    )
+    call = tapped(lambda environ, start_response: called.append(1), pipeline)
+    assert server.run(call, make_environ()) == b"{}"
+    assert (server.status, server.headers) == ("429 Too Many Requests", [("X-Q", "1"), ("Content-Length", "2")])
+    assert called == []
+    (exchange,) = pipeline.calls
+    assert (exchange.status, exchange.response_body.data()) == (429, b"{}")
+    assert server.run(call, make_environ(REQUEST_METHOD="HEAD")) == b""
+
+
+def test_a_rules_headers_come_behind_the_applications() -> None:
+    """Order and repetition of the application's own headers stay as they are."""
+    pipeline, server = RecordingPipeline(), Server()
+    pipeline.decision = lambda exchange, read: Verdict(
+        blocked=False, status=0, headers=[("X-Plan", "gold")], body=None, blocked_by=None
+    )
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [("Set-Cookie", "a=1"), ("X", "y"), ("Set-Cookie", "b=2")])
+        return [b""]
+
+    server.run(tapped(app, pipeline), make_environ())
+    assert server.headers == [("Set-Cookie", "a=1"), ("X", "y"), ("Set-Cookie", "b=2"), ("X-Plan", "gold")]
+    assert pipeline.calls[0].response_headers == server.headers
+
+
+def test_a_rule_may_look_into_the_body_first() -> None:
+    """What was read for a rule is what the application reads, and is captured once."""
+    pipeline, got = RecordingPipeline(), []
+    pipeline.decision = lambda exchange, read: got.append(read())
+
+    def app(environ: Any, start_response: Any) -> Any:
+        got.append(environ["wsgi.input"].read(4))
+        start_response("200 OK", [])
+        return []
+
+    class Socket:
+        def __init__(self, data: bytes) -> None:
+            self.read = io.BytesIO(data).read
+
+    environ = make_environ(b"body")
+    environ["wsgi.input"] = Socket(b"body")
+    Server().run(tapped(app, pipeline), environ)
+    assert got == [b"body", b"body"]
+    assert (pipeline.calls[0].request_body.data(), pipeline.calls[0].request_body.total_bytes) == (b"body", 4)

@@ -1,0 +1,98 @@
+"""Reading a request body before the application does, for governance rules that look into bodies, and giving it back.
+
+Owns: `read_ahead` and `PrefixedInput`. The one place where we read a stream for the application, and only when a rule
+that has matched so far has a body condition.
+Threads: the one that serves the request.
+Never: reads more than it is told, reads where no end is known, loses a byte.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["PrefixedInput", "read_ahead"]
+
+
+def read_ahead(environ: dict[str, Any], max_bytes: int) -> bytes | None:
+    """Read the request body and put it back in front of what is left.
+
+    Args:
+        environ: The request's; its `wsgi.input` is replaced unless it can be sought back.
+        max_bytes: A longer body is not read.
+
+    Returns:
+        The whole body; None when there is none, it is longer, or its end is not known.
+
+    Raises:
+        OSError: The client left; the application will meet the same when it reads.
+    """
+    stream = environ.get("wsgi.input")
+    length = environ.get("CONTENT_LENGTH")
+    terminated = bool(environ.get("wsgi.input_terminated"))
+    if stream is None or not (length or (terminated and environ.get("HTTP_TRANSFER_ENCODING"))):
+        return None
+    if length:
+        wanted_bytes = int(length)
+        if not 0 < wanted_bytes <= max_bytes:
+            return None
+    else:
+        wanted_bytes = max_bytes + 1
+    data: bytes = stream.read(wanted_bytes)
+    if not _seek_back(stream, len(data)):
+        environ["wsgi.input"] = PrefixedInput(data, stream)
+    return data if len(data) <= max_bytes else None
+
+
+def _seek_back(stream: Any, size_bytes: int) -> bool:
+    try:
+        stream.seek(stream.tell() - size_bytes)
+    except (AttributeError, OSError, ValueError, TypeError):  # io.UnsupportedOperation is an OSError
+        return False
+    return True
+
+
+class PrefixedInput:
+    """A `wsgi.input` of which the first part has been read: gives that part, then the rest."""
+
+    __slots__ = ("_prefix", "_rest")
+
+    def __init__(self, prefix: bytes, rest: Any) -> None:
+        self._prefix = io.BytesIO(prefix)
+        self._rest = rest
+
+    def read(self, *size: Any) -> bytes:
+        """Read as PEP 3333 says; the rest is asked only for what the first part does not give."""
+        if not size or size[0] is None or size[0] < 0:
+            data: bytes = self._prefix.read() + self._rest.read(*size)
+            return data
+        part = self._prefix.read(size[0])
+        if len(part) < size[0]:
+            part += self._rest.read(size[0] - len(part))
+        return part
+
+    def readline(self, *size: Any) -> bytes:
+        """Read a line, which may begin in the first part and end in the rest."""
+        limit = size[0] if size and size[0] is not None and size[0] >= 0 else None
+        line = self._prefix.readline(-1 if limit is None else limit)
+        if line.endswith(b"\n") or (limit is not None and len(line) >= limit):
+            return line
+        return line + (self._rest.readline() if limit is None else self._rest.readline(limit - len(line)))
+
+    def readlines(self, *hint: Any) -> list[bytes]:
+        """Read lines to the end; the hint may be ignored (PEP 3333)."""
+        del hint
+        return list(self)
+
+    def __iter__(self) -> Iterator[bytes]:
+        while line := self.readline():
+            yield line
+
+    def __next__(self) -> bytes:
+        line = self.readline()
+        if not line:
+            raise StopIteration
+        return line
