@@ -142,9 +142,6 @@ class RuleSet:
         return self._company.has_unknown(config.company_rules) or self._user.has_unknown(config.user_rules)
 
 
-NO_RULES: Final = RuleSet()
-
-
 class _Cohorts:
     """The rules of one kind, company or user."""
 
@@ -200,3 +197,10 @@ class _Inquiry:
         if held is None:
             held = self._held[condition] = condition.holds(self._facts, self._allowance)
         return held
+
+
+# Last: a rule set is made of the classes above.
+NO_RULES: Final = RuleSet()
+
+
+NO_RULES: Final = RuleSet()
