@@ -38,7 +38,7 @@ body{font:14px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:80rem;padding
 h1{font-size:1.3rem;margin:0 0 .2rem}p{margin:.2rem 0 1rem;color:#566}form{margin:0 0 1rem}
 table{border-collapse:collapse;width:100%}th{text-align:left;color:#566;font-weight:600}
 th,td{padding:.3rem .6rem;border-bottom:1px solid #e3e7ec;white-space:nowrap}
-td.path{white-space:normal;word-break:break-all;font-family:ui-monospace,monospace}
+td.path,td.who{white-space:normal;overflow-wrap:anywhere;min-width:5rem}td.path{font-family:ui-monospace,monospace}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 .s2,.s3{color:#12733a}.s4{color:#9a5b00}.s5,.s0{color:#b3261e}code{background:#f2f4f7;padding:.1rem .3rem}
 @media (prefers-color-scheme:dark){body{background:#12161c;color:#dde3ea}th,td{border-color:#2a323d}
@@ -111,8 +111,8 @@ def _row(stored: StoredEvent) -> str:
         f'<td class="path">{escape(row.path)}</td>',
         f'<td class="n s{(row.status or 0) // 100}">{status}</td>',
         f'<td class="n">{"-" if row.took_ms is None else f"{row.took_ms:.0f}"}</td>',
-        f"<td>{escape(row.user)}</td>",
-        f"<td>{escape(row.company)}</td>",
+        f'<td class="who">{escape(row.user)}</td>',
+        f'<td class="who">{escape(row.company)}</td>',
         f'<td class="n">{size_in_words(row.request_bytes)}</td>',
         f'<td class="n">{size_in_words(row.response_bytes)}</td>',
         f'<td><a href="/api/events/{stored.sequence}">JSON</a></td>',

@@ -76,8 +76,8 @@ def test_a_call_is_one_row(sandbox):
 def test_the_page_filters_and_pauses(sandbox):
     """One application's calls can be shown alone; the page refreshes itself unless told not to."""
     post(sandbox, make_event(user_id="ann"))
-    assert "<td>ann</td>" in requests.get(sandbox.url + "/?application_id=app-1", timeout=10).text
-    assert "<td>ann</td>" not in requests.get(sandbox.url + "/?application_id=app-2", timeout=10).text
+    assert ">ann</td>" in requests.get(sandbox.url + "/?application_id=app-1", timeout=10).text
+    assert ">ann</td>" not in requests.get(sandbox.url + "/?application_id=app-2", timeout=10).text
     assert 'http-equiv="refresh" content="2"' in requests.get(sandbox.url + "/", timeout=10).text
     assert "http-equiv" not in requests.get(sandbox.url + "/?refresh=0", timeout=10).text
 
