@@ -21,7 +21,17 @@ from moesif_otel.events.media import Format, Media, media_of
 if TYPE_CHECKING:
     from moesif_otel.events.redact import Rules
 
-__all__ = ["MAX_DECODED_BYTES", "Body", "read_body"]
+__all__ = [
+    "KNOWN_CHARSETS",
+    "MAX_DECODED_BYTES",
+    "NO_BODY",
+    "UTF8_CHARSETS",
+    "Body",
+    "load_json",
+    "looks_like_json",
+    "read_body",
+    "utf8_of",
+]
 
 MAX_DECODED_BYTES: Final = 450_000
 """Most bytes that undoing a Content-Encoding may give: the server truncates a body there."""
@@ -69,7 +79,7 @@ class Body:
     shortened: bool = False
 
 
-_NO_BODY: Final = Body(None, None, None)
+NO_BODY: Final = Body(None, None, None)
 
 
 def read_body(
@@ -101,7 +111,7 @@ def read_body(
         The body. Never raises; time linear in the bytes given and made. Thread-safe.
     """
     if not data:
-        return _NO_BODY
+        return NO_BODY
     media = media_of(content_type)
     decoded = decode_content(data, content_encoding, truncated=truncated, max_bytes=max_decoded_bytes)
     if decoded.clear and decoded.whole:
@@ -116,7 +126,7 @@ def read_body(
             return Body(None, None, reason.value)
         clear = hidden
     if not clear:
-        return _NO_BODY
+        return NO_BODY
     shortened = not decoded.whole or len(clear) > _MAX_BASE64_INPUT_BYTES
     text = b2a_base64(clear[:_MAX_BASE64_INPUT_BYTES], newline=False).decode("ascii")
     return Body(text, "base64", None, shortened)

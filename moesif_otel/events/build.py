@@ -14,13 +14,17 @@ from typing import TYPE_CHECKING, Any
 from moesifapi.models import EventRequestModel, EventResponseModel
 
 from moesif_otel.capture.body import LeftOut
-from moesif_otel.events.body import read_body
+from moesif_otel.events.body import NO_BODY, Body, read_body
 from moesif_otel.events.client_ip import client_address
 from moesif_otel.events.exchanges import call_of_exchange
 from moesif_otel.events.identity import user_from_headers
 from moesif_otel.events.media import is_left_out, media_of
 from moesif_otel.events.model import MoesifEvent, hide_absent_bodies, show_absent_bodies
-from moesif_otel.events.serialize import OUR_KEY, serialize, text_of, without_bodies
+from moesif_otel.events.redact import redaction_for
+from moesif_otel.events.redact_formats import names_in
+from moesif_otel.events.redact_headers import redact_headers
+from moesif_otel.events.redact_text import redact_text, redact_url
+from moesif_otel.events.serialize import OUR_KEY, plain, serialize, text_of, without_bodies
 from moesif_otel.events.spans import call_of_span
 from moesif_otel.events.times import moesif_time
 
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
 
     from moesif_otel.capture.exchange import Exchange
     from moesif_otel.events.call import Call, Content
-    from moesif_otel.events.redact import Rules
+    from moesif_otel.events.redact import Redaction, Rules
     from moesif_otel.settings import Settings
 
 __all__ = [
@@ -83,6 +87,7 @@ def transaction_id_for(trace_id: int, span_id: int, application_id: str) -> str:
 
 def _event(call: Call, settings: Settings, *, parse_bodies: bool) -> MoesifEvent:
     ours = call.ours
+    rules = redaction_for(settings)
     request_names = {name.lower(): value for name, value in reversed(call.request_headers)}
     response_names = {name.lower(): value for name, value in reversed(call.response_headers)}
     incoming = call.direction == "Incoming"
@@ -94,22 +99,28 @@ def _event(call: Call, settings: Settings, *, parse_bodies: bool) -> MoesifEvent
         )
     request = EventRequestModel(
         time=moesif_time(call.started_ns),
-        uri=call.url,
+        uri=redact_url(rules.request, call.url),
         verb=call.method,
-        headers=_joined((name.title(), value) for name, value in call.request_headers),
+        headers=_joined([(name.title(), value) for name, value in redact_headers(rules.request, call.request_headers)]),
         api_version=settings.api_version,
         ip_address=client_address(request_names, call.peer_address) if incoming else None,
     )
-    _fill_body(request, call.request_body, request_names, None, settings, parse_bodies, ours, "request_body")
+    body, facts = _read(call.request_body, request_names, rules.request, settings, parse=parse_bodies)
+    request.body, request.transfer_encoding = body.value, body.transfer_encoding
+    if facts:
+        ours["request_body"] = facts
     response = None
     if call.status is not None:
         response = EventResponseModel(
             time=moesif_time(max(call.ended_ns, call.started_ns)),
             status=call.status,
-            headers=_joined(call.response_headers),
+            headers=_joined(redact_headers(rules.response, call.response_headers)),
             ip_address=call.server_address,
         )
-        _fill_body(response, call.response_body, response_names, None, settings, parse_bodies, ours, "response_body")
+        body, facts = _read(call.response_body, response_names, rules.response, settings, parse=parse_bodies)
+        response.body, response.transfer_encoding = body.value, body.transfer_encoding
+        if facts:
+            ours["response_body"] = facts
     event = MoesifEvent(
         request=request,
         response=response,
@@ -119,16 +130,35 @@ def _event(call: Call, settings: Settings, *, parse_bodies: bool) -> MoesifEvent
         direction=call.direction,
         weight=call.weight,
         blocked_by=call.blocked_by,
-        transaction_id=call.transaction_id
-        or transaction_id_for(call.trace_id, call.span_id, settings.application_id),
+        transaction_id=call.transaction_id or transaction_id_for(call.trace_id, call.span_id, settings.application_id),
     )
     _link(event, call)
-    if call.attributes:
-        ours["attributes"] = call.attributes
-    if call.exceptions:
-        ours["exceptions"] = call.exceptions
+    _add_span_facts(call, rules)
     event.metadata = _metadata(call.metadata, ours)
     return event
+
+
+def _add_span_facts(call: Call, rules: Redaction) -> None:
+    """Add what the span brought of the application's own, looked through like a body of either side."""
+    if call.attributes:
+        attributes = plain(call.attributes)
+        for side in rules:
+            if side.active:
+                side.redact_value(attributes)
+        call.ours["attributes"] = attributes
+    if call.exceptions:
+        call.ours["exceptions"] = [_exception(found, rules) for found in call.exceptions]
+    name = call.ours.get("span_name")
+    if name is not None:
+        call.ours["span_name"] = redact_text(rules.response, redact_url(rules.request, name))
+
+
+def _exception(found: dict[str, str], rules: Redaction) -> dict[str, str]:
+    """Give an exception without its message where that has a name that counts: messages quote data freely."""
+    message = found.get("message", "").encode("utf-8", "replace")
+    if any(side.active and side.may_concern_encoded(message) and names_in(side, message) for side in rules):
+        return {name: text for name, text in found.items() if name != "message"}
+    return found
 
 
 def _joined(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -145,47 +175,41 @@ def _joined(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
     return found
 
 
-def _fill_body(
-    part: Any,
-    content: Content | None,
-    headers: Mapping[str, str],
-    rules: Rules | None,
-    settings: Settings,
-    parse: bool,
-    ours: dict[str, Any],
-    key: str,
-) -> None:
-    """Put a body into its part of the event, and what there is to say of it into our metadata."""
+def _read(
+    content: Content | None, headers: Mapping[str, str], rules: Rules, settings: Settings, *, parse: bool
+) -> tuple[Body, dict[str, Any]]:
+    """Give a body as Moesif takes it, and what there is to say of it: true size, and why it is not all there."""
     if content is None:
-        return
-    media = media_of(headers.get("content-type"))
+        return NO_BODY, {}
+    content_type = headers.get("content-type")
+    media = media_of(content_type)
     facts: dict[str, Any] = {}
-    if content.left_out is not None:
-        facts["left_out"] = content.left_out
-    elif is_left_out(media) and not settings.log_binary_body:
-        facts["left_out"] = LeftOut.CONTENT.value
-    else:
+    body = NO_BODY
+    left_out = content.left_out
+    if left_out is None and is_left_out(media) and not settings.log_binary_body:
+        left_out = LeftOut.CONTENT.value
+    if left_out is None:
         truncated = len(content.data) < content.total_bytes
         body = read_body(
             content.data,
-            headers.get("content-type"),
+            content_type,
             headers.get("content-encoding"),
             truncated=truncated,
             parse=parse,
             rules=rules,
         )
-        part.body, part.transfer_encoding = body.value, body.transfer_encoding
-        if body.left_out is not None:
-            facts["left_out"] = body.left_out
+        left_out = body.left_out
         if truncated:
             facts["kept_bytes"] = len(content.data)
         if truncated or body.shortened:
             facts["truncated"] = True
+    if left_out is not None:
+        facts["left_out"] = left_out
+        if media.essence:
+            facts["content_type"] = media.essence
     if facts:
         facts["size_bytes"] = content.total_bytes
-        if "left_out" in facts and media.essence:
-            facts["content_type"] = media.essence
-        ours[key] = facts
+    return body, facts
 
 
 def _link(event: MoesifEvent, call: Call) -> None:

@@ -103,9 +103,7 @@ def decorate(call: Call, span: ReadableSpan) -> None:
     error_type = _text(attributes, "error.type")
     if error_type and error_type != str(call.status):
         call.ours["error_type"] = error_type
-    call.attributes = {
-        name: value for name, value in attributes.items() if not name.startswith(CONVENTION_PREFIXES)
-    }
+    call.attributes = {name: value for name, value in attributes.items() if not name.startswith(CONVENTION_PREFIXES)}
     call.exceptions = [_exception(event.attributes) for event in span.events if event.name == "exception"][
         :_MAX_EXCEPTIONS
     ]

@@ -1,0 +1,119 @@
+"""Secrets in texts: URLs, query strings, forms, and `name: value` in prose.
+
+Owns: `redact_text`, `redact_url`, `redact_pairs`.
+Threads: any; pure functions of a `Rules`.
+Never: takes more than linear time, whatever the text.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote, unquote_plus
+
+import orjson
+
+from moesif_otel.events.body import load_json
+from moesif_otel.events.sensitive import HIDDEN, Verdict, has_card_number
+from moesif_otel.events.serialize import plain
+
+if TYPE_CHECKING:
+    from moesif_otel.events.redact import Rules
+
+__all__ = ["MAX_NESTING", "redact_encoded", "redact_pairs", "redact_text", "redact_url"]
+
+MAX_NESTING: Final = 6
+"""A JSON text inside a URL inside a JSON text …; what lies deeper is hidden as a whole."""
+
+# `password=`, `"password": `, and the same behind escaped quotes. One start a run of name characters, so the search is
+# linear.
+_KEY: Final = re.compile(r"""(?<![A-Za-z0-9_.\-])([A-Za-z0-9_.\-]+)(?:\\{0,3}["'])?[\]\s]{0,4}[:=]\s{0,4}""")
+# A quoted value ends at the first quote like its first that no further backslash precedes, or at the end of the text;
+# another one at the end of its line or of its parameter.
+_VALUE: Final = re.compile(r"""(\\{0,3}["'])(?:.*?(?<!\\)\1|.*)|[^&;"'<>\r\n]*""", re.DOTALL)
+_USER_INFO: Final = re.compile(r"(?<=://)[^/?#\s]*@")
+_URL_PIECES: Final = re.compile(r"([?&;#])")
+_FORM_PIECES: Final = re.compile(r"([&;])")
+_URL_SAFE: Final = "/:@,()"
+
+
+def redact_text(rules: Rules, text: str, *, card: bool = False, nesting: int = 0) -> str:
+    """Hide in a text that is a field's value: JSON, a URL, or `name=value` and `name: value` in prose."""
+    if not rules.may_concern_text(text):
+        return text
+    if nesting >= MAX_NESTING:
+        return HIDDEN
+    if text.lstrip()[:1] in {"{", "["}:
+        try:
+            value, _ = load_json(text.encode("utf-8", "replace"))
+        except ValueError:
+            pass
+        else:
+            hidden = rules.redact_value(value, card=card, nesting=nesting + 1)
+            return orjson.dumps(plain(hidden)).decode()
+    if "%" in text or "?" in text or "@" in text:
+        text = redact_url(rules, text, nesting=nesting + 1)
+    return _redact_keyed(rules, text)
+
+
+def _redact_keyed(rules: Rules, text: str) -> str:
+    out: list[str] = []
+    done = at = 0
+    while (match := _KEY.search(text, at)) is not None:
+        at = match.end()
+        verdict = rules.verdict(match[1])
+        if verdict is Verdict.KEEP:
+            continue
+        value = _VALUE.match(text, at)
+        if value is None or not value[0]:
+            continue
+        if verdict is Verdict.CARD and not has_card_number(value[0]):
+            continue
+        quoted = value[1] or ""
+        out += (text[done:at], quoted, "" if verdict is Verdict.REMOVE else HIDDEN, quoted)
+        done = at = value.end()
+    return "".join((*out, text[done:])) if out else text
+
+
+def redact_url(rules: Rules, url: str, *, nesting: int = 0) -> str:
+    """Hide in a URL: user and password before the host, query, fragment and path parameters."""
+    if rules.auto and "@" in url:
+        url = _USER_INFO.sub(f"{HIDDEN}@", url)
+    if not ("=" in url or "%" in url or ":" in url[8:]) or not rules.may_concern_text(url):
+        # A path alone has no values.
+        return url
+    return redact_pairs(rules, url, form=False, nesting=nesting)
+
+
+def redact_pairs(rules: Rules, text: str, *, form: bool, nesting: int = 0) -> str:
+    """Hide in `name=value&…`: a form's body, or a URL with its query and fragment."""
+    pieces = (_FORM_PIECES if form else _URL_PIECES).split(text)
+    pieces[::2] = [_redact_pair(rules, piece, nesting) for piece in pieces[::2]]
+    return "".join(pieces)
+
+
+def _redact_pair(rules: Rules, piece: str, nesting: int) -> str:
+    name, equals, value = piece.partition("=")
+    if not equals:
+        return redact_encoded(rules, piece, nesting)
+    clear_name = unquote_plus(name)
+    verdict = rules.verdict(clear_name)
+    if verdict is Verdict.REMOVE:
+        return f"{name}="
+    if verdict is Verdict.HIDE or (verdict is Verdict.CARD and has_card_number(unquote_plus(value))):
+        return f"{name}={HIDDEN}" if value else piece
+    if redact_encoded(rules, name, nesting) != name:
+        # Not a name at all: JSON, maybe, that somebody sent as a form.
+        return HIDDEN
+    return f"{name}={redact_encoded(rules, value, nesting)}"
+
+
+def redact_encoded(rules: Rules, value: str, nesting: int = 0) -> str:
+    """Hide in a value that may be percent-encoded; what changes is encoded again."""
+    if not rules.may_concern_text(value):
+        return value
+    clear = unquote_plus(value) if "%" in value or "+" in value else value
+    if clear == value:
+        return _redact_keyed(rules, value)
+    hidden = redact_text(rules, clear, nesting=nesting + 1)
+    return value if hidden == clear else quote(hidden, safe=_URL_SAFE, errors="replace")
