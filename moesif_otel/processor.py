@@ -40,12 +40,19 @@ if TYPE_CHECKING:
     from moesif_otel.delivery.stats import Stats
     from moesif_otel.remote.verdict import Verdict
 
-__all__ = ["MoesifSpanProcessor"]
+__all__ = ["MoesifSpanProcessor", "live_processor"]
 
 _T = TypeVar("_T")
 _SPAN_GRACE_S: Final = 1.0
 _MAX_LIVE_SPANS: Final = 10_000
 _METHOD_ATTRIBUTES: Final = ("http.request.method", "http.method")
+
+_processors: Final[weakref.WeakSet[MoesifSpanProcessor]] = weakref.WeakSet()
+
+
+def live_processor(settings: Settings) -> MoesifSpanProcessor | None:
+    """Give a processor of equal settings that has not been shut down, or None: what `instrument` joins."""
+    return next((one for one in tuple(_processors) if one.is_live and one.settings == settings), None)
 
 
 class MoesifSpanProcessor(SpanProcessor):
@@ -93,6 +100,8 @@ class MoesifSpanProcessor(SpanProcessor):
         self._waiting: dict[int, tuple[float, Exchange]] = {}
         self._opened: dict[int, weakref.ref[Exchange]] = {}
         self._late: queue.SimpleQueue[Exchange] = queue.SimpleQueue()
+        self.is_live = True
+        _processors.add(self)
         self.exporter.add_housekeeping(_weakly(self, MoesifSpanProcessor.housekeeping))
         self.exporter.add_after_fork(_weakly(self, MoesifSpanProcessor.after_fork))
 
@@ -307,6 +316,7 @@ class MoesifSpanProcessor(SpanProcessor):
             timeout_millis: Return after this time at the latest; `SHUTDOWN_TIMEOUT` by default. What could not be
                 delivered goes to the spool if there is one, and is counted otherwise.
         """
+        self.is_live = False
         for reference in tuple(self._opened.values()):
             exchange = reference()
             if exchange is not None:
