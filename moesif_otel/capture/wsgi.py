@@ -134,7 +134,6 @@ class _Call:
         "_content_length_bytes",
         "_decision",
         "_exchange",
-        "_exhausted",
         "_guard",
         "_sent",
         "_server_start_response",
@@ -159,7 +158,6 @@ class _Call:
         self._spans = spans
         self._span: ServerSpan | None = None
         self._content_length_bytes: int | None = None
-        self._exhausted = False
         self._sent = False
         self._decision: Decision | None = None
 
@@ -297,11 +295,11 @@ class _Call:
             self._guard.caught("capture of a response body", exc)
 
     def exhausted(self) -> None:
-        """The application gave all."""
-        self._exhausted = True
+        """The application gave all: the call is complete, whether or not somebody closes it."""
+        self._finish(Outcome.COMPLETE)
 
     def closed(self) -> None:
-        """The server is done: the call is complete, unless it closed before the end."""
+        """The server is done; before the end of the body that is the client leaving."""
         self._finish(Outcome.COMPLETE if self._is_whole() else Outcome.ABORTED)
 
     def failed(self, exc: BaseException) -> None:
@@ -321,11 +319,11 @@ class _Call:
             # Kept alive until our thread ends it: garbage collection of the middleware's generator would end the
             # span in a foreign context, which OpenTelemetry reports as an error.
             exchange.closing = span.end
-        exchange.finish_from_finalizer(Outcome.COMPLETE if self._exhausted else Outcome.DROPPED)
+        exchange.finish_from_finalizer()
 
     def _is_whole(self) -> bool:
         exchange = self._exchange
-        if self._exhausted or exchange.method == "HEAD" or exchange.status in _NO_BODY_STATUSES:
+        if exchange.method == "HEAD" or exchange.status in _NO_BODY_STATUSES:
             return True
         body = exchange.response_body
         length = self._content_length_bytes

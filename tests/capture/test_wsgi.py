@@ -121,10 +121,11 @@ def test_a_stream_leaves_piece_by_piece(spans: Any) -> None:
     assert next(iterator) == b"one"
     assert steps == [b"one"]
     assert server.status == "200 OK"
-    assert list(iterator) == [b"", b"two"]
     assert pipeline.calls == []
-    result.close()
+    assert list(iterator) == [b"", b"two"]
     (call,) = pipeline.calls
+    result.close()
+    assert pipeline.calls == [call]
     assert call.outcome is Outcome.COMPLETE
     assert call.response_body.data() == b"onetwo"
 
