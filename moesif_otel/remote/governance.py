@@ -201,6 +201,3 @@ class _Inquiry:
 
 # Last: a rule set is made of the classes above.
 NO_RULES: Final = RuleSet()
-
-
-NO_RULES: Final = RuleSet()
