@@ -47,6 +47,7 @@ _CLAIMS: Final = "_moesif_otel_claims"
 
 _remembered: Final[weakref.WeakKeyDictionary[Application, tuple[TornadoTap, ...]]] = weakref.WeakKeyDictionary()
 _remembered_lock: Final = threading.Lock()
+_everywhere: Final[weakref.WeakSet[TornadoTap]] = weakref.WeakSet()
 
 
 class TornadoTap:
@@ -55,13 +56,18 @@ class TornadoTap:
     Args:
         pipeline: Whose calls they are.
         before_first: Called once, before the first request is routed to a handler (resolves the tracer provider).
+        everywhere: Also capture applications that did not ask, but for those that ask another tap which delivers to the
+            same place (for `instrument` and the zero-code run).
 
     Thread-safe.
     """
 
-    def __init__(self, pipeline: Pipeline, *, before_first: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, pipeline: Pipeline, *, before_first: Callable[[], None] | None = None, everywhere: bool = False
+    ) -> None:
         self.pipeline = pipeline
         self.active = False
+        self._is_everywhere = everywhere
         # Whoever pops it runs it; a lock could be held by a thread that a fork left behind.
         self._before_first = [before_first] if before_first is not None else []
 
@@ -70,6 +76,8 @@ class TornadoTap:
         try:
             check_tornado()
             _patches.hold(self)
+            if self._is_everywhere:
+                _everywhere.add(self)
             self.active = True
         except Exception as exc:
             self.pipeline.guard.caught("capture of this Tornado version", exc)
@@ -77,6 +85,7 @@ class TornadoTap:
     def stop(self) -> None:
         """Capture no new requests; those that run are recorded to their end. The last tap restores Tornado."""
         self.active = False
+        _everywhere.discard(self)
         _patches.release(self)
 
     def ready(self) -> None:
@@ -100,7 +109,9 @@ class TornadoTap:
                 call.logged()
             elif self.active:
                 _remember(handler.application, self)
-                self._record_late(handler)
+                key = self.pipeline.settings.pipeline_key
+                if not any(tap.pipeline.settings.pipeline_key == key for tap in _calls_of(handler.request)):
+                    self._record_late(handler)
         except Exception as exc:
             self._failed("the end of a Tornado request", exc)
 
@@ -188,6 +199,15 @@ def _taps_of(application: Application) -> tuple[TornadoTap, ...]:
     return taps if more is None else (*taps, *(tap for tap in more if tap not in taps))
 
 
+def _with_everywhere(taps: tuple[TornadoTap, ...]) -> tuple[TornadoTap, ...]:
+    """Add the taps that capture every application, where none of `taps` delivers to the same place."""
+    for tap in tuple(_everywhere):
+        key = tap.pipeline.settings.pipeline_key
+        if not any(one.pipeline.settings.pipeline_key == key for one in taps):
+            taps = (*taps, tap)
+    return taps
+
+
 def _remember(application: Application, tap: TornadoTap) -> None:
     with _remembered_lock:
         known = _remembered.get(application, ())
@@ -208,7 +228,7 @@ def _present_calls(request: HTTPServerRequest) -> Iterable[Call]:
 def _taps_for(handler: RequestHandler) -> Sequence[TornadoTap]:
     try:
         claimed: tuple[TornadoTap, ...] | None = handler.request.__dict__.get(_CLAIMS)
-        taps = claimed if claimed is not None else _taps_of(handler.application)
+        taps = claimed if claimed is not None else _with_everywhere(_taps_of(handler.application))
         return [tap for tap in taps if tap.active] if taps else ()
     except Exception as exc:
         PROCESS_GUARD.caught("capture of a Tornado request", exc)
@@ -222,9 +242,9 @@ def _wrap_find_handler(find_handler: Any) -> Any:
     @functools.wraps(find_handler)
     def wrapper(self: Application, request: HTTPServerRequest, *args: Any, **kwargs: Any) -> Any:
         try:
-            taps = _taps_of(self)
+            # The innermost application that asked has the say; one that did not is its outer one's.
+            taps = _with_everywhere(_taps_of(self) or request.__dict__.get(_CLAIMS, ()))
             if taps:
-                # The innermost application that asked has the say; one that did not is its outer one's.
                 request.__dict__[_CLAIMS] = taps
                 for tap in taps:
                     if tap.active:
