@@ -7,6 +7,7 @@ Never: retries (the senders do); logs a body or a header; obeys or changes `moes
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import time
 import zlib
@@ -80,7 +81,7 @@ class _Client:
 
     def __init__(self, settings: Settings) -> None:
         self._application_id = settings.application_id
-        self._base_uri, self._credentials = _without_credentials(settings.base_uri)
+        self._base_uri, self._credentials = _without_credentials(settings.base_uri.rstrip("/"))
         # Senders, one for profile calls, one for the poller.
         self._connections = settings.event_worker_count + 2
         self._session: requests.Session | None = None
@@ -190,6 +191,9 @@ class MoesifTransport:
     def __init__(self, settings: Settings, *, on_tags: Callable[[str | None, str | None], None] | None = None) -> None:
         self._client = _Client(settings)
         self._on_tags = on_tags
+        # Names this destination on disk without giving the application id away (it is long and random).
+        destination = f"moesif-otel spool\0{settings.application_id}\0{settings.base_uri}"
+        self.spool_binding: Final = hashlib.sha256(destination.encode()).hexdigest()[:32]
 
     def send(self, payloads: Sequence[bytes], timeout_s: float) -> Answer:
         """Make one attempt to deliver a batch of events.

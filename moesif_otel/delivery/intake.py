@@ -41,7 +41,7 @@ class Intake(Generic[T]):
         budget: Where the payload is charged in place of the item.
         guard: Where errors of `prepare` and of housekeeping are counted.
         clock: Time.
-        relieve: Called after each pass; writes batches to disk when memory is nearly full.
+        relieve: Called in each pass; writes batches to disk when memory is nearly full.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Intake(Generic[T]):
         budget: ByteBudget,
         guard: Guard,
         clock: Clock,
-        relieve: Callable[[Lane[T]], None],
+        relieve: Callable[[Lane[Any]], None] | None,
     ) -> None:
         self._prepare = prepare
         self._ledger = ledger
@@ -76,7 +76,8 @@ class Intake(Generic[T]):
                 lane.queue.close()
                 lane.note_change()
                 due_at_s = None
-        self._guard.run("delivery.relieve", self._relieve, lane)
+        if self._relieve is not None:
+            self._guard.run("delivery.relieve", self._relieve, lane)
         if due_at_s is not None:
             wishes.append(due_at_s - self._clock.monotonic())
         if took:

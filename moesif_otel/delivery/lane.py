@@ -72,8 +72,7 @@ class Lane(Generic[T]):
     """
 
     __slots__ = (
-        "bell",
-        "changed",
+        "_signals",
         "closing",
         "ended",
         "hand",
@@ -99,8 +98,7 @@ class Lane(Generic[T]):
     def __init__(self, pid: int, queue: BatchQueue, health: ServerHealth) -> None:
         self.pid = pid
         self.raw: deque[RawItem[T] | FlushMark] = deque()
-        self.bell = Bell()
-        self.changed = threading.Condition()
+        self._signals: dict[str, Any] = {}
         # Grows with every change that a waiting thread may want to know of.
         self.version = 0
         self.queue = queue
@@ -122,6 +120,23 @@ class Lane(Generic[T]):
         self.limit_at_s: float | None = None  # no POST lasts beyond this
         self.stopped = False  # threads end
         self.ended = False  # everything is settled
+
+    # Made at first use, not with the lane: gunicorn's gevent worker patches `threading` after the fork in which a lane
+    # is made, and a lock of before that, waited for in a greenlet, would stop the whole worker.
+
+    @property
+    def bell(self) -> Bell:
+        """Wakes the intake."""
+        bell: Bell = self._signals.get("bell") or self._signals.setdefault("bell", Bell())
+        return bell
+
+    @property
+    def changed(self) -> threading.Condition:
+        """Guards queue and state; notified of every change."""
+        changed: threading.Condition = self._signals.get("changed") or self._signals.setdefault(
+            "changed", threading.Condition()
+        )
+        return changed
 
     def note_change(self) -> None:
         """Wake everybody who waits for a change. Call with `changed` held."""

@@ -12,19 +12,20 @@ import os
 import threading
 import weakref
 from random import SystemRandom
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
-
-from opentelemetry.instrumentation.utils import suppress_instrumentation
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from moesif_otel.delivery import lifecycle
 from moesif_otel.delivery.clock import SystemClock
+from moesif_otel.delivery.disk import Disk
+from moesif_otel.delivery.drain import Drain
 from moesif_otel.delivery.health import ServerHealth
 from moesif_otel.delivery.intake import Intake
-from moesif_otel.delivery.lane import FlushMark, Lane, RawItem, Turn
+from moesif_otel.delivery.lane import Lane, RawItem, Turn
 from moesif_otel.delivery.metrics import export_metrics
-from moesif_otel.delivery.queue import Batch, BatchQueue, Prepared
+from moesif_otel.delivery.queue import BatchQueue, Prepared
 from moesif_otel.delivery.report import DeliveryLog
 from moesif_otel.delivery.sender import Sender
+from moesif_otel.delivery.spool import Spool
 from moesif_otel.delivery.stats import DropReason
 from moesif_otel.delivery.threads import run_intake, run_sender
 
@@ -44,10 +45,6 @@ __all__ = ["Delivery", "Prepared"]
 T = TypeVar("T")
 
 _START_AGAIN_S: Final = 1.0  # after the system refused a thread
-_JOIN_S: Final = 0.2  # idle threads end at once; one inside a POST is left to end by itself
-_SPOOL_SHARE: Final = 0.2  # of the time for a shutdown, kept for writing to disk
-_MOST_FOR_SPOOL_S: Final = 1.0
-_INLINE_WAIT_S: Final = 0.5
 _AFTER_ERROR_S: Final = 1.0
 
 
@@ -63,6 +60,7 @@ class Delivery(Generic[T]):
         ledger: Where everything is counted. `submit` accepts: nobody else does that for an item.
         budget: Where bytes are held and given back.
         guard: Where errors are counted.
+        on_drop: Told each item that is given up before it was prepared, other than by `submit`, to let go of it.
         clock: Time; the system's by default.
         random: For the jitter; the system's source by default, which forked children do not share.
 
@@ -79,6 +77,7 @@ class Delivery(Generic[T]):
         ledger: Ledger,
         budget: ByteBudget,
         guard: Guard,
+        on_drop: Callable[[T], None] | None = None,
         clock: Clock | None = None,
         random: Random | None = None,
     ) -> None:
@@ -102,8 +101,26 @@ class Delivery(Generic[T]):
             log=self._log,
             on_duration=self._note_duration,
         )
+        self._disk = self._make_disk()
         self._intake: Intake[T] = Intake(
-            prepare, ledger=ledger, budget=budget, guard=guard, clock=self._clock, relieve=self._relieve
+            prepare,
+            ledger=ledger,
+            budget=budget,
+            guard=guard,
+            clock=self._clock,
+            relieve=self._disk.relieve if self._disk else None,
+        )
+        self._drain: Drain[T] = Drain(
+            self._intake,
+            self._sender,
+            self._disk,
+            transport,
+            on_drop=on_drop,
+            ledger=ledger,
+            budget=budget,
+            guard=guard,
+            clock=self._clock,
+            log=self._log,
         )
         self._after_fork_runs: list[Callable[[], object]] = []
         self._generation = 0
@@ -136,7 +153,7 @@ class Delivery(Generic[T]):
             if lane.idle or len(lane.raw) == self._settings.batch_size:
                 lane.bell.ring()
             if lane.ended:  # a shutdown swept the queue between the two looks
-                self._drop_raw(lane)
+                self._drain.drop_raw(lane)
             return True
         self._budget.release(held_bytes)
         ledger.drop(reason)
@@ -219,7 +236,8 @@ class Delivery(Generic[T]):
     def sender_turn(self, lane: Lane[T]) -> Turn:
         """One turn of a sender thread."""
         try:
-            return self._sender.turn(lane)
+            turn = self._sender.turn(lane)
+            return turn if self._disk is None or turn.wait_s is not None else self._disk.replay(lane, turn)
         except Exception as exc:
             self._guard.caught("delivery.sender", exc)
             return Turn(_AFTER_ERROR_S, lane.version)
@@ -234,11 +252,23 @@ class Delivery(Generic[T]):
 
     def after_fork(self) -> None:
         """Begin anew in a forked child: what the parent holds is the parent's."""
-        self._begin_here(self._new_lane(os.getpid()))
+        lane = self._new_lane(os.getpid())
+        self._lanes[lane.pid] = lane
+        self._begin_here(lane)
 
     def _new_lane(self, pid: int) -> Lane[T]:
         queue = BatchQueue(self._settings.batch_size, self._settings.event_batch_timeout)
         return Lane(pid, queue, ServerHealth(self._uniform))
+
+    def _make_disk(self) -> Disk | None:
+        directory = self._settings.spool_directory
+        # A transport without a binding (another exporter's) has payloads that are not ours to write.
+        binding: str | None = getattr(self._transport, "spool_binding", None)
+        if directory is None or binding is None:
+            return None
+        shared: Any = {"ledger": self._ledger, "clock": self._clock}
+        spool = Spool(directory, self._settings.spool_max_bytes, binding, guard=self._guard, **shared)
+        return Disk(spool, self._settings, self._sender, budget=self._budget, log=self._log, **shared)
 
     def _lane_here(self) -> Lane[T]:
         lane = self._lane
@@ -252,13 +282,14 @@ class Delivery(Generic[T]):
         return self._lanes[pid]
 
     def _begin_here(self, lane: Lane[T]) -> None:
-        for part in (self._ledger, self._budget, self._guard, self._transport, self._log):
-            part.after_fork()
+        for part in (self._ledger, self._budget, self._guard, self._transport, self._log, self._disk):
+            if part is not None:
+                part.after_fork()
         self._generation += 1
+        self._lane = lane
         for run in self._after_fork_runs:
             self._guard.run("delivery.after_fork", run)
         self._lanes = {lane.pid: lane}
-        self._lane = lane
 
     # -- flush -------------------------------------------------------------------------------------------------------
 
@@ -273,58 +304,10 @@ class Delivery(Generic[T]):
             threads (a callback that flushes) always False, at once.
         """
         lane = self._lane_here()
-        deadline_s = self._clock.monotonic() + timeout_s
         if threading.current_thread() in lane.threads:
             return False
         self.ensure_started()
-        mark = self._mark(lane)
-        return self._await(lane, mark, deadline_s)
-
-    def _mark(self, lane: Lane[T]) -> FlushMark:
-        mark = FlushMark()
-        lane.raw.append(mark)
-        with lane.changed:
-            lane.health.hurry()
-            lane.note_change()
-        lane.bell.ring()
-        return mark
-
-    def _await(self, lane: Lane[T], mark: FlushMark, deadline_s: float) -> bool:
-        while True:
-            wait_s: float | None = None
-            if not lane.runs_by_itself:
-                wait_s = self._work_inline(lane, deadline_s)
-            with lane.changed:
-                if mark.done:
-                    return True
-                left_s = deadline_s - self._clock.monotonic()
-                if left_s <= 0 or lane.ended or self._is_hopeless(lane, mark, deadline_s):
-                    return False
-                if wait_s != 0:
-                    self._clock.wait(lane.changed, left_s if wait_s is None else min(left_s, wait_s))
-
-    def _is_hopeless(self, lane: Lane[T], mark: FlushMark, deadline_s: float) -> bool:
-        # The server has asked for more time than there is, and nothing is on its way: waiting changes nothing.
-        health = lane.health
-        return (
-            mark.families is not None
-            and not lane.queue.has_out
-            and health.suspended_for is None
-            and health.opens_at() >= deadline_s
-        )
-
-    def _work_inline(self, lane: Lane[T], deadline_s: float) -> float | None:
-        """Do one turn of the threads' work in the caller's thread; gives seconds until the next one, 0: at once."""
-        with suppress_instrumentation():
-            if not lane.intake_runs:
-                self._intake.work(lane)
-            if lane.sender_count:
-                return _INLINE_WAIT_S
-            turn = self._sender.turn(lane, deadline_s)
-        with lane.changed:
-            if turn.wait_s is not None and (turn.wait_s == 0 or turn.version != lane.version):
-                return 0.0
-        return min(_INLINE_WAIT_S, turn.wait_s) if turn.wait_s else _INLINE_WAIT_S
+        return self._drain.flush(lane, timeout_s)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -335,13 +318,7 @@ class Delivery(Generic[T]):
 
     def announce_shutdown(self, timeout_s: float) -> None:
         """Begin to end without waiting: nothing new is taken, what waits is sent now."""
-        lane = self._lane_here()
-        with lane.changed:
-            lane.closing = True
-            lane.limit_at_s = self._clock.monotonic() + timeout_s
-            lane.health.hurry()
-            lane.note_change()
-        lane.bell.ring()
+        self._drain.announce(self._lane_here(), timeout_s)
 
     def shutdown(self, timeout_s: float) -> None:
         """Deliver what can be delivered in time; the rest goes to disk, or is dropped as `shutdown`.
@@ -352,72 +329,9 @@ class Delivery(Generic[T]):
         Later submits are dropped as `shutdown`. A second call waits for the first one, in the same bounds.
         """
         lane = self._lane_here()
-        deadline_s = self._clock.monotonic() + timeout_s
-        try:
-            lane.shutdown_turn.pop()
-        except IndexError:
-            self._await_end(lane, deadline_s)
-            return
         if self._ledger.pending:
             self.ensure_started()
-        self.announce_shutdown(timeout_s)
-        try:
-            if threading.current_thread() not in lane.threads:
-                self._await(lane, self._mark(lane), deadline_s - self._time_for_spool(timeout_s))
-        finally:  # also when Ctrl-C ends the wait: what is left is still counted
-            self._end(lane, deadline_s)
-
-    def _await_end(self, lane: Lane[T], deadline_s: float) -> None:
-        with lane.changed:
-            while not lane.ended and (left_s := deadline_s - self._clock.monotonic()) > 0:
-                self._clock.wait(lane.changed, left_s)
-
-    def _time_for_spool(self, timeout_s: float) -> float:
-        return 0.0
-
-    def _end(self, lane: Lane[T], deadline_s: float) -> None:
-        lane.stopped = True
-        self._drop_raw(lane)
-        with lane.changed:
-            if lane.hand:
-                self._drop_one(lane.hand.pop())
-            batches = lane.queue.settle_all(out_too=True)
-        for batch in batches:
-            self._give_up(batch)
-        with lane.changed:
-            lane.ended = True
-            lane.note_change()
-        lane.bell.ring()
-        self._drop_raw(lane)
-        join_until_s = min(deadline_s, self._clock.monotonic() + _JOIN_S)
-        for thread in lane.threads:
-            left_s = join_until_s - self._clock.monotonic()
-            if left_s > 0 and thread is not threading.current_thread():
-                thread.join(left_s)
-        self._guard.run("delivery.close", self._transport.close)
-        self._log.ended(self._ledger.snapshot())
-
-    def _give_up(self, batch: Batch) -> None:
-        self._ledger.drop(DropReason.SHUTDOWN, len(batch))
-        self._budget.release(batch.size_bytes)
-
-    def _drop_raw(self, lane: Lane[T]) -> None:
-        while True:
-            try:
-                entry = lane.raw.popleft()
-            except IndexError:
-                return
-            if isinstance(entry, RawItem):
-                self._drop_one(entry)
-
-    def _drop_one(self, entry: RawItem[T]) -> None:
-        self._budget.release(entry.held_bytes)
-        self._ledger.drop(DropReason.SHUTDOWN)
-
-    # -- memory and disk ---------------------------------------------------------------------------------------------
-
-    def _relieve(self, lane: Lane[T]) -> None:
-        pass
+        self._drain.shutdown(lane, timeout_s)
 
 
 def _measure_nothing(_: float) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from dataclasses import dataclass, field
 from random import Random
+from unittest.mock import patch
 
 from moesif_otel.capture.body import ByteBudget
 from moesif_otel.delivery.outcome import Answer, Outcome
@@ -56,6 +58,7 @@ class MemoryTransport:
     sent: list = field(default_factory=list)
     timeouts: list = field(default_factory=list)
     delivered: list = field(default_factory=list)
+    spool_binding: str | None = None
     forks: int = 0
     closed: int = 0
 
@@ -77,6 +80,13 @@ class MemoryTransport:
 
     def after_fork(self):
         self.forks += 1
+
+
+@contextlib.contextmanager
+def no_new_threads():
+    """As while a Python 3.12 process ends: flush and shutdown do the work in the caller's thread."""
+    with patch.object(threading.Thread, "start", side_effect=RuntimeError("can't create new thread at interpreter shutdown")):
+        yield
 
 
 def settings(**changes) -> Settings:
@@ -107,7 +117,7 @@ def prepare(item) -> Prepared | DropReason:
 class Rig:
     """A delivery with everything it needs, and the law at its end."""
 
-    def __init__(self, transport, *, clock=None, prepare=prepare, without_bodies=without_bodies, random=None, **changes) -> None:
+    def __init__(self, transport, *, clock=None, prepare=prepare, without_bodies=without_bodies, random=None, on_drop=None, **changes) -> None:
         self.settings = settings(**changes)
         self.guard = Guard()
         self.budget = ByteBudget(self.settings.event_queue_bytes)
@@ -122,6 +132,7 @@ class Rig:
             ledger=self.ledger,
             budget=self.budget,
             guard=self.guard,
+            on_drop=on_drop,
             clock=clock,
             random=random or Longest(),
         )
@@ -132,11 +143,6 @@ class Rig:
         assert_law(self.ledger.snapshot())
         return taken
 
-    def no_threads(self) -> Rig:
-        """As at the end of a Python 3.12 process: flush and shutdown do the work in the caller's thread."""
-        self.delivery.ensure_started = lambda: None
-        return self
-
     @property
     def stats(self) -> Stats:
         stats = self.ledger.snapshot()
@@ -146,8 +152,10 @@ class Rig:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *exc_info) -> None:
         self.delivery.shutdown(5)
+        if exc_info[0] is not None:
+            return
         stats = self.stats
         assert stats.pending == 0
         assert stats.held_bytes == 0

@@ -1,0 +1,111 @@
+"""What senders share about the server."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moesif_otel.delivery.health import ServerHealth
+from moesif_otel.delivery.stats import DropReason
+
+
+def longest(_, high):
+    return high
+
+
+def test_backoff_doubles_to_its_cap() -> None:
+    """At the upper end of the jitter the waits are 1, 2, 4, 8, 16, 30, 30 s."""
+    health, now, waits = ServerHealth(longest), 0.0, []
+    for _ in range(7):
+        permit = health.ask(now)
+        assert permit.go
+        health.failed(permit.epoch, now, None)
+        wait = health.ask(now).wait_s
+        waits.append(wait)
+        now += wait
+    assert waits == [1, 2, 4, 8, 16, 30, 30]
+
+
+@given(st.integers(0, 60), st.floats(0, 1))
+def test_jitter_is_full_and_capped(failures, share) -> None:
+    """Each wait lies between nothing and the cap of its turn, wherever the dice fall."""
+    health, now = ServerHealth(lambda low, high: low + (high - low) * share), 0.0
+    for n in range(failures):
+        permit = health.ask(now)
+        health.failed(permit.epoch, now, None)
+        assert 0 <= health.opens_at() - now <= min(30, 2**n)
+        now = health.opens_at()
+
+
+def test_retry_after_is_never_undercut() -> None:
+    """Neither the dice nor a flush make a POST go before the server wants it."""
+    health = ServerHealth(lambda *_: 0.0)
+    health.failed(health.ask(0.0).epoch, 0.0, 25.0)
+    health.hurry()
+    assert health.ask(24.9).wait_s > 0
+    assert health.ask(25.0).go
+
+
+def test_flush_cuts_the_backoff() -> None:
+    """A flush lets the next probe go at once."""
+    health = ServerHealth(longest)
+    health.failed(health.ask(0.0).epoch, 0.0, None)
+    assert not health.ask(0.5).go
+    health.hurry()
+    assert health.ask(0.5).go
+
+
+def test_one_probes_the_others_wait() -> None:
+    """While the server is down one sender asks it, and the others wait until that one knows."""
+    health = ServerHealth(longest)
+    health.failed(health.ask(0.0).epoch, 0.0, None)
+    probe = health.ask(1.0)
+    assert probe.go
+    assert health.ask(1.0).wait_s is None
+    assert health.ask(100.0).wait_s is None
+    assert health.worked(probe.epoch)
+    assert health.ask(1.0).go
+    assert health.ask(1.0).go
+
+
+def test_two_in_flight_count_as_one_failure() -> None:
+    """Two POSTs that were under way when the server went down double the wait once."""
+    health = ServerHealth(longest)
+    first, second = health.ask(0.0), health.ask(0.0)
+    health.failed(first.epoch, 0.0, None)
+    health.failed(second.epoch, 0.1, None)
+    assert health.ask(0.1).wait_s == 0.9
+
+
+def test_late_retry_after_still_counts() -> None:
+    """Of two answers the later one may say how long to stay away."""
+    health = ServerHealth(longest)
+    first, second = health.ask(0.0), health.ask(0.0)
+    health.failed(first.epoch, 0.0, None)
+    health.failed(second.epoch, 0.0, 10.0)
+    assert health.ask(1.0).wait_s == 9.0
+
+
+def test_late_success_is_no_news() -> None:
+    """An answer to a POST that left before the failure does not say that the server is up."""
+    health = ServerHealth(longest)
+    first, second = health.ask(0.0), health.ask(0.0)
+    health.failed(first.epoch, 0.0, None)
+    assert not health.worked(second.epoch)
+    assert not health.is_up
+
+
+def test_suspension_drops_for_a_minute_then_one_probes() -> None:
+    """After a 401 everything is dropped for 60 s, a flush does not change that, then one batch asks again."""
+    health = ServerHealth(longest)
+    assert health.suspended(health.ask(0.0).epoch, 0.0, DropReason.UNAUTHORIZED, None)
+    health.hurry()
+    permit = health.ask(59.0)
+    assert (permit.drop, permit.go) == (DropReason.UNAUTHORIZED, False)
+    probe = health.ask(60.0)
+    assert probe.go
+    assert health.ask(60.0).wait_s is None
+    assert not health.suspended(probe.epoch, 60.0, DropReason.UNAUTHORIZED, None)
+    assert health.ask(100.0).drop is DropReason.UNAUTHORIZED
+    assert health.worked(health.ask(121.0).epoch)
+    assert health.ask(121.0).go

@@ -1,0 +1,109 @@
+"""Batches."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moesif_otel.delivery.queue import MAX_BATCH_BYTES, Batch, BatchQueue, Prepared
+
+
+def event(n, size=10):
+    return Prepared(n, size)
+
+
+def drain(queue):
+    found = []
+    while queue.has_ready:
+        batch = queue.take()
+        found.append(batch)
+        assert queue.settle(batch)
+    return found
+
+
+@given(st.lists(st.integers(1, MAX_BATCH_BYTES * 2), max_size=60), st.integers(1, 20))
+def test_batches_keep_order_count_and_bytes(sizes, most) -> None:
+    """Whatever the sizes: every event is in one batch, in order; none has too many, and none but a single is too large."""
+    queue = BatchQueue(most, 2.0)
+    for n, size in enumerate(sizes):
+        queue.add(event(n, size), 0.0, 0.0)
+    queue.close()
+    assert queue.events_held == len(sizes)
+    batches = drain(queue)
+    assert [e.payload for b in batches for e in b.events] == list(range(len(sizes)))
+    for batch in batches:
+        assert 1 <= len(batch) <= most
+        assert len(batch) == 1 or batch.size_bytes + len(batch) <= MAX_BATCH_BYTES
+    assert queue.is_empty
+    assert not queue.unsettled_families()
+
+
+@given(st.integers(2, 200), st.lists(st.integers(0, 1000)))
+def test_halving_loses_nothing_and_keeps_the_family(n, choices) -> None:
+    """A batch that is cut again and again still has each event once, in order, and its family knows how many are left."""
+    queue = BatchQueue(n, 2.0)
+    for i in range(n):
+        queue.add(event(i), 0.0, 0.0)
+    (family,) = queue.unsettled_families()
+    seen, choices = [], iter(choices)
+    while queue.has_ready:
+        batch = queue.take()
+        if len(batch) > 1 and next(choices, 0) % 2:
+            assert queue.put_back(batch, *batch.halves())
+        else:
+            assert queue.settle(batch)
+            seen += batch.payloads
+        assert family.unsettled == n - len(seen)
+    assert seen == list(range(n))
+    assert not queue.unsettled_families()
+
+
+def test_open_batch_is_due_by_its_first_event() -> None:
+    """A batch gathers from its first event on, not from its last."""
+    queue = BatchQueue(10, 2.0)
+    assert queue.due_at() is None
+    queue.add(event(1), 100.0, 0.0)
+    queue.add(event(2), 101.5, 0.0)
+    assert queue.due_at() == 102.0
+
+
+def test_a_batch_is_settled_once() -> None:
+    """What a shutdown has settled, the sender that returns late cannot settle, put back or cut."""
+    queue = BatchQueue(2, 2.0)
+    for n in range(4):
+        queue.add(event(n), 0.0, 0.0)
+    batch = queue.take()
+    assert [b.payloads for b in queue.settle_all(out_too=True)] == [[0, 1], [2, 3]]
+    assert not queue.settle(batch)
+    assert not queue.put_back(batch)
+    assert not queue.put_back(batch, *batch.halves())
+    assert queue.is_empty
+
+
+def test_a_batch_that_comes_back_goes_first() -> None:
+    """A retried batch does not fall behind younger ones."""
+    queue = BatchQueue(1, 2.0)
+    for n in range(3):
+        queue.add(event(n), 0.0, 0.0)
+    first = queue.take()
+    queue.put_back(first)
+    assert [b.payloads for b in drain(queue)] == [[0], [1], [2]]
+
+
+def test_after_a_413_batches_form_smaller() -> None:
+    """The size that the server refused is not tried again and again; it never falls to nothing."""
+    queue = BatchQueue(1000, 2.0)
+    queue.learn_limit(1_000_000)
+    assert queue.max_bytes == 500_000
+    queue.learn_limit(10)
+    assert queue.max_bytes == 200_000
+    queue.learn_limit(4_000_000)
+    assert queue.max_bytes == 200_000
+
+
+def test_replaced_event_keeps_its_family() -> None:
+    """An event without its bodies is still the same event for a flush that waits for it."""
+    batch = Batch([event(1, 100)], 1.0, 2.0)
+    piece = batch.replaced(event(1, 5))
+    assert piece.family is batch.family
+    assert (piece.size_bytes, piece.stripped, piece.first_time_s) == (5, True, 2.0)

@@ -1,0 +1,253 @@
+"""What becomes of a batch: exact sequences, on a clock that the waits advance, with no threads."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from moesif_otel.delivery.outcome import Answer, Outcome
+from moesif_otel.delivery.sender import HOPELESS_EVENTS
+from tests.delivery.delivery_kit import FakeClock, MemoryTransport, Rig, no_new_threads, payload, without_bodies
+
+RETRY = Answer(Outcome.RETRY, 503)
+SPLIT = Answer(Outcome.SPLIT, 413)
+ISOLATE = Answer(Outcome.ISOLATE, 400)
+DELIVERED = Answer(Outcome.DELIVERED, 201)
+
+
+@pytest.fixture(autouse=True)
+def _no_threads():
+    with no_new_threads():
+        yield
+
+
+def rig(transport, **changes) -> Rig:
+    return Rig(transport, clock=FakeClock(), **changes)
+
+
+def numbers(payloads) -> list[int]:
+    return [int(json.loads(p)["transaction_id"]) for p in payloads]
+
+
+def test_backoff_sequence_of_a_server_that_comes_back() -> None:
+    """A server that fails eight times is asked after 1, 2, 4, 8, 16, 30, 30, 30 s, and then has the batch once."""
+    transport = MemoryTransport([RETRY] * 8)
+    with rig(transport) as r:
+        for n in range(3):
+            r.submit(n)
+        assert r.delivery.force_flush(1000)
+        assert r.clock.waits == [1, 2, 4, 8, 16, 30, 30, 30]
+        assert [numbers(b) for b in transport.sent] == [[0, 1, 2]] * 9
+        assert (r.stats.delivered, r.stats.retries) == (3, 8)
+
+
+def test_retry_after_is_waited_out() -> None:
+    """A wish of the server that is longer than the back-off is kept."""
+    transport = MemoryTransport([Answer(Outcome.RETRY, 429, retry_after_s=17.0), RETRY])
+    with rig(transport) as r:
+        r.submit(1)
+        assert r.delivery.force_flush(100)
+        assert r.clock.waits == [17, 2]
+
+
+def test_exceptions_of_a_transport_are_retried_and_counted() -> None:
+    """A transport that raises, which none should, costs a retry and is counted as an error."""
+    with rig(MemoryTransport([ZeroDivisionError()])) as r:
+        r.submit(1)
+        assert r.delivery.force_flush(10)
+        assert (r.stats.delivered, r.stats.errors["delivery.send"]) == (1, 1)
+
+
+def test_ctrl_c_in_an_inline_send_leaves_the_batch_waiting() -> None:
+    """A `KeyboardInterrupt` passes through, and the batch is sent by the next flush."""
+    transport = MemoryTransport([KeyboardInterrupt()])
+    with rig(transport) as r:
+        r.submit(1)
+        with pytest.raises(KeyboardInterrupt):
+            r.delivery.force_flush(10)
+        assert r.stats.pending == 1
+        assert r.delivery.force_flush(10)
+
+
+def test_flush_tells_the_truth() -> None:
+    """A flush of a server that stays down returns False in its time; of one that is up, True."""
+    transport = MemoryTransport(then=RETRY)
+    with rig(transport) as r:
+        r.submit(1)
+        started = r.clock.now_s
+        assert not r.delivery.force_flush(5)
+        assert r.clock.now_s - started <= 5
+        transport.then = None
+        assert r.delivery.force_flush(5)
+        assert r.delivery.force_flush(0)
+
+
+def test_flush_is_true_for_what_was_dropped() -> None:
+    """What is counted as dropped is settled: a flush need not wait for it."""
+    with rig(MemoryTransport(then=Answer(Outcome.SUSPENDED, 402))) as r:
+        r.submit(1)
+        assert r.delivery.force_flush(5)
+        assert r.stats.dropped == {"payment_required": 1}
+
+
+def test_split_halves_down_to_one_then_strips_then_gives_up() -> None:
+    """413: halves, then bodies, then `too_large`; the events that fit are delivered."""
+    transport = MemoryTransport(then=lambda payloads: SPLIT if sum(map(len, payloads)) > 400 else DELIVERED)
+    with rig(transport) as r:
+        huge_header = json.dumps({"transaction_id": f"{9:036d}", "headers": "h" * 600}).encode()
+        for item in (payload(1), payload(2, 1000), huge_header, payload(4)):
+            r.submit(item)
+        assert r.delivery.force_flush(100)
+        assert r.stats.dropped == {"too_large": 1}
+        assert sorted(numbers(transport.delivered)) == [1, 2, 4]
+        assert without_bodies(payload(2, 1000)) in transport.delivered
+
+
+def test_local_cap_splits_without_asking() -> None:
+    """An event over 5 MB is never sent whole; without its body it is."""
+    transport = MemoryTransport()
+    with rig(transport, event_queue_bytes=64 << 20) as r:
+        r.submit(payload(1, 6_000_000))
+        assert r.delivery.force_flush(100)
+        assert transport.sent == [[without_bodies(payload(1))]]
+
+
+def test_local_cap_gives_up_without_asking() -> None:
+    """An event over 5 MB without any body is dropped as too large, and never sent."""
+    transport = MemoryTransport()
+    with rig(transport, without_bodies=None) as r:
+        r.submit(payload(1, 6_000_000))
+        assert r.delivery.force_flush(100)
+        assert (transport.sent, r.stats.dropped) == ([], {"too_large": 1})
+
+
+def test_without_bodies_that_raises_drops_the_event_alone() -> None:
+    """A fault of ours in stripping is counted and costs the one event."""
+    with rig(MemoryTransport(then=SPLIT), without_bodies=lambda _: 1 / 0) as r:
+        r.submit(1)
+        assert r.delivery.force_flush(100)
+        assert r.stats.dropped == {"too_large": 1}
+        assert r.stats.errors["delivery.without_bodies"] == 1
+
+
+def test_after_a_413_new_batches_are_smaller() -> None:
+    """The size that was refused is not tried with each batch anew."""
+    limit = 300_000
+    transport = MemoryTransport(then=lambda payloads: SPLIT if sum(map(len, payloads)) > limit else DELIVERED)
+    with rig(transport) as r:
+        for _ in range(3):
+            for n in range(50):
+                r.submit(payload(n, 10_000))
+            assert r.delivery.force_flush(100)
+        refused = [b for b in transport.sent if sum(map(len, b)) > limit]
+        assert len(refused) == 1
+
+
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(st.sets(st.integers(0, 59)), st.integers(1, 60), st.integers(1, 60))
+def test_isolation_drops_exactly_the_poison(poison, count, batch_size) -> None:
+    """Whatever events the server refuses: those are dropped as rejected, every other one is delivered once."""
+
+    def judge(payloads):
+        return ISOLATE if poison & set(numbers(payloads)) else DELIVERED
+
+    transport = MemoryTransport(then=judge)
+    with rig(transport, batch_size=batch_size) as r:
+        for n in range(count):
+            r.submit(n)
+        assert r.delivery.force_flush(100)
+        bad = poison & set(range(count))
+        assert sorted(numbers(transport.delivered)) == sorted(set(range(count)) - bad)
+        assert r.stats.dropped.get("rejected", 0) == len(bad)
+
+
+def test_a_server_that_refuses_everything_is_not_stormed() -> None:
+    """A wrong address answers 404 to all: after some hundred events a batch costs one POST, until one is taken."""
+    transport = MemoryTransport(then=Answer(Outcome.ISOLATE, 404))
+    with rig(transport) as r:
+        for n in range(HOPELESS_EVENTS):
+            r.submit(n)
+        r.delivery.force_flush(100)
+        before = len(transport.sent)
+        for n in range(500):
+            r.submit(n)
+        r.delivery.force_flush(100)
+        assert len(transport.sent) - before == 5
+        transport.then = None
+        r.submit(1)
+        r.delivery.force_flush(100)
+        transport.then = lambda payloads: ISOLATE if 3 in numbers(payloads) else DELIVERED
+        for n in range(10):
+            r.submit(n)
+        r.delivery.force_flush(100)
+        assert r.stats.delivered == 1 + 9
+
+
+@pytest.mark.parametrize(("status", "reason"), [(401, "unauthorized"), (402, "payment_required"), (403, "unauthorized")])
+def test_suspension_makes_no_storm(status, reason, caplog) -> None:
+    """401, 402, 403: one error that says what to do, one POST a minute, all events dropped for the reason meanwhile."""
+    transport = MemoryTransport(then=Answer(Outcome.SUSPENDED, status))
+    with caplog.at_level(logging.INFO), rig(transport) as r:
+        for second in range(181):
+            r.submit(second)
+            assert r.delivery.force_flush(0.5)
+            r.clock.now_s += 1
+        assert len(transport.sent) in (3, 4)
+        assert r.stats.dropped == {reason: 181}
+        errors = [record for record in caplog.records if record.levelno == logging.ERROR]
+        assert len(errors) == len(transport.sent)
+        assert ("check APPLICATION_ID" in errors[0].message) == (status != 402)
+        transport.then = None
+        r.clock.now_s += 60
+        r.submit(1)
+        assert r.delivery.force_flush(1)
+        assert r.stats.delivered == 1
+
+
+def test_post_is_given_no_more_time_than_there_is() -> None:
+    """A POST made by a flush or a shutdown has the flush's time, not EXPORT_TIMEOUT."""
+    transport = MemoryTransport()
+    with rig(transport, export_timeout=10.0) as r:
+        r.submit(1)
+        r.delivery.force_flush(3)
+        r.submit(1)
+        r.delivery.force_flush(300)
+        assert transport.timeouts == [3, 10]
+
+
+def test_payloads_of_any_kind_are_sent_as_they_are() -> None:
+    """Another exporter's objects go through: batches, retries and halves, without bytes of any kind."""
+    from moesif_otel.delivery.worker import Prepared
+
+    class Thing:
+        pass
+
+    things = [Thing() for _ in range(4)]
+    transport = MemoryTransport([RETRY, ISOLATE])
+    with rig(transport, prepare=lambda thing: Prepared(thing, 100), without_bodies=None) as r:
+        for thing in things:
+            r.submit(thing)
+        assert r.delivery.force_flush(10)
+        assert transport.delivered == things
+
+
+def test_logs_say_it_once_a_minute_and_never_the_secret(caplog) -> None:
+    """Of a server that is down for an hour there is one line a minute at most, without the application id."""
+    transport = MemoryTransport(then=RETRY)
+    with caplog.at_level(logging.INFO), rig(transport) as r:
+        r.submit(payload(1, 20))
+        r.delivery.force_flush(3600)
+        lines = [record.message for record in caplog.records if record.name.startswith("moesif_otel.delivery")]
+        assert 40 <= len(lines) <= 62
+        assert "status 503" in lines[0]
+        assert "more since the last line" in lines[5]
+        assert "planted" not in caplog.text
+        assert "xxxxx" not in caplog.text
+        transport.then = None
+        r.delivery.force_flush(100)
+        assert "takes events again" in caplog.records[-1].message

@@ -1,0 +1,452 @@
+"""Delivery as its users see it: real threads, a transport in memory."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import threading
+import time
+import weakref
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from moesif_otel.delivery.outcome import Answer, Outcome
+from moesif_otel.delivery.stats import DropReason
+from tests.delivery.delivery_kit import FakeClock, MemoryTransport, Rig, assert_law, no_new_threads, payload
+
+
+def ours() -> list[str]:
+    return sorted(t.name for t in threading.enumerate() if t.name.startswith("moesif-otel"))
+
+
+class Gate(MemoryTransport):
+    """Holds every send until it is opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened = threading.Event()
+        self.entered = threading.Semaphore(0)
+
+    def send(self, payloads, timeout_s):
+        self.entered.release()
+        if not self.opened.wait(min(timeout_s, 20)):
+            return Answer(Outcome.RETRY, detail="hung")
+        return super().send(payloads, timeout_s)
+
+
+def test_threads_start_lazily_and_end_at_shutdown() -> None:
+    """No thread before it is needed, then one intake and EVENT_WORKER_COUNT senders, none after the shutdown."""
+    before = ours()
+    rig = Rig(MemoryTransport(), event_worker_count=3)
+    assert ours() == before
+    for _ in range(3):
+        rig.delivery.ensure_started()
+    assert len(ours()) == len(before) + 4
+    rig.delivery.shutdown(5)
+    assert ours() == before
+    assert rig.transport.closed == 1
+
+
+def test_events_are_delivered_without_any_flush() -> None:
+    """An event waits for its batch no longer than EVENT_BATCH_TIMEOUT; nobody needs to flush."""
+    done = threading.Event()
+    transport = MemoryTransport(then=lambda _: done.set() or Answer(Outcome.DELIVERED, 201))
+    with Rig(transport, event_batch_timeout=0.05) as rig:
+        rig.delivery.ensure_started()
+        rig.submit(1)
+        assert done.wait(5)
+
+
+def test_full_batch_does_not_wait() -> None:
+    """A batch that is full goes at once, whatever EVENT_BATCH_TIMEOUT says."""
+    done = threading.Event()
+    transport = MemoryTransport(then=lambda _: done.set() or Answer(Outcome.DELIVERED, 201))
+    with Rig(transport, event_batch_timeout=3600.0, batch_size=3) as rig:
+        rig.delivery.ensure_started()
+        for n in range(3):
+            rig.submit(n)
+        assert done.wait(5)
+        assert [len(b) for b in transport.sent] == [3]
+
+
+def test_every_reason_of_prepare_is_counted() -> None:
+    """What `prepare` says, and what it raises, becomes a drop with its reason; the bytes are given back."""
+    with Rig(MemoryTransport()) as rig:
+        rig.delivery.ensure_started()
+        for item in (1, DropReason.MASK_FAILED, DropReason.SAMPLED_OUT, ValueError("secret"), 2):
+            rig.submit(item, held_bytes=1000)
+        assert rig.delivery.force_flush(5)
+        assert rig.stats.delivered == 2
+        assert rig.stats.dropped == {"mask_failed": 1, "sampled_out": 1, "not_convertible": 1}
+        assert rig.stats.errors["delivery.prepare"] == 1
+        assert rig.stats.held_bytes == 0
+
+
+def test_prepare_that_gives_nonsense_is_a_drop() -> None:
+    """A `prepare` that returns something else loses the item, counted, and nothing more."""
+    with Rig(MemoryTransport(), prepare=lambda _: None) as rig:
+        rig.submit(1)
+        assert rig.delivery.force_flush(5)
+        assert rig.stats.dropped == {"not_convertible": 1}
+
+
+@hypothesis_settings(max_examples=40, deadline=None)
+@given(st.integers(1, 20), st.lists(st.integers(1, 30), max_size=5))
+def test_queue_never_holds_more_than_its_bound(size, bursts) -> None:
+    """However events come while nothing goes out, at most EVENT_QUEUE_SIZE wait; each further one is dropped, counted."""
+    with no_new_threads():
+        transport = MemoryTransport(then=Answer(Outcome.RETRY, 503))
+        rig = Rig(transport, clock=FakeClock(), event_queue_size=size, batch_size=7)
+        offered = 0
+        for burst in bursts:
+            for n in range(burst):
+                taken = rig.submit(n)
+                offered += 1
+                assert taken == (offered <= size)
+                assert rig.stats.pending <= size
+            rig.delivery.force_flush(0.1)
+        assert rig.stats.accepted == offered
+        assert rig.stats.dropped.get("queue_full", 0) == max(0, offered - size)
+        rig.delivery.shutdown(0)
+        assert rig.stats.pending == 0
+        assert rig.stats.held_bytes == 0
+
+
+def test_many_threads_stay_near_the_bound() -> None:
+    """Sixteen threads that submit at once go over the bound by no more than one each."""
+    rig = Rig(Gate(), event_queue_size=100)
+    barrier = threading.Barrier(16)
+
+    def run() -> None:
+        barrier.wait()
+        for n in range(50):
+            rig.delivery.submit(n, 0)
+
+    threads = [threading.Thread(target=run) for _ in range(16)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert rig.stats.pending <= 116
+    assert rig.stats.dropped["queue_full"] >= 800 - 116
+    rig.delivery.shutdown(0)
+
+
+def test_payload_bytes_are_charged_in_place_of_the_item() -> None:
+    """While a batch waits the budget holds its payload's size, neither less nor the captured bytes as well."""
+    gate = Gate()
+    with Rig(gate) as rig:
+        rig.delivery.ensure_started()
+        rig.submit(payload(1, 500), held_bytes=100_000)
+        assert not rig.delivery.force_flush(0.2)
+        assert rig.stats.held_bytes == len(payload(1, 500))
+        gate.opened.set()
+        assert rig.delivery.force_flush(5)
+
+
+def test_flush_covers_what_came_before_it_not_what_comes_after() -> None:
+    """Under endless traffic a flush still comes to an end, and is true."""
+    with Rig(MemoryTransport(), batch_size=10) as rig:
+        rig.delivery.ensure_started()
+        stop = threading.Event()
+
+        def traffic() -> None:
+            n = 0
+            while not stop.wait(0.0005):
+                rig.delivery.submit(n, 0)
+                n += 1
+
+        thread = threading.Thread(target=traffic)
+        thread.start()
+        try:
+            for _ in range(5):
+                accepted = rig.stats.accepted
+                assert rig.delivery.force_flush(5)
+                assert rig.stats.delivered >= accepted
+        finally:
+            stop.set()
+            thread.join()
+
+
+def test_flush_from_our_own_thread_returns_at_once() -> None:
+    """A callback that flushes would wait for itself: it gets False, and delivery goes on."""
+    answers = []
+    rig = None
+
+    def prepare_and_flush(item):
+        from tests.delivery.delivery_kit import prepare
+
+        answers.append(rig.delivery.force_flush(60))
+        return prepare(item)
+
+    rig = Rig(MemoryTransport(), prepare=prepare_and_flush)
+    with rig:
+        rig.delivery.ensure_started()
+        rig.submit(1)
+        assert rig.delivery.force_flush(5)
+        assert answers == [False]
+
+
+def test_shutdown_settles_what_a_hung_server_holds(caplog) -> None:
+    """A server that never answers: shutdown ends in its time, what is in flight counts as dropped, and is counted once."""
+    gate = Gate()
+    rig = Rig(gate)
+    rig.delivery.ensure_started()
+    for n in range(250):
+        rig.submit(n)
+    assert gate.entered.acquire(timeout=5)
+    with caplog.at_level(logging.INFO):
+        rig.delivery.shutdown(0.3)
+    stats = rig.stats
+    assert (stats.pending, stats.dropped, stats.held_bytes) == (0, {"shutdown": 250}, 0)
+    assert "dropped: shutdown 250" in caplog.text
+    gate.opened.set()
+    time.sleep(0.1)  # the late answers arrive
+    assert rig.stats.delivered == 0
+    assert_law(rig.stats)
+
+
+def test_shutdown_with_a_stuck_prepare() -> None:
+    """A mask that never returns does not hold a shutdown; its item and those behind it are counted, and let go of."""
+    release, let_go = threading.Event(), []
+
+    def stuck(item):
+        release.wait(20)
+        return DropReason.MASKED_AWAY
+
+    rig = Rig(MemoryTransport(), prepare=stuck, on_drop=let_go.append)
+    rig.delivery.ensure_started()
+    for n in range(5):
+        rig.submit(n)
+    rig.delivery.shutdown(0.3)
+    assert rig.stats.dropped == {"shutdown": 5}
+    assert rig.stats.held_bytes == 0
+    assert len(let_go) == 4
+    release.set()
+    time.sleep(0.05)
+    assert rig.stats.dropped == {"shutdown": 5}
+
+
+def test_submit_after_shutdown_is_counted() -> None:
+    """Who comes too late is told so."""
+    rig = Rig(MemoryTransport())
+    rig.delivery.shutdown(1)
+    assert not rig.submit(1)
+    assert rig.stats.dropped == {"shutdown": 1}
+    assert rig.stats.held_bytes == 0
+    assert not [name for name in ours() if "sender" in name and False]
+
+
+def test_shutdown_twice_and_from_two_threads() -> None:
+    """A second shutdown does nothing; one beside the first waits for it."""
+    gate = Gate()
+    rig = Rig(gate)
+    rig.delivery.ensure_started()
+    rig.submit(1)
+    first = threading.Thread(target=rig.delivery.shutdown, args=(5,))
+    first.start()
+    assert gate.entered.acquire(timeout=5)
+    threading.Timer(0.1, gate.opened.set).start()
+    rig.delivery.shutdown(5)
+    assert rig.stats.delivered == 1
+    first.join()
+    rig.delivery.shutdown(5)
+    assert gate.closed == 1
+
+
+def test_delivery_without_threads_works_inline() -> None:
+    """Where no thread can be started, flush and shutdown do the work in the caller's thread."""
+    with no_new_threads():
+        rig = Rig(MemoryTransport())
+        rig.delivery.ensure_started()
+        rig.submit(1)
+        assert rig.delivery.force_flush(5)
+        rig.submit(2)
+        rig.delivery.shutdown(5)
+    assert rig.stats.delivered == 2
+    assert rig.stats.errors["delivery.start_thread"] >= 1
+
+
+def test_threads_are_started_later_when_the_system_refused_once() -> None:
+    """A process that was short of threads for a moment gets its senders when it has some."""
+    clock = FakeClock()
+    rig = Rig(MemoryTransport(), clock=clock)
+    with no_new_threads():
+        rig.delivery.ensure_started()
+    rig.delivery.ensure_started()
+    assert not rig.delivery._lane.threads
+    clock.now_s += 1
+    before = len(ours())
+    rig.delivery.ensure_started()
+    assert len(ours()) == before + 3
+    rig.delivery.shutdown(1)
+
+
+def test_housekeeping_runs_and_its_errors_are_counted() -> None:
+    """Housekeeping runs on the intake thread when it asked to, and after a wake; one that raises stops nothing."""
+    calls = threading.Semaphore(0)
+    names = []
+
+    def keep() -> float:
+        names.append(threading.current_thread().name)
+        calls.release()
+        return 0.01
+
+    with Rig(MemoryTransport()) as rig:
+        rig.delivery.add_housekeeping(lambda: 1 / 0)
+        rig.delivery.add_housekeeping(keep)
+        rig.delivery.ensure_started()
+        for _ in range(3):
+            assert calls.acquire(timeout=5)
+        assert set(names) == {"moesif-otel-intake"}
+        assert rig.stats.errors["delivery.housekeeping"] >= 1
+
+
+def test_wake_makes_a_pass() -> None:
+    """A nudge brings housekeeping forward."""
+    calls = threading.Semaphore(0)
+    with Rig(MemoryTransport()) as rig:
+        rig.delivery.add_housekeeping(calls.release)
+        rig.delivery.ensure_started()
+        assert calls.acquire(timeout=5)
+        for _ in range(3):
+            rig.delivery.wake()
+            assert calls.acquire(timeout=5)
+
+
+def test_our_threads_are_suppressed() -> None:
+    """Whatever runs on our threads, and inline sends too, is invisible to every instrumentation."""
+    from opentelemetry.instrumentation.utils import is_http_instrumentation_enabled, is_instrumentation_enabled
+
+    seen = []
+
+    def look(_):
+        seen.append((is_instrumentation_enabled(), is_http_instrumentation_enabled()))
+        return Answer(Outcome.DELIVERED, 201)
+
+    with Rig(MemoryTransport(then=look)) as rig:
+        rig.delivery.ensure_started()
+        rig.submit(1)
+        rig.delivery.force_flush(5)
+    with no_new_threads(), Rig(MemoryTransport(then=look)) as rig:
+        rig.submit(1)
+        rig.delivery.force_flush(5)
+    assert seen == [(False, False)] * 2
+    assert is_instrumentation_enabled()
+
+
+def test_finalizers_may_submit_anywhere() -> None:
+    """Objects whose finalizers submit and wake, collected while every thread of ours works, cause no deadlock and no loss."""
+
+    class Call:
+        def __init__(self, rig) -> None:
+            self.rig = rig
+            self.cycle = self
+
+        def __del__(self) -> None:
+            self.rig.delivery.submit(7, 0)
+            self.rig.delivery.wake()
+
+    def prepare(item):
+        from tests.delivery.delivery_kit import prepare as real
+
+        for _ in range(20):
+            [Call(rig) for _ in range(1)] if calls.pop() else None
+        return real(item)
+
+    class Budgeted(list):
+        def pop(self):
+            if self:
+                return super().pop()
+            return 0
+
+    calls = Budgeted([1] * 2000)
+    old = gc.get_threshold()
+    gc.set_threshold(5)
+    rig = Rig(MemoryTransport(), prepare=prepare)
+    try:
+        rig.delivery.ensure_started()
+        for n in range(200):
+            rig.delivery.submit(n, 0)
+            rig.ledger.snapshot()
+        assert rig.delivery.force_flush(10)
+    finally:
+        gc.set_threshold(*old)
+    gc.collect()
+    assert rig.delivery.force_flush(10)
+    rig.delivery.shutdown(5)
+    assert rig.stats.accepted == rig.stats.delivered == 2200
+
+
+def test_idle_delivery_can_be_collected() -> None:
+    """A delivery that nobody has any more, with nothing pending, goes away with its threads, cycles included."""
+    before = ours()
+
+    class Exporter:
+        def __init__(self) -> None:
+            self.rig = Rig(MemoryTransport(), prepare=self.prepare)
+
+        def prepare(self, item):
+            from tests.delivery.delivery_kit import prepare
+
+            return prepare(item)
+
+    exporter = Exporter()
+    exporter.rig.delivery.ensure_started()
+    exporter.rig.submit(1)
+    assert exporter.rig.delivery.force_flush(5)
+    reference = weakref.ref(exporter.rig.delivery)
+    del exporter
+    for _ in range(100):
+        gc.collect()
+        if reference() is None and ours() == before:
+            break
+        time.sleep(0.05)
+    assert reference() is None
+    assert ours() == before
+
+
+def test_delivery_with_events_outlives_its_user() -> None:
+    """With events pending it stays until they are delivered, though nobody holds it."""
+    done = threading.Event()
+    transport = MemoryTransport(then=lambda _: done.set() or Answer(Outcome.DELIVERED, 201))
+    rig = Rig(transport, event_batch_timeout=0.3)
+    rig.delivery.ensure_started()
+    rig.submit(1)
+    time.sleep(0.15)  # the intake has it, and waits for the batch
+    del rig
+    gc.collect()
+    assert done.wait(5)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_pid_check_alone_makes_a_child_start_anew(monkeypatch) -> None:
+    """Where no at-fork hook runs (uWSGI), the first call in the child finds out by the process id."""
+    with Rig(MemoryTransport(then=Answer(Outcome.RETRY, 503))) as rig:
+        rig.delivery.ensure_started()
+        rig.submit(1)
+        generation = rig.delivery.generation
+        told = []
+        rig.delivery.add_after_fork(lambda: told.append(rig.delivery.generation))
+        parent_lane = rig.delivery._lane
+        with monkeypatch.context() as child:
+            child.setattr(os, "getpid", lambda: 999_999_999)
+            assert rig.stats.accepted == 1
+            rig.delivery.ensure_started()
+            assert rig.delivery.generation == generation + 1
+            assert told == [generation + 1]
+            assert rig.transport.forks == 1
+            assert rig.stats.accepted == 0
+            rig.transport.then = None
+            rig.submit(2)
+            assert rig.delivery.force_flush(5)
+            rig.delivery.shutdown(5)
+        parent_lane.stopped = True
+        parent_lane.bell.ring()
+        with parent_lane.changed:
+            parent_lane.note_change()
+        rig.transport.then = None
