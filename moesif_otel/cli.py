@@ -12,11 +12,13 @@ import contextlib
 import signal
 import sys
 import threading
+import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from types import FrameType
 
 __all__ = ["main"]
 
@@ -24,6 +26,7 @@ EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 
 _DEFAULT_PORT: Final = 8765
+_SAME_SIGNAL_S: Final = 1.0
 _SIGNAL_CHECK_S: Final = 0.5  # a wait without an end is not interrupted by Ctrl-C on every system
 
 
@@ -134,13 +137,19 @@ def _demo(options: argparse.Namespace, ended: threading.Event) -> int:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[threading.Event]:
-    """Give an event that Ctrl-C and SIGTERM set; a second one ends the process as it would without us."""
+    """Give an event that Ctrl-C and SIGTERM set; another one later ends the process as it would without us."""
     ended = threading.Event()
     before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    first_s: list[float] = []
 
-    def end(number: int, _frame: object) -> None:
-        signal.signal(number, before[number])
+    def end(number: int, frame: FrameType | None) -> None:
+        del frame
         ended.set()
+        first_s.append(time.monotonic())
+        # Programs that start others pass a Ctrl-C on which the terminal has sent already: that is one, not two.
+        if first_s[-1] - first_s[0] > _SAME_SIGNAL_S:
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
 
     for number in before:
         signal.signal(number, end)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 import requests
 
-from moesif_otel.sandbox.demo_traffic import CALLS, USER_HEADERS, DemoCall
+from moesif_otel.sandbox.demo_traffic import CALLS, COMPANY_RULES, GOVERNED_CALL, RULE, USER_HEADERS, DemoCall
 from moesif_otel.sandbox.rows import Row, size_in_words
 from moesif_otel.sandbox.server import Sandbox
 from moesif_otel.wsgi import MoesifMiddleware
@@ -42,6 +44,10 @@ __all__ = ["run_demo"]
 _APPLICATION_ID: Final = "demo-application-id"
 _ARRIVAL_TIMEOUT_S: Final = 15.0
 _PAUSE_S: Final = 0.4  # between calls, so that a person can follow
+_RULE_TIMEOUT_S: Final = 10.0
+_LOOK_S: Final = 0.05
+_BLOCKED_STATUS: Final = 429
+_OK_STATUS: Final = 200
 _JOIN_TIMEOUT_S: Final = 5.0
 _HEADS: Final = ("verb", "path", "status", "ms", "user", "company", "request", "response")
 _WIDTHS: Final = (6, 28, 7, 6, 10, 9, 10, 10)
@@ -58,13 +64,14 @@ def run_demo(*, ports: Sequence[int], once: bool, ended: threading.Event, say: C
         say: Prints a line.
 
     Returns:
-        0 when every call that was sent arrived, else 1.
+        0 when every call that was sent arrived and the rule blocked, else 1.
 
     Raises:
         OSError: None of the ports can be listened on.
     """
     with contextlib.ExitStack() as stack:
         sandbox = stack.enter_context(_sandbox(ports))
+        sandbox.put_rules([RULE])  # nobody is in its cohort yet
         demo = stack.enter_context(_running_api(sandbox))
         say(f"Sandbox: {sandbox.url}/ (a Moesif of your own; the page lists what arrives)")
         say(f"API:     {demo.url} (Flask behind waitress, wrapped in MoesifMiddleware)")
@@ -74,6 +81,7 @@ def run_demo(*, ports: Sequence[int], once: bool, ended: threading.Event, say: C
         say(_line(["-" * width for width in _WIDTHS]))
         if once:
             demo.send_all(ended)
+            demo.exceed_quota(ended)
         else:
             demo.send_forever(ended, say)
         return demo.finish(say)
@@ -105,12 +113,14 @@ class _Demo:
     url: str
     sent: Counter[tuple[str, str]]
     shown: int = 0
+    rule_failed: bool = False
 
-    def send(self, call: DemoCall) -> None:
-        """Make one call and read its answer to the end."""
+    def send(self, call: DemoCall) -> int:
+        """Make one call, read its answer to the end, and give its status."""
         body: dict[str, Any] = {"data": call.body} if isinstance(call.body, bytes) else {"json": call.body}
-        self.session.request(call.verb, self.url + call.path, headers=call.headers, timeout=10, **body)
+        answer = self.session.request(call.verb, self.url + call.path, headers=call.headers, timeout=10, **body)
         self.sent[call.verb, call.path] += 1
+        return answer.status_code
 
     def send_all(self, ended: threading.Event) -> None:
         """Make every call once."""
@@ -120,13 +130,37 @@ class _Demo:
             self.send(call)
 
     def send_forever(self, ended: threading.Event, say: Callable[[str], None]) -> None:
-        """Make the calls over and over, showing what arrives."""
-        for call in itertools.cycle(CALLS):
+        """Make the calls over and over, showing what arrives; the quota is exceeded after the first round."""
+        for number, call in enumerate(itertools.cycle(CALLS), start=1):
             self.send(call)
             over = ended.wait(_PAUSE_S)
             self.show(say)
             if over:
                 return
+            if number == len(CALLS):
+                say(f"-- PUT {self.sandbox.url}/v1/config: initech is over its quota, its GET calls are answered 429")
+                self.exceed_quota(ended)
+
+    def exceed_quota(self, ended: threading.Event) -> None:
+        """Put a company over its quota while everything runs, and see the rule block its calls.
+
+        Moesif's answer to events carries the configuration's new tag; the middleware then fetches what has changed.
+        """
+        fetched = len(self._fetches())
+        self.sandbox.put_config({"sample_rate": 100, "company_rules": COMPANY_RULES})
+        self.send(GOVERNED_CALL)
+        self.middleware.force_flush()
+        end_s = time.monotonic() + _RULE_TIMEOUT_S
+        while time.monotonic() < end_s:
+            has_changed = len(self._fetches()) > fetched
+            if ended.wait(_LOOK_S):  # the middleware needs a moment with what it fetched
+                return
+            if has_changed and self.send(GOVERNED_CALL) == _BLOCKED_STATUS:
+                return
+        self.rule_failed = True
+
+    def _fetches(self) -> list[dict[str, Any]]:
+        return [entry for entry in self.sandbox.requests("/v1/config") if entry["status"] == _OK_STATUS]
 
     def show(self, say: Callable[[str], None]) -> None:
         """Print the events that have arrived since the last time."""
@@ -147,7 +181,9 @@ class _Demo:
         say(_totals(rows, self.sent.total()))
         for (verb, path), number in missing.items():
             say(f"did not arrive: {verb} {path}" + (f" ({number} times)" if number > 1 else ""))
-        return 1 if missing else 0
+        if self.rule_failed:
+            say(f"the rule blocked nothing within {_RULE_TIMEOUT_S:g} s")
+        return 1 if missing or self.rule_failed else 0
 
 
 @contextlib.contextmanager
@@ -165,7 +201,11 @@ def _running_api(sandbox: Sandbox) -> Iterator[_Demo]:
             "EVENT_BATCH_TIMEOUT": 0.5,
         },
     )
-    server = create_server(middleware, host="127.0.0.1", port=0, threads=2)
+    # Its remark that a call waits for a thread would stand in the middle of the table.
+    queue_log = logging.getLogger("waitress.queue")
+    queue_log_level = queue_log.level
+    queue_log.setLevel(logging.ERROR)
+    server = create_server(middleware, host="127.0.0.1", port=0, threads=4)
     thread = threading.Thread(target=server.run, name="moesif-otel-demo-api", daemon=True)
     thread.start()
     try:
@@ -179,6 +219,7 @@ def _running_api(sandbox: Sandbox) -> Iterator[_Demo]:
         server.trigger.pull_trigger(lambda: server.asyncore.close_all(server._map))
         thread.join(_JOIN_TIMEOUT_S)
         server.task_dispatcher.shutdown()
+        queue_log.setLevel(queue_log_level)
 
 
 def _cells(row: Row) -> list[str]:
@@ -208,9 +249,11 @@ def _totals(rows: Sequence[Row], sent: int) -> str:
     users = {row.user for row in rows if row.user}
     companies = {row.company for row in rows if row.company}
     failed = sum(1 for row in rows if (row.status or 0) >= 400)
+    blocked = sum(1 for row in rows if row.blocked)
     request_bytes = sum(row.request_bytes or 0 for row in rows)
     response_bytes = sum(row.response_bytes or 0 for row in rows)
     return (
-        f"{sent} calls sent, {len(rows)} captured ({failed} with an error status) from {len(users)} users of "
-        f"{len(companies)} companies; bodies {size_in_words(request_bytes)} in, {size_in_words(response_bytes)} out"
+        f"{sent} calls sent, {len(rows)} captured: {failed} with an error status, {blocked} blocked by a rule (!),\n"
+        f"from {len(users)} users of {len(companies)} companies; "
+        f"bodies {size_in_words(request_bytes)} in, {size_in_words(response_bytes)} out"
     )

@@ -1,6 +1,6 @@
 """The calls that the demo makes: several users of several companies, each identified in another way.
 
-Owns: the list of calls.
+Owns: the list of calls, and the governance rule that blocks one of them.
 Threads: any; values.
 Never: holds a real credential; what looks like one is made up here.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["CALLS", "USER_HEADERS", "DemoCall"]
+__all__ = ["CALLS", "COMPANY_RULES", "GOVERNED_CALL", "RULE", "USER_HEADERS", "DemoCall"]
 
 USER_HEADERS: Final = "authorization,x-user-token"
 """The option AUTHORIZATION_HEADER_NAME that finds every user below."""
@@ -65,3 +65,24 @@ CALLS: Final = (
     DemoCall("GET", "/orders", {}),
     DemoCall("GET", "/nowhere?q=%C3%A9t%C3%A9", {}),
 )
+
+GOVERNED_CALL: Final = DemoCall("GET", "/orders?status=paid", _BOT)
+"""A call that the rule below blocks, once its company is over the quota."""
+
+RULE: Final[Mapping[str, object]] = {
+    "_id": "demo-quota-rule",
+    "type": "company",
+    "state": 2,
+    "name": "Companies over their quota",
+    "block": True,
+    "applied_to": "matching",
+    "variables": [{"name": "0", "path": "company_id"}, {"name": "1", "path": "quota"}],
+    "regex_config": [{"conditions": [{"path": "request.verb", "value": "GET"}]}],
+    "response": {
+        "status": 429,
+        "headers": {"Retry-After": "60", "X-Quota": "{{1}}"},
+        "body": {"error": "too_many", "message": "{{0}} has used its {{1}} calls of this month"},
+    },
+}
+COMPANY_RULES: Final = {"initech": [{"rules": "demo-quota-rule", "values": {"0": "initech", "1": "1000"}}]}
+"""The configuration's `company_rules`: who is over the quota, and what the rule's tags say to them."""

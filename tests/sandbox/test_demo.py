@@ -15,7 +15,7 @@ import requests
 pytest.importorskip("moesif_otel.wsgi")
 
 from moesif_otel.sandbox.demo import run_demo
-from moesif_otel.sandbox.demo_traffic import CALLS
+from moesif_otel.sandbox.demo_traffic import CALLS, GOVERNED_CALL
 
 
 def start(*arguments):
@@ -32,7 +32,10 @@ def test_once_shows_every_call_and_ends_with_0():
         out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     rows = [line.split() for line in out.splitlines() if re.match(r"(GET|POST|DELETE) ", line)]
-    assert [(row[0], row[1]) for row in rows] == [(call.verb, call.path) for call in CALLS]
+    assert [(row[0], row[1]) for row in rows[: len(CALLS)]] == [(call.verb, call.path) for call in CALLS]
+    governed = rows[len(CALLS) :]
+    assert {row[1] for row in governed} == {GOVERNED_CALL.path}
+    assert [row[2] for row in (governed[0], governed[-1])] == ["200", "429!"]
     by_call = {(row[0], row[1]): row[2:] for row in rows}
     status, _, user, company, *sizes = by_call["POST", "/uploads"]
     assert (status, user, company) == ("201", "dave-bot", "initech")
@@ -40,7 +43,8 @@ def test_once_shows_every_call_and_ends_with_0():
     assert by_call["GET", "/orders/export"][0:4:2] == ["200", "carol"]
     assert by_call["GET", "/reports/daily"][0:4:2] == ["500", "ann"]
     assert by_call["GET", "/orders?status=open"][0:4:2] == ["200", "bob"]
-    assert f"{len(CALLS)} calls sent, {len(CALLS)} captured" in out
+    assert f"{len(rows)} calls sent, {len(rows)} captured" in out
+    assert "1 blocked by a rule" in out
     assert "4 users of 3 companies" in out
 
 
@@ -78,10 +82,12 @@ def test_calls_that_do_not_arrive_are_named(monkeypatch):
     import moesif_otel.sandbox.demo as demo
 
     monkeypatch.setattr(demo, "_ARRIVAL_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(demo, "_RULE_TIMEOUT_S", 0.1)
     # A real loss: the application id of the demo is not one that its sandbox takes.
     real = demo.Sandbox
     monkeypatch.setattr(demo, "Sandbox", lambda port: real(port, application_ids=["another"]))
     lines = []
     assert run_demo(ports=(0,), once=True, ended=threading.Event(), say=lines.append) == 1
     assert "did not arrive: GET /users" in lines
-    assert any(line.startswith(f"{len(CALLS)} calls sent, 0 captured") for line in lines)
+    assert "the rule blocked nothing within 0.1 s" in lines
+    assert any(" calls sent, 0 captured" in line for line in lines)
