@@ -13,6 +13,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import tornado.web
+from tornado.http1connection import HTTP1Connection
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +74,9 @@ def streams_request_body(handler: RequestHandler) -> bool:
 
 
 def close_callback_of(connection: Any) -> Callable[[], None] | None:
-    """Give what the connection calls when the client leaves; None when it calls nothing any more."""
+    """Give what the connection calls when the client leaves; None when it calls nothing, or is none of Tornado's."""
+    if not isinstance(connection, HTTP1Connection) and not hasattr(connection, "_close_callback"):
+        return None
     callback: Callable[[], None] | None = _member(connection, "_close_callback")
     return callback
 

@@ -351,6 +351,19 @@ def test_odd_request_targets_make_a_full_url(request_line, url):
         assert one(pipeline).url == url
 
 
+def test_the_address_behind_a_proxy_is_the_one_tornado_was_told_to_believe():
+    """With `xheaders` Tornado takes `X-Real-Ip`; we take what Tornado has."""
+
+    async def serve(tap: TornadoTap) -> None:
+        app = web.Application([("/orders", Orders)], log_function=tap.log_event)
+        async with serving(app, xheaders=True) as port:
+            await talk(port, get("/orders", "X-Real-Ip: 203.0.113.9", "X-Scheme: https"))
+
+    with tapping() as tap:
+        run(serve(tap))
+    assert (one(tap.pipeline).peer_address, one(tap.pipeline).url[:8]) == ("203.0.113.9", "https://")
+
+
 def test_without_log_body_nothing_of_a_body_is_kept():
     """LOG_BODY false: neither request nor response bodies, whole or streamed."""
 

@@ -69,3 +69,10 @@ def test_a_member_that_is_gone_is_named():
     """The error says what Tornado no longer has."""
     with pytest.raises(shape.UnknownShape, match=r"object\._finished"):
         shape.is_finished(object())
+    with pytest.raises(shape.UnknownShape, match=r"HTTP1Connection\._close_callback"):
+        shape.close_callback_of(HTTP1Connection.__new__(HTTP1Connection))
+
+
+def test_a_connection_of_somebody_elses_is_not_looked_into():
+    """HTTP/2 add-ons and test doubles bring connections of their own: only the client's leaving goes unnoticed."""
+    assert shape.close_callback_of(object()) is None

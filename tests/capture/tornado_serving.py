@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -62,10 +61,16 @@ class Recorder:
     late: list[Exchange] = field(default_factory=list)
     superseded_exchanges: list[Exchange] = field(default_factory=list)
     opened_count: int = 0
-    arrived: threading.Event = field(default_factory=threading.Event)
+    decide: Any = None  # a function (exchange, read_ahead) -> Decision, or none
 
     def opened(self, exchange: Exchange) -> None:
         self.opened_count += 1
+
+    def has_callbacks(self, exchange: Exchange) -> bool:
+        return True
+
+    def govern(self, exchange: Exchange, read_ahead: Any) -> Any:
+        return None if self.decide is None else self.decide(exchange, read_ahead)
 
     def finished(self, exchange: Exchange) -> None:
         request, response = exchange.request_body, exchange.response_body
@@ -92,7 +97,6 @@ class Recorder:
             )
         )
         exchange.discard()
-        self.arrived.set()
 
     def finished_late(self, exchange: Exchange) -> None:
         self.late.append(exchange)
