@@ -26,8 +26,10 @@ class MoesifDeliveryError(MoesifError):
 
     Attributes:
         status: HTTP status of Moesif's answer; None when no answer came.
+        undelivered: Indexes of what Moesif has not taken, in the batch that the call was given; the rest was taken.
     """
 
-    def __init__(self, message: str, *, status: int | None = None) -> None:
+    def __init__(self, message: str, *, status: int | None = None, undelivered: tuple[int, ...] = ()) -> None:
         super().__init__(message)
         self.status = status
+        self.undelivered = undelivered
