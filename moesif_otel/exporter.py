@@ -19,9 +19,11 @@ from moesif_otel.claims import claims_of
 from moesif_otel.delivery.client import MoesifTransport
 from moesif_otel.delivery.stats import DropReason, Ledger
 from moesif_otel.delivery.worker import Delivery, Prepared
-from moesif_otel.events.build import build_event, serialize, without_bodies
+from moesif_otel.events.build import event_of, read_call, serialize, without_bodies
 from moesif_otel.guard import Guard
 from moesif_otel.mask import EventMask
+from moesif_otel.remote import sampling
+from moesif_otel.remote.facts import CallFacts, route_of
 from moesif_otel.remote.poller import shared_poller
 from moesif_otel.settings import Settings
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
     from moesif_otel.delivery.stats import Stats
+    from moesif_otel.events.call import Call
     from moesif_otel.remote.poller import ConfigPoller
 
 __all__ = ["EVENT_OVERHEAD_BYTES", "MoesifSpanExporter"]
@@ -155,9 +158,12 @@ class MoesifSpanExporter(SpanExporter):
         exchange = span.exchange if isinstance(span, CapturedSpan) else None
         base = span.base if isinstance(span, CapturedSpan) else span
         try:
-            event = build_event(exchange, base, self.settings, parse_bodies=self._mask.given)
-            if event is None:
+            call = read_call(exchange, base, self.settings)
+            if call is None:
                 return DropReason.NOT_CONVERTIBLE
+            if not self._sampled(call):
+                return DropReason.SAMPLED_OUT
+            event = event_of(call, self.settings, parse_bodies=self._mask.given)
             masked = self._mask.apply(event)
             if isinstance(masked, DropReason):
                 return masked
@@ -168,6 +174,15 @@ class MoesifSpanExporter(SpanExporter):
         if self.settings.debug:
             _logger.debug("moesif_otel: event %s, %d bytes", event.transaction_id, len(payload))
         return Prepared(payload, len(payload))
+
+    def _sampled(self, call: Call) -> bool:
+        """Decide by the rates that Moesif told, before any body is looked at; the weight goes into the event."""
+        if self.remote is None:
+            return True
+        facts = CallFacts(call.method, route_of(call.url), call.client_address, call.status)
+        sampled = sampling.decide(self.remote.config, facts, call.user_id, call.company_id)
+        call.weight *= sampled.weight
+        return sampled.keep
 
     def force_flush(self, timeout_millis: int = 5_000) -> bool:
         """Deliver everything that was exported.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk.trace import ReadableSpan
 
-    from moesif_otel.capture.exchange import Exchange
+    from moesif_otel.capture.exchange import Exchange, Headers
     from moesif_otel.events.call import Call, Content
     from moesif_otel.events.redact import Redaction, Rules
     from moesif_otel.settings import Settings
@@ -41,7 +41,9 @@ if TYPE_CHECKING:
 __all__ = [
     "MoesifEvent",
     "build_event",
+    "event_of",
     "hide_absent_bodies",
+    "read_call",
     "serialize",
     "show_absent_bodies",
     "transaction_id_for",
@@ -66,11 +68,35 @@ def build_event(
         status has status 500; a call that ended before any status (the client left, no answer came) has no response.
         Thread-safe.
     """
+    call = read_call(captured, span, settings)
+    return None if call is None else event_of(call, settings, parse_bodies=parse_bodies)
+
+
+def read_call(captured: Exchange | None, span: ReadableSpan | None, settings: Settings) -> Call | None:
+    """Give what `build_event` starts from, without a look at bodies: enough to decide whether a call is sampled.
+
+    Args:
+        captured: The finished Exchange; None for a bare span.
+        span: As `build_event` takes it.
+        settings: Where identities are looked for.
+
+    Returns:
+        The call with user and client address found; None for a span that is no HTTP call. Not masked: it must not
+        leave the process but through `event_of`.
+    """
     if captured is not None:
         call: Call | None = call_of_exchange(captured, span)
     else:
         call = call_of_span(span) if span is not None else None
-    return None if call is None else _event(call, settings, parse_bodies=parse_bodies)
+    if call is not None and call.direction == "Incoming":
+        names = _by_lower_name(call.request_headers)
+        call.client_address = client_address(names, call.peer_address)
+        if not call.user_id:
+            # Before the credentials are hidden.
+            call.user_id = user_from_headers(
+                names, settings.authorization_header_name, settings.authorization_user_id_field
+            )
+    return call
 
 
 def transaction_id_for(trace_id: int, span_id: int, application_id: str) -> str:
@@ -85,25 +111,19 @@ def transaction_id_for(trace_id: int, span_id: int, application_id: str) -> str:
     return f"{digits[:8]}-{digits[8:12]}-8{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:32]}"
 
 
-def _event(call: Call, settings: Settings, *, parse_bodies: bool) -> MoesifEvent:
+def event_of(call: Call, settings: Settings, *, parse_bodies: bool) -> MoesifEvent:
+    """Give the event of a call that `read_call` gave, with everything hidden that the settings say."""
     ours = call.ours
     rules = redaction_for(settings)
-    request_names = {name.lower(): value for name, value in reversed(call.request_headers)}
-    response_names = {name.lower(): value for name, value in reversed(call.response_headers)}
-    incoming = call.direction == "Incoming"
-    user_id = call.user_id
-    if not user_id and incoming:
-        # Before the credentials are hidden.
-        user_id = user_from_headers(
-            request_names, settings.authorization_header_name, settings.authorization_user_id_field
-        )
+    request_names = _by_lower_name(call.request_headers)
+    response_names = _by_lower_name(call.response_headers)
     request = EventRequestModel(
         time=moesif_time(call.started_ns),
         uri=redact_url(rules.request, call.url),
         verb=call.method,
         headers=_joined([(name.title(), value) for name, value in redact_headers(rules.request, call.request_headers)]),
         api_version=settings.api_version,
-        ip_address=client_address(request_names, call.peer_address) if incoming else None,
+        ip_address=call.client_address,
     )
     body, facts = _read(call.request_body, request_names, rules.request, settings, parse=parse_bodies)
     request.body, request.transfer_encoding = body.value, body.transfer_encoding
@@ -124,7 +144,7 @@ def _event(call: Call, settings: Settings, *, parse_bodies: bool) -> MoesifEvent
     event = MoesifEvent(
         request=request,
         response=response,
-        user_id=text_of(user_id) if user_id else None,
+        user_id=text_of(call.user_id) if call.user_id else None,
         company_id=text_of(call.company_id) if call.company_id else None,
         session_token=text_of(call.session_token) if call.session_token else None,
         direction=call.direction,
@@ -210,6 +230,10 @@ def _read(
     if facts:
         facts["size_bytes"] = content.total_bytes
     return body, facts
+
+
+def _by_lower_name(headers: Headers) -> dict[str, str]:
+    return {name.lower(): value for name, value in reversed(headers)}
 
 
 def _link(event: MoesifEvent, call: Call) -> None:

@@ -38,6 +38,7 @@ class Call:
     Attributes:
         status: None: no answer came, or none was sent.
         peer_address: Other end of an incoming call's connection.
+        client_address: Who made an incoming call, found in headers or connection.
         server_address: Address that answered an outgoing call.
         user_id, company_id, session_token, metadata: As the application gave them, of any type.
         ours: What `metadata.moesif_otel` says.
@@ -56,6 +57,7 @@ class Call:
     request_body: Content | None = None
     response_body: Content | None = None
     peer_address: str | None = None
+    client_address: str | None = None
     server_address: str | None = None
     user_id: Any = None
     company_id: Any = None
