@@ -80,7 +80,8 @@ class PrefixedInput:
         line = self._prefix.readline(-1 if limit is None else limit)
         if line.endswith(b"\n") or (limit is not None and len(line) >= limit):
             return line
-        return line + (self._rest.readline() if limit is None else self._rest.readline(limit - len(line)))
+        line += self._rest.readline() if limit is None else self._rest.readline(limit - len(line))
+        return line
 
     def readlines(self, *hint: Any) -> list[bytes]:
         """Read lines to the end; the hint may be ignored (PEP 3333)."""
