@@ -73,7 +73,7 @@ def _claim(token: str, field: str) -> str | None:
         return None
     found = claims.get(field)
     if found is None:
-        found = next((value for name, value in claims.items() if name.lower() == field), None)
+        found = next((value for name, value in claims.items() if value is not None and name.lower() == field), None)
     if isinstance(found, float):
         # orjson reads integers beyond 64 bits as floats; an id must keep its digits.
         exact = {name.lower(): value for name, value in json.loads(payload, parse_float=str).items()}

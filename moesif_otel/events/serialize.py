@@ -59,7 +59,8 @@ def serialize(event: EventModel) -> bytes:
     try:
         return orjson.dumps(tree, default=_default)
     except (TypeError, ValueError, RecursionError):
-        return orjson.dumps(plain(tree))
+        # One by one, so that metadata without end leaves the other fields alone.
+        return orjson.dumps({name: plain(value) for name, value in tree.items()})
 
 
 def _coerce(tree: dict[str, Any]) -> None:
@@ -126,9 +127,6 @@ class _Plainer:
         self._left = _MAX_NODES
 
     def convert(self, value: Any, depth: int) -> Any:
-        self._left -= 1
-        if self._left < 0:
-            return _TOO_MANY
         kind = type(value)
         if kind is str:
             return sound_text(value)
@@ -151,6 +149,10 @@ class _Plainer:
             self._inside.discard(id(value))
 
     def _container(self, value: Any, depth: int) -> Any:
+        if isinstance(value, (dict, list, tuple, set, frozenset)):
+            self._left -= 1 + len(value)
+            if self._left < 0:
+                return _TOO_MANY
         if isinstance(value, dict):
             return {self._key(key): self.convert(inner, depth) for key, inner in list(value.items())}
         if isinstance(value, (list, tuple, set, frozenset)):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from moesif_otel.capture.exchange import Headers
 
-__all__ = ["CONVENTION_PREFIXES", "call_of_span", "decorate"]
+__all__ = ["CONVENTION_PREFIXES", "attributes_of", "call_of_span", "decorate"]
 
 _REQUEST_HEADER: Final = "http.request.header."
 _RESPONSE_HEADER: Final = "http.response.header."
@@ -46,7 +46,7 @@ def call_of_span(span: ReadableSpan) -> Call | None:
         direction = "Outgoing"
     else:
         return None
-    attributes: Mapping[str, Any] = span.attributes or {}
+    attributes = attributes_of(span)
     method = _method(attributes)
     if method is None:
         return None
@@ -78,6 +78,15 @@ def call_of_span(span: ReadableSpan) -> Call | None:
     return call
 
 
+def attributes_of(span: ReadableSpan) -> Mapping[str, Any]:
+    """Give a copy of a span's attributes; nothing, if somebody changes them at this very moment."""
+    try:
+        return dict(span.attributes or {})
+    except (RuntimeError, KeyError):
+        # A span that has not ended, at its limit of attributes: the oldest are going.
+        return {}
+
+
 def decorate(call: Call, span: ReadableSpan) -> None:
     """Add what a span knows: ids, parent, links, status, route, name, exceptions, the application's attributes."""
     context = span.context
@@ -91,7 +100,7 @@ def decorate(call: Call, span: ReadableSpan) -> None:
         ]
     if span.status.status_code is not StatusCode.UNSET:
         call.span_status = span.status.status_code.name
-    attributes: Mapping[str, Any] = span.attributes or {}
+    attributes = attributes_of(span)
     call.user_id = call.user_id or _text(attributes, "user.id", "enduser.id")
     call.company_id = call.company_id or _text(attributes, "company.id")
     call.session_token = call.session_token or _text(attributes, "session.id")

@@ -28,6 +28,6 @@ def weight_of(entry: str | None) -> int:
         if name == "th" and 0 < len(value) <= _DIGITS and _HEXADECIMAL.issuperset(value):
             threshold = int(value, 16) << 4 * (_DIGITS - len(value))
             return min(max(round(_FULL / (_FULL - threshold)), 1), _MAX_WEIGHT)
-        if name == "p" and value.isdecimal() and len(value) <= 2 and int(value) <= _MAX_EXPONENT:
+        if name == "p" and value.isascii() and value.isdecimal() and len(value) <= 2 and int(value) <= _MAX_EXPONENT:
             return min(1 << int(value), _MAX_WEIGHT)
     return 1

@@ -1,0 +1,134 @@
+"""`events.identity`: who made a request."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moesif_otel.events.identity import user_from_headers
+
+
+def encode(value: Any, *, padded: bool = False, url_safe: bool = True) -> str:
+    data = value if isinstance(value, bytes) else json.dumps(value).encode()
+    text = (base64.urlsafe_b64encode if url_safe else base64.b64encode)(data).decode()
+    return text if padded else text.rstrip("=")
+
+
+def jwt(claims: Any, **how: bool) -> str:
+    return f"{encode({'alg': 'HS256'})}.{encode(claims, **how)}.c2lnbmF0dXJl"
+
+
+def user(value: str, *, field: str = "sub", names: tuple[str, ...] = ("authorization",)) -> str | None:
+    return user_from_headers({"authorization": value}, names, field)
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("url_safe", [True, False])
+def test_bearer_token_names_its_subject(scheme: str, padded: bool, url_safe: bool) -> None:
+    """Scheme in any case, base64 of either alphabet, padded or not (`~~~` and `???` need the two special letters)."""
+    claims = {"sub": "jörg???~~~", "n": "x"}
+    assert user(f"{scheme}  {jwt(claims, padded=padded, url_safe=url_safe)}") == "jörg???~~~"
+
+
+@pytest.mark.parametrize(
+    ("claims", "field", "expected"),
+    [
+        ({"SUB": "joe"}, "sub", "joe"),
+        ({"userId": "joe"}, "USERID", "joe"),
+        ({"sub": 42}, "sub", "42"),
+        ({"sub": 123456789012345678901234567890}, "sub", "123456789012345678901234567890"),
+        ({"sub": 1.5}, "sub", "1.5"),
+        ({"sub": True}, "sub", "true"),
+        ({"sub": ["a", 1]}, "sub", '["a", 1]'),
+        ({"sub": None}, "sub", None),
+        ({"sub": ""}, "sub", None),
+        ({"sub": None, "Sub": "joe"}, "sub", "joe"),
+        ({"name": "joe"}, "sub", None),
+        (["sub"], "sub", None),
+        ("sub", "sub", None),
+    ],
+)
+def test_claims_match_in_any_case_and_become_text(claims: Any, field: str, expected: str | None) -> None:
+    """A claim that is no string becomes text with its digits kept; one that is absent or empty names nobody."""
+    assert user(f"Bearer {jwt(claims)}", field=field) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (f"Basic {encode(b'joe:secret', padded=True)}", "joe"),
+        (f"basic {encode(b'joe:se:cret')}", "joe"),
+        (f"Basic {encode('jörg:x'.encode())}", "jörg"),
+        (f"Basic {encode('jörg:x'.encode('latin-1'))}", "jörg"),
+        (f"Basic {encode(b'joe')}", "joe"),
+        (f"Basic {encode(b':x')}", None),
+        ("Basic", None),
+        ("Basic !!!!", None),
+        (f"{encode(b'joe:x')}", None),
+    ],
+)
+def test_basic_credentials_name_the_user(value: str, expected: str | None) -> None:
+    """The part before the first colon, in UTF-8 or else Latin-1; never the password."""
+    assert user(value) == expected
+
+
+def test_custom_header_with_bare_jwt_or_base64_json() -> None:
+    """A header of the user's choice may be a bare token, or JSON in base64."""
+    for value in (jwt({"sub": "joe"}), encode({"sub": "joe"}), encode({"sub": "joe"}, padded=True)):
+        assert user_from_headers({"x-user": value}, ("X-User",), "sub") == "joe"
+
+
+def test_the_first_listed_header_that_is_present_decides() -> None:
+    """Also when it names nobody: a later header may belong to somebody else."""
+    headers = {"x-a": "garbage", "authorization": f"Bearer {jwt({'sub': 'joe'})}"}
+    assert user_from_headers(headers, ("X-Absent", "X-A", "Authorization"), "sub") is None
+    assert user_from_headers(headers, ("X-Absent", "Authorization", "X-A"), "sub") == "joe"
+
+
+def test_of_joined_credentials_the_first_counts() -> None:
+    """Two Authorization headers arrive with a comma between them."""
+    assert user(f"Bearer {jwt({'sub': 'a'})}, Bearer {jwt({'sub': 'b'})}") == "a"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        " ",
+        "Bearer",
+        "Bearer opaque",
+        "Bearer a.b.c",
+        "Bearer ...",
+        f"Bearer x.{encode(b'[' * 5_000)}.y",
+        f"Bearer x.{encode(b'{' + b'%d' % 10**18 * 500)}.y",
+        f"Bearer x.{encode({'sub': 'x' * 2_000})}.y",
+        "\udcff\x00",
+        "Bearer " + "." * 100_000,
+        "A" * 200_000,
+    ],
+)
+def test_malformed_credentials_name_nobody(value: str) -> None:
+    """No user, no error, whatever was sent."""
+    assert user(value) is None
+
+
+@given(st.text(max_size=300))
+def test_no_text_raises(value: str) -> None:
+    """Any header value gives a user or none."""
+    for prefix in ("", "Bearer ", "Basic ", "Bearer a."):
+        found = user(prefix + value)
+        assert found is None or isinstance(found, str)
+
+
+@given(st.binary(max_size=200))
+def test_no_payload_raises(data: bytes) -> None:
+    """Any bytes in the places that are decoded give a user or none."""
+    for value in (f"Basic {encode(data)}", f"Bearer h.{encode(data)}.s", encode(data)):
+        found = user(value)
+        assert found is None or isinstance(found, str)
