@@ -7,6 +7,7 @@ Never: makes a private provider current in an application, takes a lock in `on_s
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
 import time
@@ -14,6 +15,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opentelemetry import trace
+from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
@@ -60,8 +62,11 @@ def _takes_processors(provider: Any) -> bool:
 
 
 def _private_provider() -> TracerProvider:
+    # The SDK can count spans (OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED): ours are not the application's.
+    parameters = inspect.signature(TracerProvider.__init__).parameters
+    silent: dict[str, Any] = {"meter_provider": NoOpMeterProvider()} if "meter_provider" in parameters else {}
     # An empty resource: no detectors run, nothing of the host's environment is read for spans nobody else sees.
-    return TracerProvider(sampler=ALWAYS_ON, resource=Resource.get_empty(), shutdown_on_exit=False)
+    return TracerProvider(sampler=ALWAYS_ON, resource=Resource.get_empty(), shutdown_on_exit=False, **silent)
 
 
 class Dispatcher(SpanProcessor):

@@ -75,7 +75,8 @@ class MoesifMiddleware:
         try:
             provider, shared = resolve_provider(self._explicit_provider)
             dispatcher_on(provider).register(self._processor)
-            spans = ServerSpans(provider, shared=shared, app=self.app)
+            given = self._explicit_provider is not None
+            spans = ServerSpans(provider, shared=shared, app=self.app, given=given)
         except Exception as exc:
             self._processor.guard.caught("choosing a tracer provider", exc)
         # No lock (a forked child could inherit it held): of first requests at the same time one wins, atomically.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 from functools import partial
+from io import IOBase
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -38,6 +39,7 @@ EXCHANGES_KEY: Final = "moesif_otel.exchanges"
 TRANSACTION_ID_HEADER: Final = "X-Moesif-Transaction-Id"
 
 _NO_BODY_STATUSES: Final = frozenset({204, 304})
+_WHOLE: Final = (list.__iter__, tuple.__iter__)
 
 
 class WsgiTap:
@@ -135,7 +137,7 @@ class _Call:
         "_decision",
         "_exchange",
         "_guard",
-        "_sent",
+        "_sent_bytes",
         "_server_start_response",
         "_server_write",
         "_span",
@@ -158,7 +160,7 @@ class _Call:
         self._spans = spans
         self._span: ServerSpan | None = None
         self._content_length_bytes: int | None = None
-        self._sent = False
+        self._sent_bytes = 0
         self._decision: Decision | None = None
 
     def run(self, app: Any, environ: dict[str, Any]) -> Any:
@@ -258,7 +260,8 @@ class _Call:
 
     def _take(self, result: Any, file_wrapper: Any) -> Any:
         kind = type(result)
-        if kind is list or kind is tuple:
+        # A subclass with a `close` of its own too: gevent's server goes over such a list twice, first for its length.
+        if kind is list or kind is tuple or getattr(kind, "__iter__", None) in _WHOLE:
             for chunk in result:
                 self.piece(chunk)
             self._finish(Outcome.COMPLETE)
@@ -288,7 +291,7 @@ class _Call:
         """Note one piece of the body."""
         body = self._exchange.response_body
         try:
-            self._sent = self._sent or len(chunk) > 0
+            self._sent_bytes += len(chunk)
             if body is not None:
                 body.add(chunk)
         except Exception as exc:
@@ -304,7 +307,7 @@ class _Call:
 
     def failed(self, exc: BaseException) -> None:
         """The application raised."""
-        if not self._sent:
+        if not self._sent_bytes:
             # Nothing has left yet (PEP 3333: headers go with the first piece), so the server answers 500 instead.
             self._exchange.status = None
             self._exchange.response_headers = []
@@ -325,9 +328,8 @@ class _Call:
         exchange = self._exchange
         if exchange.method == "HEAD" or exchange.status in _NO_BODY_STATUSES:
             return True
-        body = exchange.response_body
         length = self._content_length_bytes
-        return body is not None and length is not None and body.total_bytes >= length
+        return length is not None and self._sent_bytes >= length
 
     def _finish(self, outcome: Outcome, error: BaseException | None = None) -> None:
         exchange = self._exchange
@@ -373,5 +375,6 @@ def _is_file(result: Any, file_wrapper: Any) -> bool:
         return False
     if isinstance(file_wrapper, type):
         return isinstance(result, file_wrapper)
-    # uWSGI's wrapper is a function that notes the file and returns it as it is.
-    return hasattr(result, "read") and not hasattr(type(result), "__next__")
+    # uWSGI's wrapper is a function that notes the file and returns it as it is: a generator is none, a file object is
+    # taken for one even if the application did not wrap it.
+    return isinstance(result, IOBase) or (hasattr(result, "read") and not hasattr(type(result), "__next__"))

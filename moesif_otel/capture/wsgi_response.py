@@ -117,9 +117,16 @@ class ResponseStream:
 
 
 class SizedResponseStream(ResponseStream):
-    """For iterables that have a length: servers take `Content-Length` from a response of one piece (PEP 3333)."""
+    """For iterables that have a length: servers take `Content-Length` from a response of one piece (PEP 3333).
+
+    Some find the length in a pass of its own and send in a second one (gevent). The first pass is noted; a later one
+    is the application's.
+    """
 
     __slots__ = ()
+
+    def __iter__(self) -> Any:
+        return super().__iter__() if self._iterator is None else iter(self._iterable)
 
     def __len__(self) -> int:
         return len(self._iterable)  # type: ignore[arg-type] # chosen because it has one

@@ -89,6 +89,7 @@ class ServerSpan:
         generator, self._generator = self._generator, None
         if generator is None:
             return
+        traceback = error.__traceback__ if error is not None else None
         try:
             self._own.run(next, generator, None)
         except BaseException as exc:
@@ -96,6 +97,9 @@ class ServerSpan:
                 raise
         finally:
             self._aside.error = None
+            if error is not None:
+                # Raised once more beside the call, it has gathered frames that the application's log must not show.
+                error.__traceback__ = traceback
 
 
 def _ignore_response(_status: str, _headers: list[tuple[str, str]], *_exc_info: Any) -> None:
@@ -110,42 +114,47 @@ def _stand_in_app(_environ: dict[str, Any], start_response: Any) -> Any:
 class ServerSpans:
     """Makes SERVER spans on one provider, for one application, where nobody else does.
 
-    On a provider that the application shares, a SERVER span of ours above the span of a framework's instrumentor
-    would turn that one INTERNAL. So: none under a valid current span; none at first where a framework's instrumentor is
-    loaded; and from then on as the requests show (`observe`). On a private provider spans are always made, and
-    never made current in the application.
+    On a provider that the application shares, a SERVER span of ours above the span of somebody else's instrumentor
+    would turn that one INTERNAL. So: none under a valid current span; none where a framework's instrumentor is loaded
+    (that one call brings no span may mean an excluded URL); none once a call has brought a SERVER span of its own; and
+    on a provider that nobody gave us, none before a call has shown that nobody makes one. On a private provider spans
+    are always made, and never made current in the application.
 
     Args:
         provider: SDK tracer provider.
         shared: Whether the application's own telemetry lives there.
         app: The WSGI application, looked through for an OpenTelemetry middleware inside it.
+        given: Whether the user named the provider for us, which asks for spans from the first call on.
     """
 
-    __slots__ = ("_certain_sampler", "_make", "_middleware", "shared")
+    __slots__ = ("_app_has_its_own", "_certain_sampler", "_make", "_middleware", "shared")
 
-    def __init__(self, provider: trace.TracerProvider, *, shared: bool, app: Any) -> None:
+    def __init__(self, provider: trace.TracerProvider, *, shared: bool, app: Any, given: bool = True) -> None:
         self.shared = shared
         # Request metrics are the application's own business: a second recording would double them.
         self._middleware = OpenTelemetryMiddleware(
             _stand_in_app, tracer_provider=provider, meter_provider=NoOpMeterProvider()
         )
         self._certain_sampler = _keeps_every_root(provider)
-        self._make = not shared or not (_contains_otel_middleware(app) or _framework_instrumentor_loaded())
+        self._app_has_its_own = shared and _contains_otel_middleware(app)
+        self._make = not shared or given
 
     def start(self, environ: dict[str, Any]) -> ServerSpan | None:
         """Start the span of a call, or None where it is not ours to make."""
-        if not self._make or (self.shared and trace.get_current_span().get_span_context().is_valid):
+        if self.shared and (
+            not self._make
+            or self._app_has_its_own
+            or trace.get_current_span().get_span_context().is_valid
+            or _framework_instrumentor_loaded()
+        ):
             return None
         return ServerSpan(self._middleware, environ)
 
     def observe(self, exchange: Exchange, *, made: bool) -> None:
         """Learn from a finished call whether the application brings a SERVER span of its own."""
-        if not self.shared:
-            return
-        if made:
-            if exchange.inner_server_span:
-                self._make = False
-        elif self._certain_sampler and exchange.span is None and not exchange.has_remote_parent:
+        if exchange.inner_server_span or (exchange.span is not None and not made):
+            self._app_has_its_own = True
+        elif self._certain_sampler and not exchange.has_remote_parent:
             # With any other sampler a missing span may be one that was sampled out.
             self._make = True
 
