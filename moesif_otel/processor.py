@@ -11,6 +11,7 @@ bound span has ended, or has not ended a second later, or is not worth waiting f
 
 from __future__ import annotations
 
+import atexit
 import queue
 import time
 import weakref
@@ -27,6 +28,7 @@ from moesif_otel.captured import CapturedSpan
 from moesif_otel.claims import claims_of
 from moesif_otel.exporter import MoesifSpanExporter
 from moesif_otel.forward import ForwardingExporter
+from moesif_otel.guard import PROCESS_GUARD
 from moesif_otel.settings import Settings
 from moesif_otel.trace_ids import fix_ids
 
@@ -53,6 +55,15 @@ _processors: Final[weakref.WeakSet[MoesifSpanProcessor]] = weakref.WeakSet()
 def live_processor(settings: Settings) -> MoesifSpanProcessor | None:
     """Give a processor of equal settings that has not been shut down, or None: what `instrument` joins."""
     return next((one for one in tuple(_processors) if one.is_live and one.settings == settings), None)
+
+
+def _at_exit() -> None:
+    for processor in tuple(_processors):
+        PROCESS_GUARD.run("ending open calls at exit", processor.end_open_calls)
+
+
+# Registered after delivery's exit handler (imported above), so it runs before that one takes no more.
+atexit.register(_at_exit)
 
 
 class MoesifSpanProcessor(SpanProcessor):
@@ -317,12 +328,16 @@ class MoesifSpanProcessor(SpanProcessor):
                 delivered goes to the spool if there is one, and is counted otherwise.
         """
         self.is_live = False
+        self.end_open_calls()
+        self.exporter.shutdown(timeout_millis)
+
+    def end_open_calls(self) -> None:
+        """Hand on the calls that are being served as far as they came, and those that wait for their span."""
         for reference in tuple(self._opened.values()):
             exchange = reference()
             if exchange is not None:
                 self.guard.run("ending an open call", exchange.finish, Outcome.UNFINISHED)
         self._hand_on_everything()
-        self.exporter.shutdown(timeout_millis)
 
     def _hand_on_everything(self) -> None:
         self.guard.run("housekeeping", self.housekeeping)
