@@ -24,6 +24,7 @@ from moesif_otel.capture.body import CapturedBody
 from moesif_otel.capture.exchange import Outcome, current_exchange
 from moesif_otel.capture.tornado_call import Call, HandlerCall, ResponseTee
 from moesif_otel.capture.tornado_fallback import ConnectionCall, marked_environ
+from moesif_otel.capture.tornado_govern import govern
 from moesif_otel.capture.tornado_patches import Patch, PatchSet
 from moesif_otel.capture.tornado_request import open_exchange
 from moesif_otel.capture.tornado_shape import UnknownShape, check_tornado
@@ -278,8 +279,8 @@ async def _captured(
 ) -> Any:
     """Serve a request of a captured application; runs in the handler's own task."""
     calls = [call for tap in taps if (call := tap.open(handler)) is not None]
-    # Governance belongs here: before `prepare` and the handler's method, with the Exchange open.
     for call in calls:
+        govern(call)
         if isinstance(call, HandlerCall):
             transforms = _with_tee(transforms, ResponseTee(call))
     try:

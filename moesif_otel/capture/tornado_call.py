@@ -21,6 +21,7 @@ from tornado.web import Finish, HTTPError, OutputTransform, RequestHandler
 
 from moesif_otel.capture.body import CapturedBody
 from moesif_otel.capture.exchange import Outcome
+from moesif_otel.capture.tornado_govern import add_headers
 from moesif_otel.capture.tornado_shape import (
     close_callback_of,
     finishes_by_itself,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from tornado.httputil import HTTPHeaders
 
-    from moesif_otel.capture.exchange import Exchange
+    from moesif_otel.capture.exchange import Decision, Exchange
 
 __all__ = ["Call", "HandlerCall", "ResponseTee", "chained_close"]
 
@@ -49,17 +50,24 @@ class Call:
         handler: The handler that serves it.
     """
 
-    __slots__ = ("__weakref__", "exchange", "guard", "handler", "keeps_response")
+    __slots__ = ("__weakref__", "decision", "exchange", "guard", "handler", "keeps_response")
 
     def __init__(self, exchange: Exchange, handler: RequestHandler) -> None:
         self.exchange: Exchange | None = exchange
         self.handler: RequestHandler | None = handler
+        self.decision: Decision | None = None  # whose headers are to be added
         self.guard = exchange.pipeline.guard
         settings = exchange.pipeline.settings
         # A HEAD response's body is dropped by Tornado after the transforms have seen it.
         self.keeps_response = settings.log_body and exchange.method != "HEAD"
         if settings.log_body:
             exchange.response_body = CapturedBody(settings.response_max_body_size, exchange.pipeline.budget)
+
+    def add_decided_headers(self, headers: HTTPHeaders) -> None:
+        """Let governance add its headers to those that are about to be sent."""
+        if self.decision is not None and self.exchange is not None and self.exchange.is_open:
+            decision, self.decision = self.decision, None
+            add_headers(decision, headers)
 
     def response_piece(self, chunk: bytes) -> None:
         """Note a piece of the response body."""
@@ -264,6 +272,7 @@ class ResponseTee(OutputTransform):
         """Note status and first part, and pass them on as they are."""
         call = self._call
         try:
+            call.add_decided_headers(headers)
             call.response_began(status_code, headers, finishing=finishing)
             call.response_piece(chunk)
             if finishing:

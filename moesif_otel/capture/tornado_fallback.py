@@ -70,8 +70,9 @@ class ConnectionCall(Call):
             request_body.add(handler.request.body)
         previous = close_callback_of(connection)
         self._connection = connection
-        for name, seen in (("write_headers", self._wrote_headers), ("write", self._wrote), ("finish", self._finished)):
-            self._hook(name, self._followed(getattr(connection, name), seen))
+        self._hook("write_headers", self._followed(self._with_headers(connection.write_headers), self._wrote_headers))
+        self._hook("write", self._followed(connection.write, self._wrote))
+        self._hook("finish", self._followed(connection.finish, self._finished))
         set_close_callback = connection.set_close_callback
         self._hook("set_close_callback", lambda callback: set_close_callback(self._chained(callback)))
         set_close_callback(self._chained(previous))
@@ -90,6 +91,18 @@ class ConnectionCall(Call):
             except Exception as exc:
                 self.guard.caught("capture of a Tornado response", exc)
             return result
+
+        return call
+
+    def _with_headers(self, write_headers: Callable[..., Any]) -> Callable[..., Any]:
+        """Give `write_headers` with the headers that governance adds."""
+
+        def call(start_line: Any, headers: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                self.add_decided_headers(headers)
+            except Exception as exc:
+                self.guard.caught("governance of a Tornado request", exc)
+            return write_headers(start_line, headers, *args, **kwargs)
 
         return call
 

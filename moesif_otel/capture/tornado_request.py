@@ -40,7 +40,7 @@ def open_exchange(pipeline: Pipeline, handler: RequestHandler) -> Exchange:
     exchange.request_headers = list(request.headers.get_all())
     exchange.has_remote_parent = "traceparent" in request.headers
     exchange.peer_address = _peer_address(request)
-    exchange.callback_arguments = (handler,)
+    exchange.callback_arguments = exchange.identify_arguments = (handler,)
     return exchange
 
 
