@@ -1,0 +1,1 @@
+"""Programs that know nothing of Moesif, started by the real commands."""
