@@ -23,6 +23,7 @@ from moesif_otel.capture.body import CapturedBody
 from moesif_otel.capture.exchange import Outcome
 from moesif_otel.capture.tornado_govern import add_headers
 from moesif_otel.capture.tornado_shape import (
+    client_is_gone,
     close_callback_of,
     finishes_by_itself,
     is_finished,
@@ -123,11 +124,12 @@ class HandlerCall(Call):
         awaits_log: Whether its application calls our `log_event` at the end.
     """
 
-    __slots__ = ("_awaits_log", "_ended_response", "_had_coding", "_hooks", "_noted_headers")
+    __slots__ = ("_awaits_log", "_client_left", "_ended_response", "_had_coding", "_hooks", "_noted_headers")
 
     def __init__(self, exchange: Exchange, handler: RequestHandler, *, awaits_log: bool) -> None:
         super().__init__(exchange, handler)
         self._awaits_log = awaits_log
+        self._client_left = False
         self._ended_response = False
         self._had_coding = False
         self._noted_headers = False
@@ -176,8 +178,8 @@ class HandlerCall(Call):
     def response_began(self, status: int, headers: HTTPHeaders, *, finishing: bool) -> None:
         """The first flush: the status is on its way to the client."""
         exchange = self.exchange
-        if exchange is None or not exchange.is_open:
-            return
+        if exchange is None or not exchange.is_open or self._look_for_client():
+            return  # over, or answered to nobody
         exchange.status = int(status)
         self._had_coding = "Content-Encoding" in headers
         if not finishing:
@@ -186,6 +188,7 @@ class HandlerCall(Call):
 
     def response_goes_on(self) -> None:
         """A later flush: the headers have been sent as they stand, later changes reach nobody."""
+        self._look_for_client()
         if not self._noted_headers:
             self._note_headers()
 
@@ -194,9 +197,20 @@ class HandlerCall(Call):
         self._ended_response = True
         if not self._awaits_log:
             try:
-                asyncio.get_running_loop().call_soon(self.end, Outcome.COMPLETE)
+                asyncio.get_running_loop().call_soon(self._end_answered)
             except RuntimeError:  # finished outside the loop: the return of `_execute`, or the finalizer, will tell
                 return
+
+    def _look_for_client(self) -> bool:
+        # A failed write tells the handler before the close callback runs, and `finish` then takes that callback off.
+        if not self._client_left and self.handler is not None:
+            self._client_left = client_is_gone(self.handler.request.connection)
+        return self._client_left
+
+    def response_piece(self, chunk: bytes) -> None:
+        """Note a piece of the response body, if there is still somebody to get it."""
+        if not self._client_left:
+            super().response_piece(chunk)
 
     def _note_headers(self) -> None:
         exchange, handler = self.exchange, self.handler
@@ -217,6 +231,9 @@ class HandlerCall(Call):
         """The response is complete: an answer, an error page, a WebSocket's 101, or the rest of a failed stream."""
         exchange, handler = self.exchange, self.handler
         if exchange is None or handler is None:
+            return
+        if self._client_left:
+            self.end(Outcome.ABORTED)
             return
         try:
             streamed = self._noted_headers
@@ -240,11 +257,14 @@ class HandlerCall(Call):
         if error is not None:
             self.end(Outcome.FAILED, error)
         elif self._ended_response:
-            self.end(Outcome.COMPLETE)
+            self._end_answered()
         elif is_finished(handler):
             self.end(Outcome.DETACHED)
         elif finishes_by_itself(handler):
             self.end(Outcome.ABORTED)  # the client left during an upload that the handler takes as a stream
+
+    def _end_answered(self) -> None:
+        self.end(Outcome.ABORTED if self._client_left else Outcome.COMPLETE)
 
     def close(self, exchange: Exchange, handler: RequestHandler) -> None:
         """Note the headers as they were sent, and take the hooks from the handler."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from moesif_otel.capture.exchange import Outcome
 from moesif_otel.capture.tornado_call import Call, chained_close
-from moesif_otel.capture.tornado_shape import UnknownShape, close_callback_of
+from moesif_otel.capture.tornado_shape import UnknownShape, client_is_gone, close_callback_of
 from moesif_otel.capture.wsgi import EXCHANGES_KEY
 from moesif_otel.guard import PROCESS_GUARD
 
@@ -42,12 +42,13 @@ class ConnectionCall(Call):
         handler: The `FallbackHandler`.
     """
 
-    __slots__ = ("_connection", "_hooks")
+    __slots__ = ("_client_left", "_connection", "_hooks")
 
     def __init__(self, exchange: Exchange, handler: RequestHandler) -> None:
         super().__init__(exchange, handler)
         exchange.provisional = True
         self._connection: Any = None
+        self._client_left = False
         self._hooks: list[tuple[str, Any]] = []
 
     def watch(self, request_body: CapturedBody | None) -> None:
@@ -72,7 +73,7 @@ class ConnectionCall(Call):
         self._connection = connection
         self._hook("write_headers", self._followed(self._with_headers(connection.write_headers), self._wrote_headers))
         self._hook("write", self._followed(connection.write, self._wrote))
-        self._hook("finish", self._followed(connection.finish, self._finished))
+        self._hook("finish", self._followed(self._with_look(connection.finish), self._finished))
         set_close_callback = connection.set_close_callback
         self._hook("set_close_callback", lambda callback: set_close_callback(self._chained(callback)))
         set_close_callback(self._chained(previous))
@@ -106,6 +107,15 @@ class ConnectionCall(Call):
 
         return call
 
+    def _with_look(self, finish: Callable[..., Any]) -> Callable[..., Any]:
+        """Give `finish` with a look at the stream before: afterwards it may be closed because all is sent."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._client_left = client_is_gone(self._connection)
+            return finish(*args, **kwargs)
+
+        return call
+
     def _chained(self, callback: Callable[[], None] | None) -> Callable[[], None] | None:
         return None if callback is None else chained_close(callback, self)
 
@@ -124,7 +134,7 @@ class ConnectionCall(Call):
         self.response_piece(chunk)
 
     def _finished(self) -> None:
-        self.end(Outcome.COMPLETE)
+        self.end(Outcome.ABORTED if self._client_left else Outcome.COMPLETE)
 
     def executed(self, error: BaseException | None) -> None:
         """The handler's task is done; whom it passed the request to may only begin now."""

@@ -46,7 +46,8 @@ def open_exchange(pipeline: Pipeline, handler: RequestHandler) -> Exchange:
 
 def _peer_address(request: HTTPServerRequest) -> str | None:
     address: Any = request.remote_ip
-    return address if isinstance(address, str) and address else None
+    # "0.0.0.0" is Tornado's stand-in for the peer of a Unix socket.
+    return address if isinstance(address, str) and address not in {"", "0.0.0.0"} else None  # noqa: S104 - compared
 
 
 def _full_url(protocol: Any, host: Any, uri: Any) -> str:

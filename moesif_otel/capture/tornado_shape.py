@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "UnknownShape",
     "check_tornado",
+    "client_is_gone",
     "close_callback_of",
     "finishes_by_itself",
     "is_finished",
@@ -79,6 +80,12 @@ def close_callback_of(connection: Any) -> Callable[[], None] | None:
         return None
     callback: Callable[[], None] | None = _member(connection, "_close_callback")
     return callback
+
+
+def client_is_gone(connection: Any) -> bool:
+    """Whether the connection's stream is closed; to be asked before a write, since the last write may close it."""
+    closed = getattr(getattr(connection, "stream", None), "closed", None)
+    return bool(closed()) if callable(closed) else False
 
 
 def _member(owner: Any, name: str) -> Any:

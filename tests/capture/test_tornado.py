@@ -464,6 +464,51 @@ def test_a_client_that_leaves_a_stream_ends_the_call_and_the_handler_sees_what_i
     assert notes["with"] == notes["without"] == ["closed", "flush raised", "finished"]
 
 
+class Endless(web.RequestHandler):
+    """Writes until nobody listens; learns it from the write and not from `on_connection_close`."""
+
+    catches = False
+
+    def on_connection_close(self) -> None:
+        """Do nothing."""
+
+    async def get(self) -> None:
+        try:
+            while True:
+                self.write(b"more;" * 10_000)
+                await self.flush()
+        except iostream.StreamClosedError:
+            if not self.catches:
+                raise
+
+
+class Catching(Endless):
+    """Returns when nobody listens any more."""
+
+    catches = True
+
+
+@pytest.mark.parametrize("handler", [Endless, Catching])
+def test_a_client_that_leaves_is_no_error_of_the_application(handler):
+    """Whether the handler lets the failed write pass or catches it, and whoever hears of it first."""
+
+    async def serve(tap: TornadoTap) -> None:
+        async with serving(web.Application([("/", handler)], log_function=tap.log_event)) as port:
+            for _ in range(5):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(get("/"))
+                await reader.readuntil(b"more;")
+                writer.transport.abort()
+            await eventually(lambda: len(tap.pipeline.seen) == 5)
+
+    with tapping() as tap:
+        run(serve(tap))
+    assert {(seen.outcome, seen.status, seen.error_type) for seen in tap.pipeline.seen} == {
+        (Outcome.ABORTED, 200, None)
+    }
+    assert all(seen.response_body.startswith(b"more;") for seen in tap.pipeline.seen)
+
+
 def test_a_client_that_leaves_before_any_answer_is_recorded_without_one():
     """No status is made up for an answer that was never sent."""
 

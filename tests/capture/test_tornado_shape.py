@@ -18,6 +18,7 @@ def test_every_member_is_there_and_means_what_we_take_it_for():
 
     class Looking(web.RequestHandler):
         def get(self) -> None:
+            found["gone"] = shape.client_is_gone(self.request.connection)
             found["close"] = shape.close_callback_of(self.request.connection)
             found["before"] = (shape.is_finished(self), shape.finishes_by_itself(self))
             self.set_header("X-Mine", "1")
@@ -37,6 +38,9 @@ def test_every_member_is_there_and_means_what_we_take_it_for():
     assert found["headers"]["X-Mine"] == "1"
     assert found["close"] == found["handler"].on_connection_close
     assert found["closed"] is None
+    assert found["gone"] is False
+    assert shape.client_is_gone(found["handler"].request.connection)
+    assert not shape.client_is_gone(object())
 
 
 def test_the_stream_decorator_is_recognised():
