@@ -41,7 +41,7 @@ __all__ = [
     "to_moesif",
 ]
 
-TEXT_ENCODING: Final = "latin-1" if urllib3.__version__.startswith("1.") else "utf-8"
+TEXT_ENCODING: Final = "latin-1" if getattr(urllib3, "__version__", "").startswith("1.") else "utf-8"
 """How urllib3 sends text: version 1 leaves it to `http.client`."""
 
 _CAUSE_DEPTH: Final = 12  # requests → urllib3 (two layers) → ssl or socket is five

@@ -213,7 +213,7 @@ def _read(
         body = read_body(
             content.data,
             content_type,
-            headers.get("content-encoding"),
+            None if content.decoded else headers.get("content-encoding"),
             truncated=truncated,
             parse=parse,
             rules=rules,

@@ -24,11 +24,13 @@ class Content:
         data: The captured bytes, Content-Encoding and all.
         total_bytes: True size of the body.
         left_out: Why nothing was captured, if something was not.
+        decoded: Whether the Content-Encoding was undone before (`requests` does so for its callers).
     """
 
     data: bytes
     total_bytes: int
     left_out: str | None = None
+    decoded: bool = False
 
 
 @dataclass(slots=True)

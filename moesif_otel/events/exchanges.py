@@ -68,4 +68,5 @@ def _status(exchange: Exchange) -> int | None:
 def _content(body: CapturedBody | None) -> Content | None:
     if body is None or not body.total_bytes:
         return None
-    return Content(body.data(), body.total_bytes, None if body.left_out is None else body.left_out.value)
+    left_out = None if body.left_out is None else body.left_out.value
+    return Content(body.data(), body.total_bytes, left_out, body.decoded)
