@@ -14,7 +14,7 @@ import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -93,7 +93,7 @@ class Program:
 
     def __init__(self, words: Sequence[str], env: dict[str, str], port: int = 0, cwd: Path = PROGRAMS) -> None:
         self.port = port
-        self._log = tempfile.NamedTemporaryFile(prefix="moesif-otel-test-", suffix=".log")  # noqa: SIM115
+        self._log = tempfile.NamedTemporaryFile(prefix="moesif-otel-test-", suffix=".log")
         self.process = subprocess.Popen(
             words, env=env, cwd=cwd, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True
         )
@@ -150,10 +150,10 @@ class Program:
         self.process.wait(8)
         return self.process.returncode
 
-    def __enter__(self) -> Program:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
 
