@@ -512,3 +512,39 @@ def test_a_client_that_leaves_and_a_websocket_are_delivered_at_once(sandbox, mid
     events = {event["response"]["status"]: event for event in sandbox.wait_for_events(2)}
     assert set(events) == {101, 200}
     assert "client_aborted" in json.dumps(events[200]["metadata"])
+
+
+def test_a_rule_of_moesif_blocks_a_call(sandbox, middleware):
+    """Rules arrive within a poll of the first event; the blocked call is answered by the rule, logged and recorded."""
+    sandbox.put_rules(
+        [
+            {
+                "_id": "rule-of-tornado",
+                "type": "regex",
+                "block": True,
+                "regex_config": [{"conditions": [{"path": "request.route", "value": ".*/secret.*"}]}],
+                "response": {"status": 451, "headers": {"X-Why": "law"}, "body": {"error": "not here"}},
+            }
+        ]
+    )
+    logged: list[int] = []
+    made = middleware(log_function=lambda handler: logged.append(handler.get_status()))
+
+    async def until_blocked() -> bytes:
+        application = web.Application([("/.*", Hello)], log_function=made.log_event)
+        async with serving(application) as port:
+            while True:
+                assert b"200 OK" in await talk(port, get("/open"))
+                raw = await talk(port, get("/secret"))
+                if raw.startswith(b"HTTP/1.1 451"):
+                    return raw
+                await asyncio.sleep(0.01)
+
+    raw = run(until_blocked())
+    assert b"\r\nX-Why: law\r\n" in raw
+    assert json.loads(raw.partition(b"\r\n\r\n")[2]) == {"error": "not here"}
+    assert logged[-1] == 451
+    made.force_flush()
+    blocked = [event for event in sandbox.events() if event["response"]["status"] == 451]
+    assert [event["blocked_by"] for event in blocked] == ["rule-of-tornado"]
+    assert blocked[0]["response"]["body"] == {"error": "not here"}

@@ -509,6 +509,30 @@ def test_a_client_that_leaves_is_no_error_of_the_application(handler):
     assert all(seen.response_body.startswith(b"more;") for seen in tap.pipeline.seen)
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_closed_stream_is_noticed_before_its_callback_runs(begun):
+    """A failed write closes the stream; a handler that finishes in the same turn of the loop did not answer anybody."""
+
+    class Unaware(web.RequestHandler):
+        def get(self) -> None:
+            if begun:
+                self.write("begun")
+                self.flush()
+            self.request.connection.stream.close()
+            self.write("to nobody")
+
+    async def serve(tap: TornadoTap) -> None:
+        async with serving(web.Application([("/", Unaware)], log_function=tap.log_event)) as port:
+            await talk(port, get("/"))
+            await eventually(lambda: tap.pipeline.seen)
+
+    with tapping() as tap:
+        run(serve(tap))
+    seen = one(tap.pipeline)
+    told = (200, b"begun") if begun else (None, b"")
+    assert (seen.outcome, (seen.status, seen.response_body)) == (Outcome.ABORTED, told)
+
+
 def test_a_client_that_leaves_before_any_answer_is_recorded_without_one():
     """No status is made up for an answer that was never sent."""
 
