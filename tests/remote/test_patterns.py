@@ -135,7 +135,36 @@ def test_the_answer_is_that_of_re(expression: str) -> None:
 
 
 _PIECES = st.sampled_from(
-    ["a", "b", "/", ".", "\\.", "\\d", "\\w", "^", "$", ".*", ".*?", "a+", "[ab]", "[^a]", "(a|b)", "(?:ab)?", "|", "{", "}", "{id}", "b{2}", "\\\\", "-", "1", "\n", "é", "[[]", "(?=a)"]
+    [
+        "a",
+        "b",
+        "/",
+        ".",
+        "\\.",
+        "\\d",
+        "\\w",
+        "^",
+        "$",
+        ".*",
+        ".*?",
+        "a+",
+        "[ab]",
+        "[^a]",
+        "(a|b)",
+        "(?:ab)?",
+        "|",
+        "{",
+        "}",
+        "{id}",
+        "b{2}",
+        "\\\\",
+        "-",
+        "1",
+        "\n",
+        "é",
+        "[[]",
+        "(?=a)",
+    ]
 )
 
 
@@ -171,7 +200,24 @@ def test_javascript_and_newer_syntax_is_taken(expression: str) -> None:
 
 @pytest.mark.parametrize(
     "expression",
-    ["(", ")", "[", "[[", "*", "a**", "a{2}{3}", "\\", "(?P<a", "(?<=", "(?", "[z-a]", "(?P=n)", "(" * 500, "\\1", "a{3,2}"],
+    [
+        "(",
+        ")",
+        "[",
+        "[[",
+        "*",
+        "a**",
+        "a{2}{3}",
+        "\\",
+        "(?P<a",
+        "(?<=",
+        "(?",
+        "[z-a]",
+        "(?P=n)",
+        "(" * 500,
+        "\\1",
+        "a{3,2}",
+    ],
 )
 def test_an_invalid_expression_is_refused(expression: str) -> None:
     """An expression that is none raises `PatternError`, and the message does not quote it."""
@@ -182,7 +228,21 @@ def test_an_invalid_expression_is_refused(expression: str) -> None:
 
 @pytest.mark.parametrize(
     "expression",
-    ["(?R)", "(?1)", "(?&x)", "(?b)a", "(?fi:a)", "(?V1)a", "(?r)a", "(?|a)", "(?:a{100}b){100}", "((a{0,1000}){0,1000}){0,1000}", "(?i)" + "é" * MAX_EXPRESSION_CHARS, "a{999999999999999999999}", "(?:" * 400 + "a" + ")+" * 400],
+    [
+        "(?R)",
+        "(?1)",
+        "(?&x)",
+        "(?b)a",
+        "(?fi:a)",
+        "(?V1)a",
+        "(?r)a",
+        "(?|a)",
+        "(?:a{100}b){100}",
+        "((a{0,1000}){0,1000}){0,1000}",
+        "(?i)" + "é" * MAX_EXPRESSION_CHARS,
+        "a{999999999999999999999}",
+        "(?:" * 400 + "a" + ")+" * 400,
+    ],
 )
 def test_what_could_be_dear_to_compile_is_refused(expression: str) -> None:
     """Recursion, fuzzy matching, unrolled repetitions and long expressions are refused before the engine sees them."""

@@ -1,0 +1,393 @@
+"""The poller: when it asks, what it keeps, who shares it, and that it goes away."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, TYPE_CHECKING
+
+import pytest
+from opentelemetry.instrumentation.utils import is_http_instrumentation_enabled
+
+from moesif_otel.delivery.client import MoesifTransport
+from moesif_otel.remote.config import DEFAULT_CONFIG
+from moesif_otel.remote.governance import NO_RULES
+from moesif_otel.remote.poller import ConfigPoller, Feed, shared_poller
+from moesif_otel.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+RULE = {"_id": "r", "type": "regex", "block": True, "response": {"status": 403}}
+
+
+class Answers:
+    """A transport whose answers are set by the test; it notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str | None]] = []
+        self.documents: dict[str, Any] = {"/v1/config": {"sample_rate": 50}, "/v1/rules": []}
+        self.tags: dict[str, str] = {"/v1/config": "c1", "/v1/rules": "r1"}
+        self.status: int | None = None
+        self.instrumented: list[bool] = []
+
+    def get_json(self, path: str, *, etag: str | None, timeout_s: float) -> tuple[int, bytes, Mapping[str, str]]:
+        self.asked.append((path, etag))
+        self.instrumented.append(is_http_instrumentation_enabled())
+        if self.status is not None:
+            if self.status == 0:
+                raise ConnectionError
+            return self.status, b"no", {}
+        header = "X-Moesif-Config-ETag" if path == "/v1/config" else "X-Moesif-Rules-Tag"
+        headers = {header: self.tags[path]}
+        if etag == self.tags[path]:
+            return 304, b"", headers
+        document = self.documents[path]
+        return 200, document if isinstance(document, bytes) else json.dumps(document).encode(), headers
+
+    def paths(self) -> list[str]:
+        asked, self.asked = self.asked, []
+        return [path for path, _ in asked]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def answers() -> Answers:
+    return Answers()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+BOTH = ["/v1/config", "/v1/rules"]
+
+
+@pytest.fixture
+def stepped(answers: Answers, clock: Clock) -> tuple[Feed, ConfigPoller]:
+    feed = Feed(10.0, clock)
+    return feed, ConfigPoller(feed, answers)
+
+
+def settings_of(application_id: str, base_uri: str = "http://127.0.0.1:9") -> Settings:
+    return Settings.from_mapping({"APPLICATION_ID": application_id, "BASE_URI": base_uri, "EXPORT_TIMEOUT": 2})
+
+
+def wait_until(holds: Callable[[], bool], limit_s: float = 8.0) -> None:
+    end_s = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < end_s, "did not come true"
+        time.sleep(0.005)
+
+
+def poller_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "moesif-otel-config"}
+
+
+def test_before_the_first_answer_everything_is_kept_and_nothing_asked(answers: Answers) -> None:
+    """Making a poller costs no thread and no question."""
+    before = poller_threads()
+    poller = shared_poller(settings_of("fresh"), answers)
+    assert poller.config is DEFAULT_CONFIG
+    assert poller.rules is NO_RULES
+    assert (answers.asked, poller_threads()) == ([], before)
+
+
+def test_it_asks_at_once_and_then_every_minute(
+    stepped: tuple[Feed, ConfigPoller], answers: Answers, clock: Clock
+) -> None:
+    """First both, then with the ETag after 60 s; a 304 keeps what is known."""
+    feed, poller = stepped
+    assert feed.step() == pytest.approx(60.0)
+    assert answers.asked == [("/v1/config", None), ("/v1/rules", None)]
+    assert poller.config.sample_rate == 50
+    config = poller.config
+    answers.asked.clear()
+    clock.now_s += 59.0
+    assert feed.step() == pytest.approx(1.0)
+    assert answers.asked == []
+    clock.now_s += 1.0
+    feed.step()
+    assert answers.asked == [("/v1/config", "c1"), ("/v1/rules", "r1")]
+    assert poller.config is config
+
+
+def test_another_tag_has_only_its_own_thing_asked_for(
+    stepped: tuple[Feed, ConfigPoller], answers: Answers, clock: Clock
+) -> None:
+    """A new rules tag asks for the rules, a new config tag for the configuration; a known one for nothing."""
+    feed, poller = stepped
+    feed.step()
+    answers.paths()
+    clock.now_s += 5.0
+    poller.note_tags("c1", "r1")
+    poller.note_tags(None, None)
+    poller.note_tags("", "")
+    feed.step()
+    assert answers.paths() == []
+    answers.documents["/v1/rules"], answers.tags["/v1/rules"] = [RULE], "r2"
+    poller.note_tags("c1", "r2")
+    feed.step()
+    assert answers.paths() == ["/v1/rules"]
+    assert len(poller.rules) == 1
+    answers.documents["/v1/config"], answers.tags["/v1/config"] = {"sample_rate": 7}, "c2"
+    poller.note_tags("c2", "r2")
+    feed.step()
+    assert answers.paths() == ["/v1/config"]
+    assert poller.config.sample_rate == 7
+
+
+def test_a_tag_that_the_answer_does_not_carry_is_asked_for_once(
+    stepped: tuple[Feed, ConfigPoller], answers: Answers, clock: Clock
+) -> None:
+    """Every batch brings the tag again; only its first appearance asks, the minute does the rest."""
+    feed, poller = stepped
+    feed.step()
+    answers.paths()
+    for _ in range(10):
+        clock.now_s += 2.0
+        poller.note_tags("elsewhere", None)
+        feed.step()
+    assert answers.paths() == ["/v1/config"]
+
+
+def test_tags_that_take_turns_ask_once_a_second_at_most(
+    stepped: tuple[Feed, ConfigPoller], answers: Answers, clock: Clock
+) -> None:
+    """Two servers behind one address with two tags make no storm."""
+    feed, poller = stepped
+    feed.step()
+    answers.paths()
+    for turn in range(100):
+        clock.now_s += 0.1
+        poller.note_tags(f"tag{turn % 2}", None)
+        assert feed.step() <= 60.0
+    assert len(answers.paths()) <= 11
+
+
+@pytest.mark.parametrize("status", [0, 401, 404, 429, 500, 503, 302])
+def test_a_failed_answer_keeps_the_last_good_one(
+    stepped: tuple[Feed, ConfigPoller], answers: Answers, clock: Clock, status: int
+) -> None:
+    """No answer, or a wrong one: what is known stays, it is counted, and it is tried again sooner than in a minute."""
+    feed, poller = stepped
+    answers.documents["/v1/rules"] = [RULE]
+    feed.step()
+    config, rules = poller.config, poller.rules
+    answers.status = status
+    answers.paths()
+    waits = []
+    for _ in range(6):
+        clock.now_s += 60.0
+        waits.append(feed.step())
+    assert (poller.config, poller.rules) == (config, rules)
+    assert waits == [5, 10, 20, 40, 60, 60]
+    assert sum(poller.counts().values()) == 12
+    answers.status = None
+    clock.now_s += 60.0
+    assert feed.step() == pytest.approx(60.0)
+
+
+@pytest.mark.parametrize("document", [b"", b"<html>", b"null", b"5", b'"x"'])
+def test_a_malformed_answer_keeps_the_last_good_one(
+    stepped: tuple[Feed, ConfigPoller], answers: Answers, clock: Clock, document: bytes
+) -> None:
+    """What is no configuration, or no rules, replaces nothing; and its ETag is not remembered."""
+    feed, poller = stepped
+    answers.documents["/v1/rules"] = [RULE]
+    feed.step()
+    config, rules = poller.config, poller.rules
+    for path in BOTH:
+        answers.documents[path], answers.tags[path] = document, "bad"
+    clock.now_s += 60.0
+    feed.step()
+    assert (poller.config, poller.rules) == (config, rules)
+    answers.asked.clear()
+    clock.now_s += 60.0
+    feed.step()
+    assert answers.asked == [("/v1/config", "c1"), ("/v1/rules", "r1")]
+
+
+def test_no_document_of_one_breaks_the_other(stepped: tuple[Feed, ConfigPoller], answers: Answers) -> None:
+    """Malformed rules leave the configuration alone."""
+    feed, poller = stepped
+    answers.documents["/v1/rules"] = b"no"
+    feed.step()
+    assert poller.config.sample_rate == 50
+    assert poller.rules is NO_RULES
+
+
+def test_stale_cohort_entries_are_counted(stepped: tuple[Feed, ConfigPoller], answers: Answers) -> None:
+    """A configuration that names a rule which is gone is noticed, and no more than that."""
+    feed, poller = stepped
+    answers.documents["/v1/config"] = {"user_rules": {"u": [{"rules": "gone"}]}}
+    answers.documents["/v1/rules"] = [RULE]
+    feed.step()
+    assert poller.counts() == {"cohort entry of an unknown rule": 1}
+
+
+def test_pipelines_with_one_key_share_one_thread(answers: Answers) -> None:
+    """Same application id and base URI: one thread, one answer; another base URI has its own."""
+    before = poller_threads()
+    first, second = shared_poller(settings_of("shared"), answers), shared_poller(settings_of("shared"), answers)
+    other = shared_poller(settings_of("shared", "http://127.0.0.1:9/proxy"), answers)
+    for poller in (first, second, first):
+        poller.ensure_started()
+    wait_until(lambda: len(answers.asked) == 2)
+    assert len(poller_threads() - before) == 1
+    wait_until(lambda: first.config is second.config is not DEFAULT_CONFIG)
+    assert other.config is DEFAULT_CONFIG
+    first.release()
+    first.release()
+    assert len(poller_threads() - before) == 1
+    second.release()
+    wait_until(lambda: not poller_threads() - before)
+    assert second.config.sample_rate == 50
+    second.ensure_started()
+    assert not poller_threads() - before
+    other.release()
+
+
+def test_when_one_transport_fails_another_pipelines_is_asked(answers: Answers) -> None:
+    """A pipeline that was shut down, its transport closed, does not stop the ones that share its poller."""
+    closed = Answers()
+    closed.status = 0
+    first, second = shared_poller(settings_of("two"), closed), shared_poller(settings_of("two"), answers)
+    second.ensure_started()
+    wait_until(lambda: first.config.sample_rate == 50)
+    first.release()
+    second.release()
+
+
+def test_a_pipeline_that_is_thrown_away_takes_its_thread_with_it(answers: Answers) -> None:
+    """Garbage collection of the last holder ends the thread; nothing must be released by hand."""
+    before = poller_threads()
+    poller = shared_poller(settings_of("forgotten"), answers)
+    poller.ensure_started()
+    wait_until(lambda: len(answers.asked) == 2)
+    assert len(poller_threads() - before) == 1
+    del poller
+    gc.collect()
+    wait_until(lambda: not poller_threads() - before)
+
+
+def test_its_questions_are_not_instrumented(answers: Answers) -> None:
+    """The thread is suppressed for instrumentations: no spans of ours in the application's traces."""
+    poller = shared_poller(settings_of("quiet"), answers)
+    poller.ensure_started()
+    wait_until(lambda: len(answers.instrumented) == 2)
+    poller.release()
+    assert answers.instrumented == [False, False]
+
+
+def test_a_noted_tag_wakes_the_thread(answers: Answers) -> None:
+    """A new tag is asked for within moments, not at the next minute (the least gap is a second)."""
+    poller = shared_poller(settings_of("woken"), answers)
+    poller.ensure_started()
+    wait_until(lambda: len(answers.asked) == 2)
+    answers.documents["/v1/rules"], answers.tags["/v1/rules"] = [RULE], "r2"
+    poller.note_tags(None, "r2")
+    wait_until(lambda: len(poller.rules) == 1)
+    poller.release()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_asks_for_itself(answers: Answers) -> None:
+    """The child keeps what the parent knew, starts a thread of its own, and the parent's goes on."""
+    poller = shared_poller(settings_of("forked"), answers)
+    poller.ensure_started()
+    wait_until(lambda: poller.config is not DEFAULT_CONFIG and len(answers.asked) == 2)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:  # pragma: no cover - another process
+        try:
+            known = poller.config.sample_rate
+            answers.documents["/v1/config"], answers.tags["/v1/config"] = {"sample_rate": 3}, "c2"
+            poller.note_tags("c2", None)
+            poller.ensure_started()
+            wait_until(lambda: poller.config.sample_rate == 3)
+            os.write(writing, f"{known:g} {poller.config.sample_rate:g}".encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        assert pipe.read() == "50 3"
+    os.waitpid(child, 0)
+    assert poller.config.sample_rate == 50
+    poller.release()
+
+
+class _Server(BaseHTTPRequestHandler):
+    """A Moesif of a few lines, with ETags."""
+
+    documents: dict[str, tuple[str, bytes]] = {}
+    conditional: list[str | None] = []
+
+    def do_GET(self) -> None:
+        tag, body = self.documents[self.path]
+        self.conditional.append(self.headers.get("If-None-Match"))
+        unchanged = self.headers.get("If-None-Match") == tag
+        self.send_response(304 if unchanged else 200)
+        self.send_header("X-Moesif-Config-ETag" if self.path == "/v1/config" else "X-Moesif-Rules-Tag", tag)
+        self.send_header("Content-Length", "0" if unchanged else str(len(body)))
+        self.end_headers()
+        if not unchanged:
+            self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def test_over_a_real_connection() -> None:
+    """With the real transport: first both documents, then only what has another tag, with If-None-Match."""
+    _Server.documents = {"/v1/config": ("c1", b'{"sample_rate": 60}'), "/v1/rules": ("r1", b"[]")}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Server)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    settings = settings_of("real", f"http://127.0.0.1:{server.server_port}")
+    transport = MoesifTransport(settings)
+    poller = shared_poller(settings, transport)
+    try:
+        poller.ensure_started()
+        wait_until(lambda: poller.config.sample_rate == 60 and len(_Server.conditional) == 2)
+        _Server.documents["/v1/rules"] = ("r2", json.dumps([RULE]).encode())
+        poller.note_tags("c1", "r2")
+        wait_until(lambda: len(poller.rules) == 1)
+        assert _Server.conditional == [None, None, "r1"]
+    finally:
+        poller.release()
+        transport.close()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_against_the_sandbox() -> None:
+    """Rules put into the sandbox are known after the next tag; the sandbox's own ETags work with ours."""
+    sandbox_module = pytest.importorskip("moesif_otel.sandbox")
+    with sandbox_module.Sandbox() as sandbox:
+        sandbox.put_config({"sample_rate": 10})
+        sandbox.put_rules([RULE])
+        settings = settings_of("sandboxed", sandbox.url)
+        transport = MoesifTransport(settings)
+        poller = shared_poller(settings, transport)
+        poller.ensure_started()
+        wait_until(lambda: poller.config.sample_rate == 10 and len(poller.rules) == 1)
+        sandbox.put_rules([])
+        poller.note_tags(None, "another")
+        wait_until(lambda: len(poller.rules) == 0)
+        poller.release()
+        transport.close()
