@@ -46,6 +46,7 @@ _LEAST_GZIP_BYTES: Final = 512  # below, the container costs more than it saves
 # Answers to events are a few bytes. A little more is read so that the connection can be used again; a body that is
 # longer costs the connection instead of our time.
 _MAX_ANSWER_BYTES: Final = 64 * 1024
+_ANSWER_BODY_S: Final = 1.0
 _MAX_CONFIG_BYTES: Final = 16 * 1024 * 1024
 # `requests`' and urllib3's exceptions, the system's, and ValueError for an address or a line that is none.
 _NO_ANSWER: Final = (RequestException, HTTPError, OSError, ValueError)
@@ -105,7 +106,8 @@ class _Client:
                 stream=True,
             )
             try:
-                body = response.raw.read(max_answer_bytes + 1, decode_content=wants_body)
+                with deadline(timeout_s if wants_body else _ANSWER_BODY_S):
+                    body = response.raw.read(max_answer_bytes + 1, decode_content=wants_body)
             except (HTTPError, OSError):
                 if wants_body:
                     raise

@@ -39,9 +39,10 @@ _limit: Final = threading.local()
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Bound everything that this thread does on connections of ours inside the block, as a whole."""
-    before = getattr(_limit, "at_s", None)
-    _limit.at_s = time.monotonic() + seconds
+    """Bound everything that this thread does on connections of ours inside the block, as a whole; blocks nest."""
+    before: float | None = getattr(_limit, "at_s", None)
+    at_s = time.monotonic() + seconds
+    _limit.at_s = at_s if before is None else min(at_s, before)
     try:
         yield
     finally:

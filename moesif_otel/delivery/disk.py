@@ -106,6 +106,7 @@ class Disk:
                 elif lane.queue.settle(batch):
                     self._count_spooled(len(batch))
                     self._budget.release(batch.size_bytes)
+                    self._replay_at_s = 0.0  # back as soon as there is nothing fresh and the server is there
                 else:
                     self._spool.remove(path)  # a shutdown has settled it meanwhile
                 lane.note_change()
@@ -147,8 +148,10 @@ class Disk:
         with lane.changed:
             if lane.closing or lane.replaying or lane.version != turn.version:
                 return turn
-            if now_s < self._replay_at_s:
-                return Turn(self._replay_at_s - now_s, turn.version)
+            # Files wait for the server as long as anybody; they are not read before it may be asked.
+            open_at_s = max(self._replay_at_s, lane.health.opens_at())
+            if now_s < open_at_s:
+                return Turn(open_at_s - now_s, turn.version)
             lane.replaying = True
         try:
             return self._replay_one(lane, turn)
@@ -165,11 +168,8 @@ class Disk:
         with lane.changed:
             permit = lane.health.ask(self._clock.monotonic())
         if not permit.go:
-            self._spool.release(claim)
-            # Suspended or backing off: files wait as long as anybody.
-            wait_s = _PAUSE_S if permit.wait_s is None else max(_PAUSE_S, permit.wait_s)
-            self._replay_at_s = self._clock.monotonic() + wait_s
-            return Turn(wait_s, turn.version)
+            self._spool.release(claim)  # another sender has found out, or is finding out, that it is down
+            return Turn(permit.wait_s or _PAUSE_S, turn.version)
         self._pace()
         self._send(lane, claim, permit)
         return Turn(0.0, turn.version)

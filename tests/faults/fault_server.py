@@ -83,6 +83,7 @@ class Drip:
 
     every_s: float = 0.05
     code: int = 201
+    head_at_once: bool = False
 
 
 class Garbage:
@@ -108,6 +109,7 @@ class FaultServer:
         self.errors: list[str] = []
         self._lock = threading.Lock()
         self._arrived = threading.Condition(self._lock)
+        self._sending = threading.Lock()
         self._ended = threading.Event()
         self._open: set[socket.socket] = set()
         self._tls = None
@@ -148,7 +150,7 @@ class FaultServer:
         with self._lock:
             connections = list(self._open)
         for connection in connections:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), self._sending:
                 connection.shutdown(socket.SHUT_RDWR)
 
     def listen(self) -> None:
@@ -232,35 +234,60 @@ class FaultServer:
             return None
         return Request(line[0], line[1], headers, body, number)
 
-    def _next(self, request):
-        with self._arrived:
+    def _choose(self, request):
+        with self._lock:
             entry = self.script.pop(0) if self.script else self.then
-            if not isinstance(entry, (Status, Hang, Reset, Close, HalfStatusLine, HalfBody, Drip, Garbage)):
-                entry = entry(request)
+        if not isinstance(entry, (Status, Hang, Reset, Close, HalfStatusLine, HalfBody, Drip, Garbage)):
+            entry = entry(request)  # outside the lock: it may take its time
+        return entry
+
+    def _note(self, request, entry) -> None:
+        with self._arrived:
             self.requests.append(request)
             self.answers.append(entry)
             code = getattr(entry, "code", 500)
-            # Drip never ends its answer: the client cannot know of it.
-            if 200 <= code < 300 and not isinstance(entry, Drip) and request.path.endswith("/events/batch"):
+            # Of a drip the client cannot know the status, unless the head comes at once.
+            told = not isinstance(entry, Drip) or entry.head_at_once
+            if 200 <= code < 300 and told and request.path.endswith("/events/batch"):
                 self.acknowledged += request.ids
             self._arrived.notify_all()
-        return entry
 
-    def _answer(self, connection, request) -> bool:
-        entry = self._next(request)
-        if isinstance(entry, Status):
-            head = f"HTTP/1.1 {entry.code} Because\r\nContent-Length: {len(entry.body)}\r\n"
-            head += "".join(f"{name}: {value}\r\n" for name, value in entry.headers.items())
-            connection.sendall(head.encode("latin-1") + b"\r\n" + entry.body)
-            return True
+    def _take_back(self, request, entry) -> None:
+        with self._lock:
+            if 200 <= entry.code < 300 and request.path.endswith("/events/batch"):
+                for i in request.ids:
+                    self.acknowledged.remove(i)
+
+    def _send(self, connection, entry) -> bool:
         if isinstance(entry, HalfBody):
             connection.sendall(b"HTTP/1.1 %d Because\r\nContent-Length: 1000\r\n\r\nhalf" % entry.code)
-        elif isinstance(entry, HalfStatusLine):
+            return False
+        head = f"HTTP/1.1 {entry.code} Because\r\nContent-Length: {len(entry.body)}\r\n"
+        head += "".join(f"{name}: {value}\r\n" for name, value in entry.headers.items())
+        connection.sendall(head.encode("latin-1") + b"\r\n" + entry.body)
+        return True
+
+    def _answer(self, connection, request) -> bool:
+        entry = self._choose(request)
+        if isinstance(entry, (Status, HalfBody)):
+            # Noted and sent in one step for `refuse`: what is noted as acknowledged has left.
+            with self._sending:
+                self._note(request, entry)
+                try:
+                    return self._send(connection, entry)
+                except OSError:
+                    self._take_back(request, entry)
+                    raise
+        self._note(request, entry)
+        if isinstance(entry, HalfStatusLine):
             connection.sendall(b"HTTP/1.")
         elif isinstance(entry, Garbage):
             connection.sendall(b"\x00\xff\x01 what?\r\n\r\n")
         elif isinstance(entry, Drip):
             head = b"HTTP/1.1 %d Because\r\nContent-Length: 100000000\r\nX-Long: " % entry.code
+            if entry.head_at_once:
+                connection.sendall(head + b"y\r\n\r\n")
+                head = b""
             for byte in head + b"x" * 1_000_000:
                 if self._ended.wait(entry.every_s):
                     break
