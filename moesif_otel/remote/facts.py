@@ -8,7 +8,7 @@ Never: reads a body itself (it is given a function), keeps a request beyond the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import orjson
@@ -33,8 +33,12 @@ _PLAIN_FIELDS: Final = {
 }
 
 
-class Field(NamedTuple):
-    """A condition's path, read: what kind of thing it names, and its name among them."""
+@dataclass(frozen=True, eq=False, slots=True)
+class Field:
+    """A condition's path, read: what kind of thing it names, and its name among them.
+
+    One object for a path in a set of rules: it is looked up by identity, hundreds of times a request.
+    """
 
     kind: str
     name: str = ""

@@ -189,14 +189,20 @@ class _Inquiry:
 
     def matches(self, rule: Rule) -> bool:
         """Say whether any group of the rule holds. Raises `OutOfTimeError`."""
-        groups = rule.groups
-        return groups is None or any(all(self._holds(condition) for condition in group) for group in groups)
-
-    def _holds(self, condition: Condition) -> bool:
-        held = self._held.get(condition)
-        if held is None:
-            held = self._held[condition] = condition.holds(self._facts, self._allowance)
-        return held
+        if rule.groups is None:
+            return True
+        held = self._held
+        # Written out: with 200 rules this loop is what a request pays, and generators would double it.
+        for group in rule.groups:
+            for condition in group:
+                holds = held.get(condition)
+                if holds is None:
+                    holds = held[condition] = condition.holds(self._facts, self._allowance)
+                if not holds:
+                    break
+            else:
+                return True
+        return False
 
 
 # Last: a rule set is made of the classes above.
