@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from moesif_otel.capture.exchange import Exchange, Pipeline
+    from moesif_otel.capture.requests_span import ClientSpans
 
 __all__ = ["RequestsTap", "Route", "is_instrumented", "requests_tap"]
 
@@ -41,10 +42,14 @@ class Route:
         pipeline: Where the calls go.
         everywhere: False for a middleware's pipeline: it does not get calls that were made while an application
             of another pipeline was being served.
+        before: Called before each call is captured (looks for the tracer provider).
+        spans: Makes spans of the calls, where nobody else does; None makes none.
     """
 
     pipeline: Pipeline
     everywhere: bool = True
+    before: Callable[[], None] | None = None
+    spans: ClientSpans | None = None
 
 
 class RequestsTap:
@@ -60,18 +65,27 @@ class RequestsTap:
         self._layers: list[tuple[Any, Any]] = []  # our function, and what it calls
         self.routes: tuple[Route, ...] = ()
 
-    def add(self, pipeline: Pipeline, *, everywhere: bool = True) -> Route:
+    def add(
+        self,
+        pipeline: Pipeline,
+        *,
+        everywhere: bool = True,
+        before: Callable[[], None] | None = None,
+        spans: ClientSpans | None = None,
+    ) -> Route:
         """Capture calls for a pipeline, from the next call on; the same pipeline twice counts once.
 
         Args:
             pipeline: Where the calls go.
             everywhere: See `Route`.
+            before: See `Route`.
+            spans: See `Route`.
 
         Returns:
             What `remove` takes.
         """
         with self._lock:
-            route = Route(pipeline, everywhere)
+            route = Route(pipeline, everywhere, before, spans)
             self.routes = (*self.routes, route)
             self._put_on()
             return route
@@ -137,12 +151,18 @@ class RequestsTap:
                 return None
             if is_part_of_a_call(session, request, kwargs.get("allow_redirects")):
                 return None
-            pipelines = [
-                pipeline
-                for pipeline in _pipelines_for(routes, current_exchange.get())
-                if not to_moesif(request, pipeline.settings.base_uri)
+            chosen = [
+                route
+                for route in _chosen(routes, current_exchange.get())
+                if not to_moesif(request, route.pipeline.settings.base_uri)
             ]
-            return OutgoingCall(pipelines, session, request) if pipelines else None
+            if not chosen:
+                return None
+            for route in chosen:
+                if route.before is not None:
+                    route.pipeline.guard.run("looking for a tracer provider", route.before)
+            spans = () if is_instrumented() else [route.spans for route in chosen if route.spans is not None]
+            return OutgoingCall([route.pipeline for route in chosen], session, request, spans)
         except Exception as exc:
             routes[0].pipeline.guard.caught("outgoing call", exc)
             return None
@@ -167,17 +187,16 @@ def _unwrapped(function: Any) -> Iterator[Any]:
         function = getattr(function, "__wrapped__", None)
 
 
-def _pipelines_for(routes: Sequence[Route], around: Exchange | None) -> list[Pipeline]:
-    """Choose one pipeline for each destination: two that deliver to the same application would count a call twice."""
+def _chosen(routes: Sequence[Route], around: Exchange | None) -> list[Route]:
+    """Choose one route for each destination: two that deliver to the same application would count a call twice."""
     serving = [exchange.pipeline for exchange in chain(around) if exchange.direction == "Incoming"]
-    chosen: dict[tuple[str, str], Pipeline] = {}
+    chosen: dict[tuple[str, str], Route] = {}
     for route in routes:
-        pipeline = route.pipeline
-        is_serving = any(pipeline is one for one in serving)
+        is_serving = any(route.pipeline is one for one in serving)
         if serving and not is_serving and not route.everywhere:
             continue
-        if is_serving or pipeline.settings.pipeline_key not in chosen:
-            chosen[pipeline.settings.pipeline_key] = pipeline
+        if is_serving or route.pipeline.settings.pipeline_key not in chosen:
+            chosen[route.pipeline.settings.pipeline_key] = route
     return list(chosen.values())
 
 

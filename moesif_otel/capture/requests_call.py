@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from moesif_otel.capture.exchange import Headers, Pipeline
+    from moesif_otel.capture.requests_span import ClientSpans
 
 __all__ = ["OutgoingCall", "is_part_of_a_call"]
 
@@ -56,22 +57,42 @@ class OutgoingCall:
         pipelines: Whose events it becomes; at least one.
         session: The `Session` that sends.
         request: The `PreparedRequest` as given to `send`.
+        spans: What makes spans of the call, on one provider each.
     """
 
-    __slots__ = ("_around", "_tokens", "exchanges", "is_being_sent", "request", "runs_callbacks", "session")
+    __slots__ = (
+        "_around",
+        "_spans",
+        "_started",
+        "_tokens",
+        "exchanges",
+        "is_being_sent",
+        "request",
+        "runs_callbacks",
+        "session",
+    )
 
-    def __init__(self, pipelines: Sequence[Pipeline], session: Any, request: PreparedRequest) -> None:
+    def __init__(
+        self,
+        pipelines: Sequence[Pipeline],
+        session: Any,
+        request: PreparedRequest,
+        spans: Sequence[ClientSpans] = (),
+    ) -> None:
         self.session: Any = session
         self.request: Any = request
         self.is_being_sent = False
         self.runs_callbacks = False
         self.exchanges: list[Exchange] = []
         self._around = current_exchange.get()
+        self._spans = spans
+        self._started: list[tuple[ClientSpans, Any]] = []
         self._tokens: list[tuple[ContextVar[Any], Token[Any], Any]] = []
         method, url, headers = facts.text_of(request.method), facts.sent_url(request), facts.request_headers(request)
         for pipeline in pipelines:
             exchange = Exchange(pipeline, "Outgoing", method)
             exchange.url, exchange.request_headers = url, headers
+            exchange.callback_arguments = (request, None)
             settings = pipeline.settings
             if settings.log_body_outgoing:
                 exchange.request_body = CapturedBody(settings.request_max_body_size, pipeline.budget)
@@ -93,6 +114,7 @@ class OutgoingCall:
             for exchange in self.exchanges:
                 _join_trace_of(exchange, self._around)
                 exchange.pipeline.opened(exchange)
+            self._start_spans()
             self._tee_upload()
         except Exception as exc:
             self._caught("outgoing call", exc)
@@ -122,6 +144,22 @@ class OutgoingCall:
         before = variable.get()
         self._tokens.append((variable, variable.set(value), before))
 
+    def _start_spans(self) -> None:
+        if not self._spans or any(exchange.span is not None for exchange in self.exchanges):
+            return  # the call has a span, somebody's
+        for spans in {id(spans.provider): spans for spans in self._spans}.values():
+            span = spans.start(self.exchanges[0])
+            if span is not None:
+                self._started.append((spans, span))
+
+    def _end_spans(self, error: BaseException | None = None) -> None:
+        while self._started:
+            spans, span = self._started.pop()
+            try:
+                spans.end(span, self.exchanges[0].status, error)
+            except Exception as exc:
+                self._caught("the span of an outgoing call", exc)
+
     def _tee_upload(self) -> None:
         body = self.request.body
         wanted = [exchange for exchange in self.exchanges if exchange.request_body is not None]
@@ -147,6 +185,7 @@ class OutgoingCall:
                     exchange.notes["error_cause"] = cause
         except Exception as exc:
             self._caught("outgoing call that failed", exc)
+        self._end_spans(error)
         self._finish(None, Outcome.FAILED, error)
 
     def answered(self, response: Any) -> None:
@@ -159,10 +198,12 @@ class OutgoingCall:
                 self.request = response.request
             self._note_request()
             self._note_response(response)
+            self._end_spans()
             if self._is_streaming(response):
                 return
         except Exception as exc:
             self._caught("outgoing response", exc)
+            self._end_spans()
         self._finish(response, Outcome.COMPLETE, None)
 
     def _note_request(self) -> None:

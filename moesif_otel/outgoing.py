@@ -1,0 +1,179 @@
+"""The door for outgoing calls: capture of what a process sends with `requests`.
+
+Owns: `start_capture_outgoing`, its handle, and looking for the spans that others make.
+Threads: any; starting a capture starts no thread.
+Never: raises into a call, waits for the network but in `stop`, `force_flush` and `shutdown`, changes what is sent.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import trace
+
+from moesif_otel.capture.requests import Route, requests_tap
+from moesif_otel.capture.requests_span import ClientSpans
+from moesif_otel.errors import MoesifConfigError
+from moesif_otel.processor import MoesifSpanProcessor
+from moesif_otel.providers import Dispatcher, dispatcher_on
+from moesif_otel.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from typing_extensions import Self
+
+    from moesif_otel.delivery.stats import Stats
+
+__all__ = ["OutgoingCapture", "StartCapture", "start_capture_for", "start_capture_outgoing"]
+
+
+def start_capture_outgoing(
+    settings: Mapping[str, Any] | Settings, *, tracer_provider: trace.TracerProvider | None = None
+) -> OutgoingCapture:
+    """Capture the calls that this process makes with `requests`, from the next one on.
+
+    `requests` may be imported before or after, and instrumented by OpenTelemetry before, after or not at all. Starting
+    twice for one application is harmless: a call is recorded once.
+
+    Args:
+        settings: The dict of options that Moesif users know, or a `Settings`. `SKIP_OUTGOING`, `IDENTIFY_*_OUTGOING`,
+            `GET_*_OUTGOING` take `(request, response)`; `response` is None when the call failed.
+        tracer_provider: Names a provider of yours for CLIENT spans of the calls, where no instrumentor makes them. By
+            default no spans are made: events carry ids of their own, or those of the spans that others make.
+
+    Returns:
+        What stops it, flushes it and tells its counters; keep it or not, capture goes on until `stop`.
+
+    Raises:
+        MoesifConfigError: An option is wrong; nothing has been changed or started.
+
+    Thread-safe; may be called before a fork.
+    """
+    if not isinstance(settings, Settings):
+        settings = Settings.from_mapping(settings)
+    if tracer_provider is not None and not isinstance(tracer_provider, trace.TracerProvider):
+        raise MoesifConfigError(
+            f"tracer_provider: got {type(tracer_provider).__name__}, takes an OpenTelemetry TracerProvider"
+        )
+    return OutgoingCapture(MoesifSpanProcessor(settings), tracer_provider, everywhere=True, ends_pipeline=True)
+
+
+def start_capture_for(
+    processor: MoesifSpanProcessor, tracer_provider: trace.TracerProvider | None = None
+) -> OutgoingCapture:
+    """Capture for a middleware with `CAPTURE_OUTGOING_REQUESTS`, on the middleware's own pipeline.
+
+    It gets the calls made while its application is served, and those made outside of any request.
+
+    Args:
+        processor: The middleware's pipeline; it stays the middleware's to shut down.
+        tracer_provider: The provider that the middleware was given, if any.
+
+    Returns:
+        The capture, for `stop()` in the middleware's `shutdown`.
+    """
+    return OutgoingCapture(processor, tracer_provider, everywhere=False, ends_pipeline=False)
+
+
+class OutgoingCapture:
+    """A running capture of outgoing calls; made by `start_capture_outgoing`. Thread-safe.
+
+    As a context manager it stops at the end of the block.
+    """
+
+    def __init__(
+        self,
+        processor: MoesifSpanProcessor,
+        tracer_provider: trace.TracerProvider | None,
+        *,
+        everywhere: bool,
+        ends_pipeline: bool,
+    ) -> None:
+        self._processor = processor
+        self._ends_pipeline = ends_pipeline
+        self._provider: Any = None
+        self._dispatchers: list[Dispatcher] = []
+        spans = ClientSpans(tracer_provider) if tracer_provider is not None else None
+        if tracer_provider is not None:
+            self._watch(tracer_provider)
+        before = None if tracer_provider is not None else self._watch_global_provider
+        self._route: Route | None = requests_tap.add(processor, everywhere=everywhere, before=before, spans=spans)
+
+    def _watch_global_provider(self) -> None:
+        """Look for spans that others make: an application may set its provider up in any order."""
+        provider = trace.get_tracer_provider()
+        if provider is not self._provider:
+            self._watch(provider)
+
+    def _watch(self, provider: Any) -> None:
+        self._provider = provider
+        if callable(getattr(provider, "add_span_processor", None)):
+            dispatcher = dispatcher_on(provider)
+            dispatcher.register(self._processor)
+            self._dispatchers.append(dispatcher)
+
+    def stop(self, timeout_millis: int | None = None) -> None:
+        """Restore `requests`, then deliver what is pending. Idempotent.
+
+        Where another library has patched `requests` after us, its patch is left alone and our layer below it passes
+        everything through. Streams that are still being read are recorded as far as they came.
+
+        Args:
+            timeout_millis: Return after this time at the latest; `SHUTDOWN_TIMEOUT` by default.
+        """
+        route, self._route = self._route, None
+        if route is None:
+            return
+        requests_tap.remove(route)
+        if self._ends_pipeline:
+            for dispatcher in self._dispatchers:
+                dispatcher.unregister(self._processor)
+            self._processor.shutdown(timeout_millis)
+
+    def force_flush(self, timeout_millis: int = 5_000) -> bool:
+        """Deliver every call that has finished.
+
+        Args:
+            timeout_millis: Return after this time at the latest.
+
+        Returns:
+            True if everything that had finished was delivered or is counted as dropped.
+        """
+        return self._processor.force_flush(timeout_millis)
+
+    def shutdown(self, timeout_millis: int = 5_000) -> None:
+        """Do what `stop` does, under the name that OpenTelemetry's users expect.
+
+        Args:
+            timeout_millis: Return after this time at the latest.
+        """
+        self.stop(timeout_millis)
+
+    def stats(self) -> Stats:
+        """Give the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
+        return self._processor.stats()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+class StartCapture:
+    """The class of `moesifpythonrequest`: `StartCapture().start_capture_outgoing(options)`."""
+
+    def start_capture_outgoing(self, options: Mapping[str, Any] | Settings) -> OutgoingCapture:
+        """Do what the function `start_capture_outgoing` does.
+
+        Args:
+            options: The dict of options.
+
+        Returns:
+            The capture.
+
+        Raises:
+            MoesifConfigError: An option is wrong.
+        """
+        return start_capture_outgoing(options)
