@@ -1,0 +1,70 @@
+"""What is logged about delivery."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+
+from moesif_otel.delivery.report import DeliveryLog, describe
+from moesif_otel.delivery.stats import Stats
+from tests.delivery.delivery_kit import FakeClock
+
+
+def test_one_line_a_minute_of_a_kind(caplog) -> None:
+    """The first of a kind at once, then one a minute with the number left out; another kind has its own minute."""
+    clock = FakeClock()
+    log = DeliveryLog(clock)
+    for _ in range(150):
+        log.failure("a", "it failed")
+        clock.now_s += 1
+    log.failure("b", "something else")
+    assert [r.message for r in caplog.records] == [
+        "moesif_otel: it failed",
+        "moesif_otel: it failed (59 more since the last line)",
+        "moesif_otel: it failed (59 more since the last line)",
+        "moesif_otel: something else",
+    ]
+
+
+def test_descriptions_have_types_and_system_words_only() -> None:
+    """A chain of exceptions is told by its types and the system's words; messages of libraries are not quoted."""
+    try:
+        try:
+            raise ConnectionRefusedError(111, "Connection refused")
+        except OSError as inner:
+            raise ValueError("planted https://user:pw@host/path") from inner
+    except ValueError as exc:
+        text = describe(exc)
+    assert text == "ValueError < ConnectionRefusedError (Connection refused)"
+    assert describe(socket.gaierror(-2, "Name or service not known")) == "gaierror (Name or service not known)"
+    assert describe(ssl.SSLError("planted")) == "SSLError"
+    assert describe(TimeoutError()) == "TimeoutError"
+
+
+def test_endless_chain_of_causes_ends() -> None:
+    """An exception that is its own cause is described."""
+    exc = ValueError()
+    exc.__context__ = other = KeyError()
+    other.__context__ = exc
+    assert describe(exc).count("<") <= 6
+
+
+def ended(caplog, **stats) -> list[tuple[int, str]]:
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        DeliveryLog(FakeClock()).ended(Stats({"accepted": 9, "delivered": 1, "pending": 0, "dropped": {}, **stats}))
+    return [(r.levelno, r.message) for r in caplog.records]
+
+
+def test_shutdown_says_what_was_lost(caplog) -> None:
+    """A line when anything was lost, none when all went well or was left out on purpose, a quiet one for the disk."""
+    assert ended(caplog) == []
+    assert ended(caplog, dropped={"sampled_out": 3, "masked_away": 1}) == []
+    ((level, line),) = ended(caplog, dropped={"shutdown": 2, "queue_full": 5, "spooled": 1})
+    assert level == logging.WARNING
+    assert "queue_full 5, shutdown 2" in line
+    assert "kept on disk 1" in line
+    ((level, line),) = ended(caplog, dropped={"spooled": 4})
+    assert level == logging.INFO
+    assert "4 events are kept on disk" in line
