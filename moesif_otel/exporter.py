@@ -8,6 +8,7 @@ Never: waits, talks to the network in `export`, sends an event whose mask failed
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
@@ -22,6 +23,7 @@ from moesif_otel.delivery.worker import Delivery, Prepared
 from moesif_otel.events.build import event_of, read_call, serialize, without_bodies
 from moesif_otel.guard import Guard
 from moesif_otel.mask import EventMask
+from moesif_otel.profile_queue import ProfileQueue
 from moesif_otel.remote import sampling
 from moesif_otel.remote.facts import CallFacts, route_of
 from moesif_otel.remote.poller import shared_poller
@@ -83,6 +85,7 @@ class MoesifSpanExporter(SpanExporter):
         self._mask = EventMask(settings.mask_event_model, self.guard)
         self._claims = claims_of(settings.pipeline_key)
         self.transport = MoesifTransport(settings, on_tags=self._note_tags)
+        self._profiles: ProfileQueue | None = None
         self.remote: ConfigPoller | None = shared_poller(settings, self.transport)
         self.delivery: Delivery[ReadableSpan] = Delivery(
             settings,
@@ -122,6 +125,13 @@ class MoesifSpanExporter(SpanExporter):
     def add_after_fork(self, run: Callable[[], None]) -> None:
         """Have `run` called in a forked child before anything else happens there."""
         self.delivery.add_after_fork(run)
+
+    def submit_profile(self, path: str, body: bytes) -> bool:
+        """Queue one profile POST; False when there is no room."""
+        if self._profiles is None:
+            # Of two made at the same time one is used by its caller alone: both deliver.
+            self._profiles = ProfileQueue(self.settings, self.transport, self.guard)
+        return self._profiles.submit(path, body)
 
     def count(self, name: str) -> None:
         """Count something that is no event's fate."""
@@ -193,7 +203,11 @@ class MoesifSpanExporter(SpanExporter):
         Returns:
             True if everything exported before was delivered or is counted as dropped.
         """
-        return self.delivery.force_flush(timeout_millis / 1_000)
+        deadline_s = time.monotonic() + timeout_millis / 1_000
+        done = self.delivery.force_flush(timeout_millis / 1_000)
+        if self._profiles is not None:
+            done = self._profiles.force_flush(max(0.0, deadline_s - time.monotonic())) and done
+        return done
 
     def shutdown(self, timeout_millis: int | None = None) -> None:
         """Deliver what is pending, then end the threads; later spans are counted as dropped (`shutdown`).
@@ -201,13 +215,23 @@ class MoesifSpanExporter(SpanExporter):
         Args:
             timeout_millis: Return after this time at the latest; `SHUTDOWN_TIMEOUT` by default.
         """
-        self.delivery.shutdown(self.settings.shutdown_timeout if timeout_millis is None else timeout_millis / 1_000)
+        timeout_s = self.settings.shutdown_timeout if timeout_millis is None else timeout_millis / 1_000
+        deadline_s = time.monotonic() + timeout_s
+        if self._profiles is not None:
+            # First, and with half of the time at most: they are few, and events must not starve them.
+            self._profiles.shutdown(timeout_s / 2)
+        self.delivery.shutdown(max(0.0, deadline_s - time.monotonic()))
         if self.remote is not None:
             self.remote.release()
 
     def stats(self) -> Stats:
-        """Give the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
+        """Give the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time.
+
+        `profiles` has those of profile calls that did not wait, under the same law.
+        """
         stats = self._ledger.snapshot()
+        if self._profiles is not None:
+            stats["profiles"] = self._profiles.stats()
         stats["held_bytes"] = self.budget.held_bytes
         stats["errors"] = {**self.guard.counts(), **(self.remote.counts() if self.remote is not None else {})}
         return stats

@@ -10,20 +10,19 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from opentelemetry.trace import TracerProvider as ApiTracerProvider
 from tornado.web import Application, RequestHandler
 
 from moesif_otel.capture.tornado import TornadoTap
 from moesif_otel.capture.tornado_spans import instrumentation
+from moesif_otel.door import Door
 from moesif_otel.errors import MoesifConfigError
-from moesif_otel.processor import MoesifSpanProcessor
 from moesif_otel.providers import Dispatcher, dispatcher_on, resolve_provider
 from moesif_otel.settings import TORNADO_BATCH_SIZE, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from moesif_otel.delivery.stats import Stats
+    from opentelemetry.trace import TracerProvider
 
 __all__ = ["MoesifMiddleware", "tornado_access_log"]
 
@@ -41,7 +40,7 @@ def tornado_access_log(handler: RequestHandler) -> None:
     Application.log_request(_WITHOUT_LOG_FUNCTION, handler)
 
 
-class MoesifMiddleware:
+class MoesifMiddleware(Door):
     """Records the API calls of Tornado applications in Moesif.
 
     Drop-in for `moesiftornado.MoesifMiddleware`:
@@ -69,24 +68,18 @@ class MoesifMiddleware:
     def __init__(
         self,
         settings: Mapping[str, Any] | Settings,
-        tracer_provider: ApiTracerProvider | None = None,
+        tracer_provider: TracerProvider | None = None,
         *,
         log_function: Callable[[RequestHandler], Any] | None = tornado_access_log,
     ) -> None:
-        if tracer_provider is not None and not isinstance(tracer_provider, ApiTracerProvider):
-            raise MoesifConfigError(
-                f"tracer_provider: got {type(tracer_provider).__name__}, takes an OpenTelemetry TracerProvider"
-            )
         if log_function is not None and not callable(log_function):
             raise MoesifConfigError(
                 f"log_function: got {type(log_function).__name__}, takes a callable (handler), or None"
             )
         if not isinstance(settings, Settings):
             settings = Settings.from_mapping(settings, batch_size_default=TORNADO_BATCH_SIZE)
-        self.settings: Settings = settings
-        self._explicit_provider = tracer_provider
+        super().__init__(settings, tracer_provider)
         self._log_function = log_function
-        self._processor = MoesifSpanProcessor(settings)
         self._dispatcher: Dispatcher | None = None
         # The tap finds itself here, from the `log_function` of an application.
         self._tornado_tap = TornadoTap(self._processor, before_first=self._resolve)
@@ -133,17 +126,6 @@ class MoesifMiddleware:
         if dispatcher is not None:
             dispatcher.unregister(self._processor)
 
-    def force_flush(self, timeout_millis: int = 5_000) -> bool:
-        """Deliver every call that has finished. It waits: on an event loop use `asyncio.to_thread`.
-
-        Args:
-            timeout_millis: Return after this time at the latest.
-
-        Returns:
-            True if everything that had finished was delivered or is counted as dropped.
-        """
-        return self._processor.force_flush(timeout_millis)
-
     def shutdown(self, timeout_millis: int = 5_000) -> None:
         """Stop capturing and deliver what is pending. It waits: on an event loop use `asyncio.to_thread`.
 
@@ -151,8 +133,4 @@ class MoesifMiddleware:
             timeout_millis: Return after this time at the latest.
         """
         self.stop()
-        self._processor.shutdown(timeout_millis)
-
-    def stats(self) -> Stats:
-        """Give the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
-        return self._processor.stats()
+        super().shutdown(timeout_millis)

@@ -10,13 +10,11 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry.trace import TracerProvider as ApiTracerProvider
-
 from moesif_otel.capture.wsgi import WsgiTap
 from moesif_otel.capture.wsgi_span import ServerSpans
+from moesif_otel.door import Door
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.events.build import transaction_id_for
-from moesif_otel.processor import MoesifSpanProcessor
 from moesif_otel.providers import dispatcher_on, resolve_provider
 from moesif_otel.settings import Settings
 from moesif_otel.trace_ids import fix_ids
@@ -24,13 +22,14 @@ from moesif_otel.trace_ids import fix_ids
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from opentelemetry.trace import TracerProvider
+
     from moesif_otel.capture.exchange import Exchange
-    from moesif_otel.delivery.stats import Stats
 
 __all__ = ["MoesifMiddleware"]
 
 
-class MoesifMiddleware:
+class MoesifMiddleware(Door):
     """WSGI middleware that records API calls in Moesif.
 
     Drop-in for `moesifwsgi.MoesifMiddleware`: `app.wsgi_app = MoesifMiddleware(app.wsgi_app, settings)`.
@@ -48,18 +47,14 @@ class MoesifMiddleware:
     """
 
     def __init__(
-        self, app: Any, settings: Mapping[str, Any] | Settings, tracer_provider: ApiTracerProvider | None = None
+        self, app: Any, settings: Mapping[str, Any] | Settings, tracer_provider: TracerProvider | None = None
     ) -> None:
         if not callable(app):
             raise MoesifConfigError(f"app: got {type(app).__name__}, takes a WSGI application (a callable)")
-        if tracer_provider is not None and not isinstance(tracer_provider, ApiTracerProvider):
-            raise MoesifConfigError(
-                f"tracer_provider: got {type(tracer_provider).__name__}, takes an OpenTelemetry TracerProvider"
-            )
+        super().__init__(
+            settings if isinstance(settings, Settings) else Settings.from_mapping(settings), tracer_provider
+        )
         self.app = app
-        self.settings = settings if isinstance(settings, Settings) else Settings.from_mapping(settings)
-        self._explicit_provider = tracer_provider
-        self._processor = MoesifSpanProcessor(self.settings)
         self._tap = WsgiTap(
             self._processor, transaction_id=None if self.settings.disabled_transaction_id else self._transaction_id
         )
@@ -91,29 +86,6 @@ class MoesifMiddleware:
             found = transaction_id_for(exchange.trace_id, exchange.span_id, self.settings.application_id)
         exchange.transaction_id = found
         return found
-
-    def force_flush(self, timeout_millis: int = 5_000) -> bool:
-        """Deliver every call that has finished.
-
-        Args:
-            timeout_millis: Return after this time at the latest.
-
-        Returns:
-            True if everything that had finished was delivered or is counted as dropped.
-        """
-        return self._processor.force_flush(timeout_millis)
-
-    def shutdown(self, timeout_millis: int = 5_000) -> None:
-        """Deliver what is pending and stop capturing; the application is served on, unobserved.
-
-        Args:
-            timeout_millis: Return after this time at the latest.
-        """
-        self._processor.shutdown(timeout_millis)
-
-    def stats(self) -> Stats:
-        """Give the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
-        return self._processor.stats()
 
 
 def _uuid_text(text: str | None) -> str | None:

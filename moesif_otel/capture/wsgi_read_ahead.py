@@ -77,11 +77,11 @@ class PrefixedInput:
     def readline(self, *size: Any) -> bytes:
         """Read a line, which may begin in the first part and end in the rest."""
         limit = size[0] if size and size[0] is not None and size[0] >= 0 else None
-        line = self._prefix.readline(-1 if limit is None else limit)
+        line: bytes = self._prefix.readline(-1 if limit is None else limit)
         if line.endswith(b"\n") or (limit is not None and len(line) >= limit):
             return line
-        line += self._rest.readline() if limit is None else self._rest.readline(limit - len(line))
-        return line
+        rest: bytes = self._rest.readline() if limit is None else self._rest.readline(limit - len(line))
+        return line + rest
 
     def readlines(self, *hint: Any) -> list[bytes]:
         """Read lines to the end; the hint may be ignored (PEP 3333)."""

@@ -63,6 +63,7 @@ class Delivery(Generic[T]):
         on_drop: Told each item that is given up before it was prepared, other than by `submit`, to let go of it.
         clock: Time; the system's by default.
         random: For the jitter; the system's source by default, which forked children do not share.
+        measured: Whether its counters are exported as OpenTelemetry metrics.
 
     Thread-safe.
     """
@@ -80,6 +81,7 @@ class Delivery(Generic[T]):
         on_drop: Callable[[T], None] | None = None,
         clock: Clock | None = None,
         random: Random | None = None,
+        measured: bool = True,
     ) -> None:
         self._settings = settings
         self._transport = transport
@@ -89,7 +91,7 @@ class Delivery(Generic[T]):
         self._clock: Clock = clock or SystemClock()
         self._uniform = (random or SystemRandom()).uniform
         self._log = DeliveryLog(self._clock)
-        self._measure: Callable[[float], None] | None = None
+        self._measure: Callable[[float], None] | None = None if measured else _measure_nothing
         self._sender = Sender(
             transport,
             settings.export_timeout,
