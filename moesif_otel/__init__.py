@@ -1,1 +1,62 @@
-"""API analytics for Python services: captured with OpenTelemetry, delivered to Moesif."""
+"""API analytics for Python services: captured with OpenTelemetry, delivered to Moesif.
+
+Owns: the public names, each imported when it is first asked for, so that a door brings only what it needs.
+Threads: any.
+Never: imports a framework, or anything that delivers, by itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from moesif_otel.auto import Instrumentation, instrument
+    from moesif_otel.capture.exchange import identify
+    from moesif_otel.errors import MoesifConfigError, MoesifDeliveryError, MoesifError
+    from moesif_otel.exporter import MoesifSpanExporter
+    from moesif_otel.processor import MoesifSpanProcessor
+    from moesif_otel.profiles import MoesifClient
+    from moesif_otel.wsgi import MoesifMiddleware
+
+__all__ = [
+    "Instrumentation",
+    "MoesifClient",
+    "MoesifConfigError",
+    "MoesifDeliveryError",
+    "MoesifError",
+    "MoesifMiddleware",
+    "MoesifSpanExporter",
+    "MoesifSpanProcessor",
+    "__version__",
+    "identify",
+    "instrument",
+]
+
+__version__ = "0.1.0"
+
+_HOMES: Final = {
+    "Instrumentation": "moesif_otel.auto",
+    "MoesifClient": "moesif_otel.profiles",
+    "MoesifConfigError": "moesif_otel.errors",
+    "MoesifDeliveryError": "moesif_otel.errors",
+    "MoesifError": "moesif_otel.errors",
+    "MoesifMiddleware": "moesif_otel.wsgi",
+    "MoesifSpanExporter": "moesif_otel.exporter",
+    "MoesifSpanProcessor": "moesif_otel.processor",
+    "identify": "moesif_otel.capture.exchange",
+    "instrument": "moesif_otel.auto",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(home), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
