@@ -171,6 +171,7 @@ def in_another_process(directory, expression) -> str:
     return run.stdout.strip()
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12 on fork and threads
 def test_a_fork_does_not_take_the_lease(kit) -> None:
     """A child of a process that holds a lease neither has it nor ends it, and does not keep it alive."""
     kit.write(b"x")

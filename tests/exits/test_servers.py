@@ -1,0 +1,147 @@
+"""Real gunicorn and uWSGI: what their workers have captured is delivered whenever and however they end."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.faults.fault_server import FaultServer
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX servers")
+needs_gunicorn = pytest.mark.skipif(importlib.util.find_spec("gunicorn") is None, reason="gunicorn is not installed")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def serving(command, url, port, **environment):
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "EVENTS_URL": url, **environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        ends_at = time.monotonic() + 30
+        while time.monotonic() < ends_at and process.poll() is None:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.05)
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def gunicorn(port, *options) -> list[str]:
+    return [sys.executable, "-m", "gunicorn", "-b", f"127.0.0.1:{port}", "--no-control-socket", *options, "tests.exits.wsgi_app:application"]
+
+
+def gunicorn_command(port, *options) -> list[str]:
+    import gunicorn as package
+
+    command = gunicorn(port, *options)
+    if int(package.__version__.partition(".")[0]) < 25:  # the option is younger
+        command.remove("--no-control-socket")
+    return command
+
+
+def get(port, query) -> None:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/?{query}", timeout=30) as response:
+        assert response.read() == b"ok"
+
+
+def ids(numbers) -> list[str]:
+    return [f"{n:036d}" for n in numbers]
+
+
+@needs_gunicorn
+@pytest.mark.parametrize(
+    ("worker", "preload"), [("sync", True), ("gthread", False), ("gthread", True), ("gevent", False), ("gevent", True)]
+)
+def test_gunicorn_stops(worker, preload) -> None:
+    """Two workers, stopped: each event arrives once, also when the app was loaded, and had sent, before the fork."""
+    if worker == "gevent":
+        pytest.importorskip("gevent")
+    port = free_port()
+    options = ["-w", "2", "-k", worker, *(["--preload"] if preload else [])]
+    extra = {"SEND_AT_IMPORT": "1"} if preload else {}
+    with FaultServer() as server:
+        with serving(gunicorn_command(port, *options), server.url, port, **extra) as process:
+            for n in range(1, 31):
+                get(port, n)
+            process.send_signal(signal.SIGTERM)
+            errors = process.communicate(timeout=30)[1]
+        assert sorted(server.acknowledged) == ids(range(0 if preload else 1, 31)), errors
+        assert "Traceback" not in errors
+
+
+@needs_gunicorn
+def test_gunicorn_recycles() -> None:
+    """`--max-requests`: workers that end in the middle of traffic lose nothing."""
+    port = free_port()
+    with FaultServer() as server:
+        with serving(gunicorn_command(port, "-w", "1", "--max-requests", "7"), server.url, port) as process:
+            for n in range(30):
+                get(port, n)
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=30)
+        assert sorted(server.acknowledged) == ids(range(30))
+
+
+@needs_gunicorn
+def test_gunicorn_times_a_worker_out() -> None:
+    """A worker that gunicorn aborts for being stuck still delivers what it had."""
+    port = free_port()
+    with FaultServer() as server:
+        with serving(gunicorn_command(port, "-w", "1", "-t", "1"), server.url, port) as process:
+            for n in range(5):
+                get(port, n)
+            with contextlib.suppress(OSError):
+                get(port, "5&hang")
+            assert server.wait_for_acknowledged(6, timeout=20)
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=30)
+        assert sorted(server.acknowledged) == ids(range(6))
+
+
+def uwsgi_command(port) -> list[str]:
+    found = shutil.which("uwsgi", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    found = found or shutil.which("pyuwsgi", path=str(Path(sys.executable).parent))
+    if found is None:
+        pytest.skip("uWSGI is not installed")
+    return [found, "--http-socket", f"127.0.0.1:{port}", "--master", "--workers", "2", "--enable-threads", "--die-on-term", "--module", "tests.exits.wsgi_app:application"]
+
+
+@pytest.mark.parametrize("mode", ["", "--lazy-apps"])
+def test_uwsgi_stops(mode) -> None:
+    """uWSGI forks without Python's at-fork hooks: the workers find out by their process id, and deliver at exit."""
+    port = free_port()
+    extra = {} if mode else {"SEND_AT_IMPORT": "1"}
+    with FaultServer() as server:
+        command = uwsgi_command(port) + ([mode] if mode else [])
+        with serving(command, server.url, port, **extra) as process:
+            for n in range(1, 31):
+                get(port, n)
+            process.send_signal(signal.SIGTERM)
+            errors = process.communicate(timeout=30)[1]
+        assert sorted(server.acknowledged) == ids(range(1 if mode else 0, 31)), errors
