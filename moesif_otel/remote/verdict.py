@@ -83,8 +83,11 @@ class Verdict:
         return f"{self.status} {self.phrase}"
 
     def added_to(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Give the application's headers with this verdict's behind them (`add_headers`)."""
-        return add_headers(headers, self.headers)
+        """Give the application's headers with this verdict's behind them (`add_headers`). Never raises."""
+        try:
+            return add_headers(headers, self.headers)
+        except Exception:  # no pairs of strings: the application's affair, and the server will tell it
+            return headers
 
 
 class HeaderMerge:
