@@ -70,9 +70,7 @@ class UploadSink:
         """Note a `seek`. Never raises."""
         try:
             if whence == io.SEEK_SET and (self._start is None or position == self._start):
-                self._passed_bytes, self._elsewhere = 0, False
-                for body in self._bodies():
-                    body.restart()
+                self.restarted()
             else:
                 # A probe of the length (to the end and back) is the usual case; reading on from there is not.
                 self._elsewhere = not (
@@ -80,6 +78,12 @@ class UploadSink:
                 )
         except Exception as exc:
             self._caught(exc)
+
+    def restarted(self) -> None:
+        """Note that the body is sent from its beginning."""
+        self._passed_bytes, self._elsewhere = 0, False
+        for body in self._bodies():
+            body.restart()
 
     def _bodies(self) -> list[CapturedBody]:
         return [e.request_body for e in self._exchanges if e.request_body is not None and e.is_open]
@@ -214,6 +218,8 @@ _WATCHED: Final[dict[str, Callable[[Callable[..., Any], UploadSink], Callable[..
 
 def _iterate(self: _StandIn) -> Any:
     iterator = iter(self._moesif_otel_body)
+    if not hasattr(self._moesif_otel_body, "read"):
+        self._moesif_otel_sink.restarted()  # each sending of an iterable begins so, also a redirect's
     # A file or a generator is its own iterator, and so is its stand-in.
     return self if iterator is self._moesif_otel_body else _Pieces(iterator, self._moesif_otel_sink)
 
