@@ -44,6 +44,8 @@ _IGNORED: Final = b"\0_-+ "
 _NOT_IN_SKELETON: Final = bytes(set(range(256)) - set(SKELETON_LETTERS + SKELETON_LETTERS.upper()))
 _SKELETON_SEARCHES: Final = tuple(re.compile(pattern).search for pattern in SKELETONS)
 _ASCII_ESCAPE: Final = re.compile(rb"\\u00[2-7]")
+# `https://user:password@host`, slashes escaped or not.
+_USER_INFO: Final = re.compile(rb':\\?/\\?/[^/?#\s"\\<>]*@')
 _SEGMENTS: Final = re.compile(r"[.\[\]:/$@]+")
 _HIDE: Final = frozenset(fold(name) for name in SENSITIVE_NAMES)
 _PLAIN_NAME: Final = re.compile(r'[^"\\/\x00-\x1f\x7f-\U0010ffff]+\Z')
@@ -160,8 +162,8 @@ class Rules:
     def may_concern(self, data: bytes) -> bool:
         """Whether a text may hold a name that counts; False is certain, True asks for a closer look.
 
-        Looks at the bytes as they are, without case, separators and the zeros of UTF-16. A text in which JSON's
-        escapes could spell a name asks for a closer look, too.
+        Looks at the bytes as they are, without case, separators and the zeros of UTF-16. A URL with a password, and a
+        text in which JSON's escapes could spell a name, ask for a closer look, too.
         """
         if self._always:
             return True
@@ -170,12 +172,16 @@ class Rules:
             for search in _SKELETON_SEARCHES:
                 if search(skeleton) is not None:
                     return True
+            if b"@" in data and _USER_INFO.search(data) is not None:
+                return True
         if self._needles:
             flat = data.translate(_LOWER, _IGNORED)
             for needle in self._needles:
                 if needle in flat:
                     return True
-        return b"\\" in data and self.active and _ASCII_ESCAPE.search(data) is not None
+        if b"\\" not in data or not self.active:
+            return False
+        return _ASCII_ESCAPE.search(data.replace(b"\0", b"")) is not None
 
     def may_concern_text(self, text: str) -> bool:
         """The same for a text in which percent-escapes may spell a name as well."""

@@ -17,7 +17,7 @@ import orjson
 
 from moesif_otel.events.body import KNOWN_CHARSETS, load_json, looks_like_json, utf8_of
 from moesif_otel.events.media import Format, media_of
-from moesif_otel.events.redact_text import redact_pairs, redact_text
+from moesif_otel.events.redact_text import has_user_info, redact_pairs, redact_text
 from moesif_otel.events.sensitive import HIDDEN, Verdict, has_card_number
 from moesif_otel.events.serialize import plain
 
@@ -31,7 +31,7 @@ _LEFT_OUT: Final = b"(left out)"
 # gzip, zip, zstd, bzip2, xz, 7z, rar: what they hold cannot be seen.
 _ARCHIVES: Final = (b"\x1f\x8b", b"PK\x03\x04", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")
 _WORD: Final = re.compile(r"[a-z0-9_.\-]+")
-_ESCAPE: Final = re.compile(rb"\\u00([2-7][0-9A-Fa-f])")
+_ESCAPE: Final = re.compile(r"\\u00([2-7][0-9A-Fa-f])")
 _LINE_ENDS: Final = re.compile(r"\r\n|\r|\n")
 _MAX_NESTING: Final = 4
 
@@ -73,10 +73,12 @@ def redact_body_bytes(rules: Rules, data: bytes, media: Media, *, whole: bool, n
 
 
 def names_in(rules: Rules, data: bytes, charset: str | None = None) -> bool:
-    """Whether a text of no known form has a name that counts as one of its words, or a mask's name anywhere."""
-    text = _ESCAPE.sub(lambda match: bytes((int(match[1], 16),)), data)
-    decoded = utf8_of(text, charset).decode("utf-8", "replace").replace("\0", "").lower()
+    """Whether a text of no known form has a name that counts as one of its words, or a URL with a password."""
+    decoded = utf8_of(data, charset).decode("utf-8", "replace").replace("\0", "")
+    decoded = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), decoded).lower()
     if any(not _WORD.fullmatch(mask) and mask in decoded for mask in rules.body_masks):
+        return True
+    if rules.auto and has_user_info(decoded):
         return True
     card = False
     for match in _WORD.finditer(decoded):

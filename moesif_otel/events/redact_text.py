@@ -20,7 +20,7 @@ from moesif_otel.events.serialize import plain
 if TYPE_CHECKING:
     from moesif_otel.events.redact import Rules
 
-__all__ = ["MAX_NESTING", "redact_encoded", "redact_pairs", "redact_text", "redact_url"]
+__all__ = ["MAX_NESTING", "has_user_info", "redact_encoded", "redact_pairs", "redact_text", "redact_url"]
 
 MAX_NESTING: Final = 6
 """A JSON text inside a URL inside a JSON text …; what lies deeper is hidden as a whole."""
@@ -31,7 +31,7 @@ _KEY: Final = re.compile(r"""(?<![A-Za-z0-9_.\-])([A-Za-z0-9_.\-]+)(?:\\{0,3}["'
 # A quoted value ends at the first quote like its first that no further backslash precedes, or at the end of the text;
 # another one at the end of its line or of its parameter.
 _VALUE: Final = re.compile(r"""(\\{0,3}["'])(?:.*?(?<!\\)\1|.*)|[^&;"'<>\r\n]*""", re.DOTALL)
-_USER_INFO: Final = re.compile(r"(?<=://)[^/?#\s]*@")
+_USER_INFO: Final = re.compile(r"""(?<=://)[^/?#\s"'<>]*@""")
 _URL_PIECES: Final = re.compile(r"([?&;#])")
 _FORM_PIECES: Final = re.compile(r"([&;])")
 _URL_SAFE: Final = "/:@,()"
@@ -73,6 +73,11 @@ def _redact_keyed(rules: Rules, text: str) -> str:
         out += (text[done:at], quoted, "" if verdict is Verdict.REMOVE else HIDDEN, quoted)
         done = at = value.end()
     return "".join((*out, text[done:])) if out else text
+
+
+def has_user_info(text: str) -> bool:
+    """Whether a URL with user information stands in `text`."""
+    return "@" in text and _USER_INFO.search(text) is not None
 
 
 def redact_url(rules: Rules, url: str, *, nesting: int = 0) -> str:
