@@ -23,7 +23,7 @@ from opentelemetry.trace import SpanKind
 
 from moesif_otel import govern
 from moesif_otel.callbacks import Callbacks
-from moesif_otel.capture.exchange import Exchange, Outcome, chain, current_exchange
+from moesif_otel.capture.exchange import Exchange, Outcome, current_exchange
 from moesif_otel.captured import CapturedSpan
 from moesif_otel.claims import claims_of
 from moesif_otel.exporter import MoesifSpanExporter
@@ -111,15 +111,12 @@ class MoesifSpanProcessor(SpanProcessor):
         self._waiting: dict[int, tuple[float, Exchange]] = {}
         self._opened: dict[int, weakref.ref[Exchange]] = {}
         self._late: queue.SimpleQueue[Exchange] = queue.SimpleQueue()
+        # Grows in a forked child. A plain number: to ask delivery each time is to ask for the process id each time.
+        self.generation = 0
         self.is_live = True
         _processors.add(self)
         self.exporter.add_housekeeping(_weakly(self, MoesifSpanProcessor.housekeeping))
         self.exporter.add_after_fork(_weakly(self, MoesifSpanProcessor.after_fork))
-
-    @property
-    def generation(self) -> int:
-        """Grows in a forked child (`Pipeline`)."""
-        return self.exporter.generation
 
     # The taps' side.
 
@@ -131,6 +128,8 @@ class MoesifSpanProcessor(SpanProcessor):
         """Take note of a new Exchange: threads start, the span that is current may be its own."""
         try:
             self.exporter.ensure_started()
+            # Where no at-fork hook runs (uWSGI) the line above is the first to notice a fork.
+            exchange.generation = self.generation
             key = id(exchange)
             self._opened[key] = weakref.ref(exchange, lambda _ref, key=key: self._opened.pop(key, None))  # type: ignore[misc]
             self._bind_current(exchange)
@@ -158,12 +157,14 @@ class MoesifSpanProcessor(SpanProcessor):
             if not exchange.is_ours:
                 exchange.discard()
                 return
-            self._callbacks[exchange.direction].run(exchange)
-            if exchange.skipped:
-                self._unbind(exchange)
-                exchange.discard()
-                self.exporter.count("skipped")
-                return
+            callbacks = self._callbacks[exchange.direction]
+            if callbacks.any:
+                callbacks.run(exchange)
+                if exchange.skipped:
+                    self._unbind(exchange)
+                    exchange.discard()
+                    self.exporter.count("skipped")
+                    return
             fix_ids(exchange)
             exchange.let_go()
             self._hand_on_or_wait(exchange)
@@ -211,9 +212,11 @@ class MoesifSpanProcessor(SpanProcessor):
         del parent_context
         try:
             kind = span.kind
-            for exchange in chain(current_exchange.get()):
+            exchange = current_exchange.get()
+            while exchange is not None:
                 if exchange.pipeline is self and exchange.is_open and self._offer(exchange, span, kind):
                     return
+                exchange = exchange.outer
             if kind is SpanKind.SERVER or kind is SpanKind.CLIENT:
                 self._live[_span_id(span)] = None
                 if len(self._live) > _MAX_LIVE_SPANS:
@@ -346,6 +349,7 @@ class MoesifSpanProcessor(SpanProcessor):
 
     def after_fork(self) -> None:
         """Forget, in a forked child, the calls that the parent serves and delivers."""
+        self.generation += 1
         self._bound, self._live, self._waiting, self._opened = {}, {}, {}, {}
         self._late = queue.SimpleQueue()
 

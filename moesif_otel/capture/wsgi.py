@@ -37,6 +37,7 @@ EXCHANGES_KEY: Final = "moesif_otel.exchanges"
 """Where an environ carries the Exchanges of its call, against capturing one call twice."""
 
 TRANSACTION_ID_HEADER: Final = "X-Moesif-Transaction-Id"
+_TRANSACTION_ID_NAME: Final = TRANSACTION_ID_HEADER.lower()
 
 _NO_BODY_STATUSES: Final = frozenset({204, 304})
 _WHOLE: Final = (list.__iter__, tuple.__iter__)
@@ -133,7 +134,6 @@ class _Call:
     """One call: the contexts, the span and the Exchange around it."""
 
     __slots__ = (
-        "_content_length_bytes",
         "_decision",
         "_exchange",
         "_guard",
@@ -159,7 +159,6 @@ class _Call:
         self._transaction_id = transaction_id
         self._spans = spans
         self._span: ServerSpan | None = None
-        self._content_length_bytes: int | None = None
         self._sent_bytes = 0
         self._decision: Decision | None = None
 
@@ -240,9 +239,12 @@ class _Call:
         if self._transaction_id is None:
             return headers
         try:
-            name = TRANSACTION_ID_HEADER.lower()
-            if type(headers) is list and not any(header[0].lower() == name for header in headers):
-                return [*headers, (TRANSACTION_ID_HEADER, self._transaction_id(self._exchange))]
+            if type(headers) is not list:
+                return headers
+            for header in headers:
+                if header[0].lower() == _TRANSACTION_ID_NAME:
+                    return headers
+            return [*headers, (TRANSACTION_ID_HEADER, self._transaction_id(self._exchange))]
         except Exception as exc:
             self._guard.caught("the transaction id header", exc)
         return headers
@@ -251,8 +253,6 @@ class _Call:
         exchange = self._exchange
         exchange.status = int(status[:3])
         exchange.response_headers = list(headers)
-        length = next((value for name, value in headers if name.lower() == "content-length"), None)
-        self._content_length_bytes = int(length) if length is not None and length.isdecimal() else None
         if self._span is not None:
             self._span.respond(status, headers)
 
@@ -268,9 +268,9 @@ class _Call:
             return result
         if kind is bytes or _is_file(result, file_wrapper):
             # The server sends it without us (sendfile); gunicorn and waitress know only the original object.
-            body = self._exchange.response_body
-            if body is not None and self._content_length_bytes:
-                body.count(self._content_length_bytes)
+            body, length = self._exchange.response_body, self._content_length_bytes()
+            if body is not None and length:
+                body.count(length)
             self._finish(Outcome.COMPLETE)
             return result
         sized = hasattr(kind, "__len__")
@@ -328,8 +328,13 @@ class _Call:
         exchange = self._exchange
         if exchange.method == "HEAD" or exchange.status in _NO_BODY_STATUSES:
             return True
-        length = self._content_length_bytes
+        length = self._content_length_bytes()
         return length is not None and self._sent_bytes >= length
+
+    def _content_length_bytes(self) -> int | None:
+        headers = self._exchange.response_headers
+        length = next((value for name, value in headers if name.lower() == "content-length"), "")
+        return int(length) if length.isdecimal() else None
 
     def _finish(self, outcome: Outcome, error: BaseException | None = None) -> None:
         exchange = self._exchange

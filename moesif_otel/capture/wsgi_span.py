@@ -17,6 +17,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware
 from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.propagate import get_global_textmap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,7 +128,7 @@ class ServerSpans:
         given: Whether the user named the provider for us, which asks for spans from the first call on.
     """
 
-    __slots__ = ("_app_has_its_own", "_certain_sampler", "_make", "_middleware", "shared")
+    __slots__ = ("_app_has_its_own", "_carriers", "_certain_sampler", "_make", "_middleware", "shared")
 
     def __init__(self, provider: trace.TracerProvider, *, shared: bool, app: Any, given: bool = True) -> None:
         self.shared = shared
@@ -135,6 +136,7 @@ class ServerSpans:
         self._middleware = OpenTelemetryMiddleware(
             _stand_in_app, tracer_provider=provider, meter_provider=NoOpMeterProvider()
         )
+        self._carriers = tuple(f"HTTP_{field.upper().replace('-', '_')}" for field in get_global_textmap().fields)
         self._certain_sampler = _keeps_every_root(provider)
         self._app_has_its_own = shared and _contains_otel_middleware(app)
         self._make = not shared or given
@@ -148,7 +150,27 @@ class ServerSpans:
             or _framework_instrumentor_loaded()
         ):
             return None
-        return ServerSpan(self._middleware, environ)
+        return ServerSpan(self._middleware, environ if self.shared else self._essence(environ))
+
+    def _essence(self, environ: dict[str, Any]) -> dict[str, Any]:
+        """Give what a private span needs: its name, and the parent that propagators find.
+
+        Everything else about the request is in the Exchange, and nobody else sees the span: its attributes would be a
+        third of the cost of a request.
+        """
+        get = environ.get
+        path = get("PATH_INFO", "")
+        found: dict[str, Any] = {
+            "REQUEST_METHOD": get("REQUEST_METHOD", ""),
+            "PATH_INFO": path,
+            "RAW_URI": path or "/",  # present, so that no URL is put together
+            "SERVER_NAME": "",
+            "wsgi.url_scheme": get("wsgi.url_scheme", ""),
+        }
+        for name in self._carriers:
+            if name in environ:
+                found[name] = environ[name]
+        return found
 
     def observe(self, exchange: Exchange, *, made: bool) -> None:
         """Learn from a finished call whether the application brings a SERVER span of its own."""

@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.servers.harness import (
     RunningServer,
@@ -20,6 +18,10 @@ from tests.servers.harness import (
     read_until,
     request,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 FILE_BYTES = 300_000
 ANY: Any = object()
