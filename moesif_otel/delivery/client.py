@@ -28,6 +28,7 @@ from urllib3.exceptions import HTTPError
 from moesif_otel.delivery.connection import CONNECT_TIMEOUT_S, deadline, new_session
 from moesif_otel.delivery.outcome import Answer, Outcome, outcome_of_status, retry_after_seconds
 from moesif_otel.delivery.report import describe
+from moesif_otel.guard import PROCESS_GUARD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -219,7 +220,8 @@ class MoesifTransport:
             return self.post_json(_EVENTS_BATCH, b"[" + b",".join(payloads) + b"]", timeout_s)
         answer = _answer_of(attempt.response)
         if self._on_tags is not None and (answer.config_etag or answer.rules_tag):
-            self._on_tags(answer.config_etag, answer.rules_tag)
+            # Not the caller's affair: the batch has been answered, whatever becomes of the tags.
+            PROCESS_GUARD.run("transport.on_tags", self._on_tags, answer.config_etag, answer.rules_tag)
         return answer
 
     def post_json(self, path: str, body: bytes, timeout_s: float) -> Answer:

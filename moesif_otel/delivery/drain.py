@@ -103,7 +103,9 @@ class Drain(Generic[T]):
                 if mark.done:
                     return True
                 left_s = deadline_s - self._clock.monotonic()
-                if left_s <= 0 or lane.ended or _is_hopeless(lane, mark, deadline_s):
+                if lane.ended:
+                    return not self._ledger.pending
+                if left_s <= 0 or _is_hopeless(lane, mark, deadline_s):
                     return False
                 if wait_s != 0:
                     self._clock.wait(lane.changed, left_s if wait_s is None else min(left_s, wait_s))

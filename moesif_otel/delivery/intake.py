@@ -109,17 +109,25 @@ class Intake(Generic[T]):
 
     def _take(self, lane: Lane[T], entry: RawItem[T]) -> None:
         lane.hand = [entry]
-        result: Any
+        result: Any = DropReason.NOT_CONVERTIBLE
         try:
             result = self._prepare(entry.item)
-        except Exception as exc:
+        except BaseException as exc:
             self._guard.caught("delivery.prepare", exc)
-            result = DropReason.NOT_CONVERTIBLE
+            # A mask that calls `sys.exit` must not end our thread: it is caught there, and passes in anybody else's.
+            if not isinstance(exc, Exception):
+                raise
+        finally:
+            self._settle_or_add(lane, entry, result)
+
+    def _settle_or_add(self, lane: Lane[T], entry: RawItem[T], result: Any) -> None:
         with lane.changed:
             try:
                 lane.hand.pop()
             except IndexError:
                 return  # shutdown did not wait for it, and has counted it
+            if lane.stopped:  # shutdown looked just before the item came into our hand
+                result = DropReason.SHUTDOWN
             if isinstance(result, Prepared):
                 self._budget.charge(result.size_bytes - entry.held_bytes)
                 age_s = self._clock.monotonic() - entry.submitted_monotonic_s

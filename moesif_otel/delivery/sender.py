@@ -173,15 +173,18 @@ class Sender:
         """Tell the lane's health what an answer says about the server, and log what is worth a line."""
         now_s = self._clock.monotonic()
         cause = f"status {answer.status}" if answer.status is not None else (answer.detail or "no answer")
+        recovered = False
         with lane.changed:
             if answer.outcome is Outcome.RETRY:
                 lane.health.failed(permit.epoch, now_s, answer.retry_after_s)
             elif answer.outcome is Outcome.SUSPENDED:
                 reason = SUSPENSION_REASONS.get(answer.status or 0, DropReason.UNAUTHORIZED)
                 lane.health.suspended(permit.epoch, now_s, reason, answer.retry_after_s)
-            elif lane.health.worked(permit.epoch):
-                self._log.recovered()
+            else:
+                recovered = lane.health.worked(permit.epoch)
             lane.note_change()
+        if recovered:
+            self._log.recovered()
         if answer.outcome is Outcome.RETRY:
             self._ledger.count("retries")
             asked = f", it asks for {answer.retry_after_s:.0f} s" if answer.retry_after_s is not None else ""

@@ -231,7 +231,7 @@ class Delivery(Generic[T]):
         """One pass of the intake thread; gives seconds until the next one."""
         try:
             return self._intake.work(lane)
-        except Exception as exc:
+        except BaseException as exc:  # a callback's SystemExit must not end the thread
             self._guard.caught("delivery.intake", exc)
             return _AFTER_ERROR_S
 
@@ -240,7 +240,7 @@ class Delivery(Generic[T]):
         try:
             turn = self._sender.turn(lane)
             return turn if self._disk is None or turn.wait_s is not None else self._disk.replay(lane, turn)
-        except Exception as exc:
+        except BaseException as exc:  # as above
             self._guard.caught("delivery.sender", exc)
             return Turn(_AFTER_ERROR_S, lane.version)
 

@@ -148,6 +148,13 @@ def test_tags_are_told(server) -> None:
     assert told == [("c1", "r1"), ("c2", None)]
 
 
+def test_tags_that_nobody_can_take_cost_no_batch(server) -> None:
+    """Whoever is told the tags and raises does not make a delivered batch go again."""
+    transport = MoesifTransport(settings(base_uri=server.url), on_tags=lambda *_: 1 / 0)
+    server.script = [Status(201, {"X-Moesif-Config-ETag": "c1"})]
+    assert transport.send([payload(1)], 5).outcome is Outcome.DELIVERED
+
+
 def test_redirects_are_not_followed(server, transport) -> None:
     """The application id is not carried to wherever a server points."""
     with FaultServer() as elsewhere:

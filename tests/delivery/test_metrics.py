@@ -108,7 +108,7 @@ def test_no_readers_no_leak() -> None:
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12 on fork and threads
 def test_a_child_begins_at_nothing(reader) -> None:
     """A child does not report what pipelines of its parent counted, and no lock of the parent stops it."""
-    metrics, instruments = reader
+    _, instruments = reader
     ledger = Ledger()
     instruments.add(Owner(), ledger)
     ledger.accept(5)

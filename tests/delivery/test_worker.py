@@ -94,6 +94,52 @@ def test_prepare_that_gives_nonsense_is_a_drop() -> None:
         assert rig.stats.dropped == {"not_convertible": 1}
 
 
+@pytest.mark.parametrize("ending", [SystemExit(1), GeneratorExit(), KeyboardInterrupt()])
+def test_a_callback_cannot_end_our_threads(ending) -> None:
+    """`sys.exit` in a mask, in housekeeping or in a transport: counted, and the threads go on."""
+
+    def end() -> None:
+        raise ending
+
+    def prepare_or_end(item):
+        from tests.delivery.delivery_kit import prepare
+
+        return prepare(item) if item else end()
+
+    with Rig(MemoryTransport([ending]), prepare=prepare_or_end) as rig:
+        rig.delivery.add_housekeeping(end)
+        rig.delivery.ensure_started()
+        for item in (0, 1, 0, 2):
+            rig.submit(item)
+        while rig.stats.pending:
+            rig.delivery.force_flush(5)
+        assert (rig.stats.delivered, rig.stats.dropped) == (2, {"not_convertible": 2})
+
+
+def test_ctrl_c_in_an_inline_prepare_passes_and_is_counted() -> None:
+    """In the application's own thread a `KeyboardInterrupt` passes through; its item is accounted for."""
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with no_new_threads():
+        rig = Rig(MemoryTransport(), prepare=interrupted)
+        rig.submit(1)
+        with pytest.raises(KeyboardInterrupt):
+            rig.delivery.force_flush(5)
+        assert rig.stats.dropped == {"not_convertible": 1}
+        rig.delivery.shutdown(1)
+
+
+def test_flush_after_shutdown_is_true_when_all_is_settled() -> None:
+    """After a shutdown there is nothing left to wait for."""
+    rig = Rig(MemoryTransport())
+    rig.delivery.ensure_started()
+    rig.submit(1)
+    rig.delivery.shutdown(5)
+    assert rig.delivery.force_flush(5)
+
+
 @hypothesis_settings(max_examples=40, deadline=None)
 @given(st.integers(1, 20), st.lists(st.integers(1, 30), max_size=5))
 def test_queue_never_holds_more_than_its_bound(size, bursts) -> None:

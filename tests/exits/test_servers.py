@@ -134,7 +134,7 @@ def uwsgi_command(port) -> list[str]:
 
 @pytest.mark.parametrize("mode", ["", "--lazy-apps"])
 def test_uwsgi_stops(mode) -> None:
-    """uWSGI forks without Python's at-fork hooks: the workers find out by their process id, and deliver at exit."""
+    """Under uWSGI forks run no at-fork hooks of Python: the workers find out by their process id, and deliver at exit."""
     port = free_port()
     extra = {} if mode else {"SEND_AT_IMPORT": "1"}
     with FaultServer() as server:
