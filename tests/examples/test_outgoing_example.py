@@ -1,0 +1,41 @@
+"""The example for outgoing calls runs as its documentation says, and its calls arrive."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from moesif_otel.sandbox.server import Sandbox
+from tests.capture.requests_upstream import Upstream
+
+_ROOT = Path(__file__).parents[2]
+
+
+def test_every_call_of_the_example_is_recorded():
+    """A POST whose card number is masked, an upload, a stream and a failure, each with user and metadata."""
+    with Upstream() as upstream, Sandbox() as sandbox:
+        environ = {
+            **os.environ,
+            "MOESIF_APPLICATION_ID": "example",
+            "MOESIF_BASE_URI": sandbox.url,
+            "PYTHONPATH": str(_ROOT),
+        }
+        command = [sys.executable, str(_ROOT / "examples" / "outgoing" / "main.py"), upstream.url + "/echo"]
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines() == [
+            "posted: 200",
+            "uploaded: 200",
+            "streamed: 0 bytes",
+            "failed: recorded without a response",
+            "delivered: 4",
+        ]
+        events = sandbox.wait_for_events(4)
+        assert upstream.requests[0]["body"] == b'{"order": 7, "card_number": "4111 1111 1111 1111"}'
+    assert [event["request"]["verb"] for event in events] == ["POST", "PUT", "GET", "GET"]
+    assert {event["user_id"] for event in events} == {"ann"}
+    assert [event["metadata"]["retryable"] for event in events] == [False, False, False, True]
+    assert "4111" not in str(events[0]["request"])
+    assert "response" not in events[3]
