@@ -22,6 +22,7 @@ from tornado.web import Finish, HTTPError, OutputTransform, RequestHandler
 from moesif_otel.capture.body import CapturedBody
 from moesif_otel.capture.exchange import Outcome
 from moesif_otel.capture.tornado_govern import add_headers
+from moesif_otel.capture.tornado_patches import Hooks
 from moesif_otel.capture.tornado_shape import (
     client_is_gone,
     close_callback_of,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["Call", "HandlerCall", "ResponseTee", "chained_close"]
 
 _SWITCHING_PROTOCOLS: Final = 101
+_STATUSES_WITHOUT_BODY: Final = frozenset({204, 304})  # RFC 9110, 6.4.1
 
 
 class Call:
@@ -70,6 +72,18 @@ class Call:
             decision, self.decision = self.decision, None
             add_headers(decision, headers)
 
+    def headers_sent(self, status: int, headers: HTTPHeaders) -> None:
+        """Note status and headers as they left."""
+        exchange = self.exchange
+        if exchange is not None and exchange.is_open:
+            exchange.status = int(status)
+            exchange.response_headers = [(str(name), str(value)) for name, value in headers.get_all()]
+            if status in _STATUSES_WITHOUT_BODY and self.keeps_response:
+                # A handler that writes one all the same breaks the protocol: no client takes it for a body.
+                self.keeps_response = False
+                if exchange.response_body is not None:
+                    exchange.response_body.restart()
+
     def response_piece(self, chunk: bytes) -> None:
         """Note a piece of the response body."""
         exchange = self.exchange
@@ -95,18 +109,18 @@ class Call:
 
     def end(self, outcome: Outcome, error: BaseException | None = None) -> None:
         """End the call; the first end counts. Never raises."""
-        exchange, handler = self.exchange, self.handler
-        if exchange is None or handler is None:
+        exchange = self.exchange
+        if exchange is None:
             return
         self.exchange = self.handler = None
         try:
-            self.close(exchange, handler)
+            self.close()
         except Exception as exc:
             self.guard.caught("the end of a Tornado request", exc)
         exchange.finish(outcome, error)
 
-    def close(self, exchange: Exchange, handler: RequestHandler) -> None:
-        """Fill in what is known at the end, and take our hooks away."""
+    def close(self) -> None:
+        """Take our hooks away."""
 
     def __del__(self) -> None:
         # A handler with `_auto_finish = False` that forgot its client, or a loop that ended first.
@@ -124,7 +138,7 @@ class HandlerCall(Call):
         awaits_log: Whether its application calls our `log_event` at the end.
     """
 
-    __slots__ = ("_awaits_log", "_client_left", "_ended_response", "_had_coding", "_hooks", "_noted_headers")
+    __slots__ = ("_awaits_log", "_client_left", "_ended_response", "_had_coding", "_hooks", "_streamed")
 
     def __init__(self, exchange: Exchange, handler: RequestHandler, *, awaits_log: bool) -> None:
         super().__init__(exchange, handler)
@@ -132,13 +146,13 @@ class HandlerCall(Call):
         self._client_left = False
         self._ended_response = False
         self._had_coding = False
-        self._noted_headers = False
-        self._hooks: list[tuple[str, Any]] = []
+        self._streamed = False
+        self._hooks = Hooks()
 
     # The request.
 
     def watch(self) -> None:
-        """Take the request body, or a place beside its stream, and see the client leave."""
+        """Take the request body, or a place beside its stream; see the headers leave, and the client."""
         exchange, handler = self.exchange, self.handler
         if exchange is None or handler is None:
             return
@@ -147,23 +161,18 @@ class HandlerCall(Call):
             body = CapturedBody(settings.request_max_body_size, exchange.pipeline.budget)
             if streams_request_body(handler):
                 exchange.request_body = body
-                self._hook("data_received", _teed(handler.data_received, body, exchange))
+                self._hooks.put(handler, "data_received", _teed(handler.data_received, body, exchange))
             elif isinstance(handler.request.body, bytes) and handler.request.body:
                 exchange.request_body = body
                 body.add(handler.request.body)
         if type(handler).detach is tornado.web.RequestHandler.detach:
-            self._hook("detach", self._with_detach(handler.detach))
+            self._hooks.put(handler, "detach", self._with_detach(handler.detach))
         connection: Any = handler.request.connection
         if connection is not None:
+            self._hooks.put(connection, "write_headers", self._with_note(connection.write_headers))
             previous = close_callback_of(connection)
             if previous is not None:
                 connection.set_close_callback(chained_close(previous, self))
-
-    def _hook(self, name: str, function: Any) -> None:
-        # On the instance, so that no other request and no class is touched; taken away at the end of the call.
-        if self.handler is not None:
-            setattr(self.handler, name, function)
-            self._hooks.append((name, function))
 
     def _with_detach(self, detach: Callable[..., Any]) -> Callable[..., Any]:
         def detach_and_end(*args: Any, **kwargs: Any) -> Any:
@@ -173,24 +182,40 @@ class HandlerCall(Call):
 
         return detach_and_end
 
+    def _with_note(self, write_headers: Callable[..., Any]) -> Callable[..., Any]:
+        """Give `write_headers` with a look at what was sent: cookies, compression and the framing are in it by then."""
+
+        def write_and_note(start_line: Any, headers: HTTPHeaders, *args: Any, **kwargs: Any) -> Any:
+            self._look_for_client()
+            result = write_headers(start_line, headers, *args, **kwargs)
+            try:
+                if not self._client_left:
+                    self.headers_sent(start_line.code, headers)
+            except Exception as exc:
+                self.guard.caught("capture of a Tornado response", exc)
+            return result
+
+        return write_and_note
+
     # The response, as the tee sees it.
 
-    def response_began(self, status: int, headers: HTTPHeaders, *, finishing: bool) -> None:
-        """The first flush: the status is on its way to the client."""
-        exchange = self.exchange
-        if exchange is None or not exchange.is_open or self._look_for_client():
-            return  # over, or answered to nobody
-        exchange.status = int(status)
+    def response_began(self, headers: HTTPHeaders, *, finishing: bool) -> None:
+        """The first flush."""
+        self._look_for_client()
         self._had_coding = "Content-Encoding" in headers
-        if not finishing:
-            # Should the process end in the middle of the stream. Cookies are added after the transforms: see below.
-            exchange.response_headers = list(headers.get_all())
+        self._streamed = not finishing
+
+    def headers_sent(self, status: int, headers: HTTPHeaders) -> None:
+        """Note status and headers as they left."""
+        super().headers_sent(status, headers)
+        body = self.exchange.response_body if self.exchange is not None else None
+        if body is not None and not self._had_coding:
+            # Our tee stands before Tornado's gzip transform.
+            body.decoded = "Content-Encoding" in headers
 
     def response_goes_on(self) -> None:
-        """A later flush: the headers have been sent as they stand, later changes reach nobody."""
+        """A later flush."""
         self._look_for_client()
-        if not self._noted_headers:
-            self._note_headers()
 
     def response_ended(self) -> None:
         """The last flush; `finish` is still running."""
@@ -201,29 +226,15 @@ class HandlerCall(Call):
             except RuntimeError:  # finished outside the loop: the return of `_execute`, or the finalizer, will tell
                 return
 
-    def _look_for_client(self) -> bool:
-        # A failed write tells the handler before the close callback runs, and `finish` then takes that callback off.
-        if not self._client_left and self.handler is not None:
-            self._client_left = client_is_gone(self.handler.request.connection)
-        return self._client_left
-
     def response_piece(self, chunk: bytes) -> None:
         """Note a piece of the response body, if there is still somebody to get it."""
         if not self._client_left:
             super().response_piece(chunk)
 
-    def _note_headers(self) -> None:
-        exchange, handler = self.exchange, self.handler
-        if exchange is not None and handler is not None and exchange.is_open:
-            self._fill_headers(exchange, handler)
-
-    def _fill_headers(self, exchange: Exchange, handler: RequestHandler) -> None:
-        self._noted_headers = True
-        headers = exchange.response_headers = sent_headers(handler)
-        body = exchange.response_body
-        if body is not None and not self._had_coding:
-            # Our tee stands before Tornado's gzip transform.
-            body.decoded = any(name.lower() == "content-encoding" for name, _ in headers)
+    def _look_for_client(self) -> None:
+        # A failed write tells the handler before the close callback runs, and `finish` then takes that callback off.
+        if not self._client_left and self.handler is not None:
+            self._client_left = client_is_gone(self.handler.request.connection)
 
     # The end.
 
@@ -236,11 +247,11 @@ class HandlerCall(Call):
             self.end(Outcome.ABORTED)
             return
         try:
-            streamed = self._noted_headers
             if exchange.is_open and exchange.status is None:
-                # The transforms were not asked: the handler wrote to the connection itself.
+                # We were not there when it was sent.
                 exchange.status = handler.get_status()
-            error = _failure(exchange.status, streamed=streamed)
+                exchange.response_headers = sent_headers(handler)
+            error = _failure(exchange.status, streamed=self._streamed)
         except Exception as exc:
             self.guard.caught("the end of a Tornado request", exc)
             error = None
@@ -266,14 +277,9 @@ class HandlerCall(Call):
     def _end_answered(self) -> None:
         self.end(Outcome.ABORTED if self._client_left else Outcome.COMPLETE)
 
-    def close(self, exchange: Exchange, handler: RequestHandler) -> None:
-        """Note the headers as they were sent, and take the hooks from the handler."""
-        for name, function in self._hooks:
-            if handler.__dict__.get(name) is function:
-                delattr(handler, name)
-        self._hooks = []
-        if exchange.is_open and exchange.status is not None and not self._noted_headers:
-            self._fill_headers(exchange, handler)
+    def close(self) -> None:
+        """Take the hooks from handler and connection."""
+        self._hooks.take_away()
 
 
 class ResponseTee(OutputTransform):
@@ -293,7 +299,7 @@ class ResponseTee(OutputTransform):
         call = self._call
         try:
             call.add_decided_headers(headers)
-            call.response_began(status_code, headers, finishing=finishing)
+            call.response_began(headers, finishing=finishing)
             call.response_piece(chunk)
             if finishing:
                 call.response_ended()

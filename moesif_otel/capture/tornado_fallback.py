@@ -10,11 +10,12 @@ serves one request (`HTTP1ServerConnection` makes a new one for each), so its ow
 
 from __future__ import annotations
 
-import functools
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Final
 
 from moesif_otel.capture.exchange import Outcome
 from moesif_otel.capture.tornado_call import Call, chained_close
+from moesif_otel.capture.tornado_patches import Hooks
 from moesif_otel.capture.tornado_shape import UnknownShape, client_is_gone, close_callback_of
 from moesif_otel.capture.wsgi import EXCHANGES_KEY
 from moesif_otel.guard import PROCESS_GUARD
@@ -49,7 +50,7 @@ class ConnectionCall(Call):
         exchange.provisional = True
         self._connection: Any = None
         self._client_left = False
-        self._hooks: list[tuple[str, Any]] = []
+        self._hooks = Hooks()
 
     def watch(self, request_body: CapturedBody | None) -> None:
         """Stand on the connection.
@@ -71,16 +72,13 @@ class ConnectionCall(Call):
             request_body.add(handler.request.body)
         previous = close_callback_of(connection)
         self._connection = connection
-        self._hook("write_headers", self._followed(self._with_headers(connection.write_headers), self._wrote_headers))
-        self._hook("write", self._followed(connection.write, self._wrote))
-        self._hook("finish", self._followed(self._with_look(connection.finish), self._finished))
+        hook = partial(self._hooks.put, connection)
+        hook("write_headers", self._followed(self._with_headers(connection.write_headers), self._wrote_headers))
+        hook("write", self._followed(connection.write, self._wrote))
+        hook("finish", self._followed(self._with_look(connection.finish), self._finished))
         set_close_callback = connection.set_close_callback
-        self._hook("set_close_callback", lambda callback: set_close_callback(self._chained(callback)))
+        hook("set_close_callback", lambda callback: set_close_callback(self._chained(callback)))
         set_close_callback(self._chained(previous))
-
-    def _hook(self, name: str, function: Any) -> None:
-        setattr(self._connection, name, function)
-        self._hooks.append((name, function))
 
     def _followed(self, method: Callable[..., Any], seen: Callable[..., None]) -> Callable[..., Any]:
         """Give `method` as it is, with `seen` told of each call that did not raise."""
@@ -120,13 +118,9 @@ class ConnectionCall(Call):
         return None if callback is None else chained_close(callback, self)
 
     def _wrote_headers(self, start_line: Any, headers: Any, chunk: bytes | None = None) -> None:
-        exchange = self.exchange
-        if exchange is None or not exchange.is_open:
-            return
         status = int(start_line.code)
-        if status >= _FIRST_FINAL_STATUS or exchange.status is None:
-            exchange.status = status
-            exchange.response_headers = [(str(name), str(value)) for name, value in headers.get_all()]
+        if status >= _FIRST_FINAL_STATUS or (self.exchange is not None and self.exchange.status is None):
+            self.headers_sent(status, headers)
         if chunk:
             self.response_piece(chunk)
 
@@ -141,14 +135,10 @@ class ConnectionCall(Call):
         if error is not None:
             self.end(Outcome.FAILED, error)
 
-    def close(self, exchange: Exchange, handler: RequestHandler) -> None:
+    def close(self) -> None:
         """Take our methods off the connection."""
-        del exchange, handler
-        connection, self._connection = self._connection, None
-        for name, function in self._hooks:
-            if connection.__dict__.get(name) is function:
-                delattr(connection, name)
-        self._hooks = []
+        self._hooks.take_away()
+        self._connection = None
 
 
 def marked_environ(environ_of: Any, calls_of: Callable[[Any], Iterable[Call]]) -> Any:
@@ -163,7 +153,7 @@ def marked_environ(environ_of: Any, calls_of: Callable[[Any], Iterable[Call]]) -
     """
     function = environ_of.__func__ if isinstance(environ_of, staticmethod) else environ_of
 
-    @functools.wraps(function)
+    @wraps(function)
     def environ(*args: Any) -> Any:
         made = function(*args)
         try:

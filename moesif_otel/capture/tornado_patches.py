@@ -1,7 +1,7 @@
-"""Wrapped attributes of Tornado's classes, put on and taken away as a whole.
+"""Wrapped attributes of Tornado's classes and of single objects, put on and taken away as a whole.
 
-Owns: `Patch` and `PatchSet`.
-Threads: any; a set is put on and taken away under its lock.
+Owns: `Patch` and `PatchSet` for classes, `Hooks` for the objects of one request.
+Threads: any; a set is put on and taken away under its lock. Hooks are the event loop's.
 Never: takes away what somebody else put on after us.
 """
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Patch", "PatchSet"]
+__all__ = ["Hooks", "Patch", "PatchSet"]
 
 
 class Patch:
@@ -86,3 +86,24 @@ class PatchSet:
             if not self._holders:
                 for patch in self._patches:
                     patch.take_away()
+
+
+class Hooks:
+    """Functions put on single objects, in the way of their class's methods: no other object and no class is touched."""
+
+    __slots__ = ("_put",)
+
+    def __init__(self) -> None:
+        self._put: list[tuple[Any, str, Any]] = []
+
+    def put(self, owner: Any, name: str, function: Any) -> None:
+        """Put a function on an object."""
+        setattr(owner, name, function)
+        self._put.append((owner, name, function))
+
+    def take_away(self) -> None:
+        """Take away what is still there, and let go of the objects."""
+        hooks, self._put = self._put, []
+        for owner, name, function in hooks:
+            if vars(owner).get(name) is function:
+                delattr(owner, name)

@@ -179,6 +179,7 @@ def test_the_callbacks_get_the_handler_and_nothing_keeps_it():
     (handler,) = one(pipeline).arguments
     assert isinstance(handler, Orders)
     assert not {"detach", "data_received"} & set(vars(handler))
+    assert "write_headers" not in vars(handler.request.connection)
     assert all(call.handler is None and call.exchange is None for call in handler.request._moesif_otel_calls.values())
 
 
