@@ -7,27 +7,30 @@ Never: gives that exporter a span that was not masked.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+import time
+from typing import TYPE_CHECKING, Final
 
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from moesif_otel.capture.body import ByteBudget
-from moesif_otel.delivery.outcome import Answer, Outcome
-from moesif_otel.delivery.stats import DropReason, Ledger
+from moesif_otel.delivery.stats import Ledger
 from moesif_otel.delivery.worker import Delivery, Prepared
 from moesif_otel.errors import MoesifConfigError
+from moesif_otel.forward_copy import private_copy
+from moesif_otel.forward_transport import ExporterTransport
 from moesif_otel.guard import Guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from moesif_otel.captured import CapturedSpan
-    from moesif_otel.delivery.stats import Stats
+    from moesif_otel.delivery.stats import DropReason, Stats
     from moesif_otel.settings import Settings
 
 __all__ = ["ForwardingExporter"]
 
 _EVENT_OVERHEAD_BYTES: Final = 4_096
+_NOT_HONOURED: Final = ("mask_event_model", "spool_directory")
 
 
 class ForwardingExporter:
@@ -40,10 +43,12 @@ class ForwardingExporter:
     Raises:
         MoesifConfigError: MASK_EVENT_MODEL or SPOOL_DIRECTORY is set: there is no event model here, and the Collector
             keeps what is undelivered.
+
+    Thread-safe; after a fork the child has a queue and, for OTLP over HTTP, connections of its own.
     """
 
     def __init__(self, exporter: SpanExporter, settings: Settings) -> None:
-        for name in ("mask_event_model", "spool_directory"):
+        for name in _NOT_HONOURED:
             if getattr(settings, name) is not None:
                 raise MoesifConfigError(
                     f"{name.upper()}: cannot be honoured with exporter={type(exporter).__name__}; "
@@ -52,12 +57,13 @@ class ForwardingExporter:
         self.settings = settings
         self.guard = Guard()
         self.budget = ByteBudget(settings.event_queue_bytes)
-        self._ledger = Ledger()
         self.remote = None  # sampling and governance do not apply to OTLP (Moesif's API documentation)
+        self._exporter = exporter
+        self._ledger = Ledger()
         self.delivery: Delivery[CapturedSpan] = Delivery(
-            settings,
-            prepare=_prepare,
-            transport=_ExporterTransport(exporter),
+            settings.with_changes(event_worker_count=1),  # exporters are not made to be called by two at a time
+            prepare=self._prepare,
+            transport=ExporterTransport(exporter, self.guard),
             without_bodies=None,
             ledger=self._ledger,
             budget=self.budget,
@@ -97,49 +103,40 @@ class ForwardingExporter:
                 span.exchange.discard()
         return SpanExportResult.SUCCESS
 
+    def _prepare(self, span: CapturedSpan) -> Prepared | DropReason:
+        try:
+            copy, size_bytes = private_copy(span, self.settings)  # made and masked here, on our thread
+        finally:
+            span.exchange.discard()
+        return Prepared(copy, size_bytes)
+
     def force_flush(self, timeout_millis: int = 5_000) -> bool:
-        """Deliver everything that was exported, within the time."""
-        return self.delivery.force_flush(timeout_millis / 1_000)
+        """Deliver everything that was exported.
+
+        Args:
+            timeout_millis: Return after this time at the latest.
+
+        Returns:
+            True if everything exported before was taken by the exporter or is counted as dropped.
+        """
+        deadline_s = time.monotonic() + timeout_millis / 1_000
+        if not self.delivery.force_flush(timeout_millis / 1_000):
+            return False
+        left_millis = max(0, int((deadline_s - time.monotonic()) * 1_000))
+        # `SpanExporter.force_flush` as OTel defines it gives None; only a plain False says that something is left.
+        return self.guard.run("flush of the exporter", self._exporter.force_flush, left_millis) is not False
 
     def shutdown(self, timeout_millis: int | None = None) -> None:
-        """Deliver what is pending, then end the threads and the exporter."""
+        """Deliver what is pending, then end the threads and the exporter.
+
+        Args:
+            timeout_millis: Return after this time at the latest; `SHUTDOWN_TIMEOUT` by default.
+        """
         self.delivery.shutdown(self.settings.shutdown_timeout if timeout_millis is None else timeout_millis / 1_000)
 
     def stats(self) -> Stats:
-        """Give the counters."""
+        """Give the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
         stats = self._ledger.snapshot()
         stats["held_bytes"] = self.budget.held_bytes
         stats["errors"] = self.guard.counts()
         return stats
-
-
-def _prepare(span: CapturedSpan) -> Prepared | DropReason:
-    try:
-        attributes = span.attributes  # made and masked here, on our thread
-    finally:
-        span.exchange.discard()
-    return Prepared(span, _EVENT_OVERHEAD_BYTES + sum(_size_bytes(value) for value in attributes.values()))
-
-
-def _size_bytes(value: Any) -> int:
-    return len(value) if isinstance(value, str) else 16
-
-
-class _ExporterTransport:
-    """Delivery's transport over an OTel exporter, which retries on its own."""
-
-    def __init__(self, exporter: SpanExporter) -> None:
-        self._exporter = exporter
-
-    def send(self, payloads: Sequence[Any], timeout_s: float) -> Answer:
-        """Export one batch."""
-        del timeout_s  # the exporter has a timeout of its own
-        done = self._exporter.export(payloads) is SpanExportResult.SUCCESS
-        return Answer(Outcome.DELIVERED if done else Outcome.RETRY)
-
-    def close(self) -> None:
-        """Shut the exporter down."""
-        self._exporter.shutdown()
-
-    def after_fork(self) -> None:
-        """Nothing to renew: OTel exporters renew themselves."""
