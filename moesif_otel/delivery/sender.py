@@ -183,6 +183,8 @@ class Sender:
             else:
                 recovered = lane.health.worked(permit.epoch)
             lane.note_change()
+        if lane.ended:
+            return  # a late answer: the events are accounted for already
         if recovered:
             self._log.recovered()
         if answer.outcome is Outcome.RETRY:

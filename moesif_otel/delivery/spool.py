@@ -21,6 +21,7 @@ import stat
 import struct
 import uuid
 import zlib
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -33,7 +34,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from moesif_otel.delivery.clock import Clock
     from moesif_otel.delivery.stats import Ledger
@@ -106,6 +107,7 @@ class Spool:
         self._guard = guard
         self._clock = clock
         self._leases: dict[int, Path] = {}
+        self._listed: deque[_File] = deque()
         self._size_bytes = 0
 
     def write(self, payloads: Sequence[bytes], first_time_s: float) -> Path | None:
@@ -161,13 +163,20 @@ class Spool:
         if not _HAS_LOCKS:
             return None
         try:
-            for file in self._files():
-                claimed = self._claim_file(file)
-                if claimed is not None:
-                    return claimed
+            # One listing serves many claims: a thousand files are not listed a thousand times. When it is used up,
+            # one new look decides.
+            return self._claim_listed() or self._claim_listed(self._files())
         except OSError as exc:
             self._guard.caught("spool.read", exc)
             self._ledger.count("spool_errors")
+        return None
+
+    def _claim_listed(self, files: Iterable[_File] = ()) -> Claim | None:
+        self._listed.extend(files)
+        while self._listed:
+            claimed = self._claim_file(self._listed.popleft())
+            if claimed is not None:
+                return claimed
         return None
 
     def _claim_file(self, file: _File) -> Claim | None:
@@ -192,12 +201,15 @@ class Spool:
 
     def finish(self, claim: Claim) -> None:
         """Remove a batch whose events are settled."""
+        with contextlib.suppress(OSError):
+            self._note_size(self._size_bytes - os.fstat(claim.descriptor).st_size)
         self._remove(claim.path)
         self._unlock(claim.descriptor)
 
     def release(self, claim: Claim) -> None:
         """Leave a batch to whoever comes next."""
         self._unlock(claim.descriptor)
+        self._listed.clear()
 
     def remove(self, path: Path) -> None:
         """Remove a batch that was just written and is not wanted after all."""
@@ -210,6 +222,7 @@ class Spool:
         for descriptor in leases:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
+        self._listed.clear()
         self._size_bytes = 0
 
     # -- inside

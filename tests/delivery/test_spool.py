@@ -303,6 +303,22 @@ def test_full_disk_is_counted_and_leaves_nothing(kit, monkeypatch) -> None:
     assert kit.guard.counts() == {"spool.write": 1}
 
 
+def test_read_only_disk_is_counted(kit, monkeypatch) -> None:
+    """A disk that is mounted read-only: counted, nothing raised; when it can be written again, it is."""
+    real = os.open
+
+    def read_only(path, flags, *rest, **more):
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, "Read-only file system")
+        return real(path, flags, *rest, **more)
+
+    monkeypatch.setattr(os, "open", read_only)
+    assert kit.write(b"x") is None
+    monkeypatch.undo()
+    assert kit.write(b"x") is not None
+    assert kit.stats.spool_errors == 1
+
+
 @pytest.mark.skipif(os.geteuid() == 0 if hasattr(os, "geteuid") else True, reason="root may write anywhere")
 def test_read_only_folder_is_counted(tmp_path) -> None:
     """A folder that cannot be written to is no error."""

@@ -156,6 +156,36 @@ def test_kill_9_in_a_loop(tmp_path) -> None:
         assert not rig.stats.dropped
 
 
+def test_kill_9_while_files_are_written_and_sent(tmp_path) -> None:
+    """Two processes on one folder, with a server that comes and goes, are killed at any moment: what is on disk then, arrives."""
+    dice = random.Random(11)
+    with FaultServer() as server:
+        for round_ in range(3):
+            pair = [
+                start(server.url, "spool_writer", str(tmp_path), DRIVER_START=str((2 * round_ + n) * 1_000_000))
+                for n in range(2)
+            ]
+            for process in pair:
+                assert process.stdout.readline() == "ready\n"
+            for _ in range(3):
+                server.refuse()
+                time.sleep(dice.random() * 0.3)
+                server.listen()
+                time.sleep(dice.random() * 0.1)
+            for process in pair:
+                process.send_signal(signal.SIGKILL)
+                process.communicate(timeout=30)
+        on_disk = {i for path in tmp_path.glob("*.batch") for i in ids_in(path)}
+        assert on_disk
+        before = set(server.acknowledged)
+        finish(server, tmp_path, len(on_disk))
+        assert on_disk <= set(server.acknowledged)
+        # Nothing else came of it, and nothing was damaged: no event under another id.
+        assert set(server.acknowledged) == before | on_disk
+        assert not list(tmp_path.glob("*.batch"))
+        assert not list(tmp_path.glob("*.unreadable"))
+
+
 def ids_in(path) -> set[str]:
     import re
 
