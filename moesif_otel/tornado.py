@@ -7,6 +7,7 @@ Never: raises into a request, waits for the network on the event loop, changes t
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from opentelemetry.trace import TracerProvider
+
+    from moesif_otel.remote.profile_fields import ProfileKind
 
 __all__ = ["MoesifMiddleware", "tornado_access_log"]
 
@@ -49,6 +52,9 @@ class MoesifMiddleware(Door):
     middleware = MoesifMiddleware({"APPLICATION_ID": "…"})
     application = tornado.web.Application(handlers, log_function=middleware.log_event)
     ```
+
+    `update_user` and the other profile calls (`MoesifClient` says what each takes) raise only for wrong arguments. On a
+    running event loop they never wait: what they send is queued, as with `wait=False`.
 
     Args:
         settings: Dict of options; the README lists them all. `BATCH_SIZE` is 25 by default. Callbacks take the handler
@@ -106,6 +112,9 @@ class MoesifMiddleware(Door):
         elif log_function is not None:
             log_function(handler)
 
+    def _tell(self, kind: ProfileKind, argument: Any, *, wait: bool, batch: bool) -> bool:
+        return super()._tell(kind, argument, wait=wait and not _on_event_loop(), batch=batch)
+
     def _resolve(self) -> None:
         provider, shared = resolve_provider(self._explicit_provider)
         if not shared:
@@ -119,8 +128,12 @@ class MoesifMiddleware(Door):
         """Stop capturing; calls that are being served are recorded to their end.
 
         The last middleware that stops restores Tornado; the applications are served on, and their access log goes on.
+        Calls made with `requests` are no longer captured either.
         """
         self._tornado_tap.stop()
+        outgoing, self._outgoing = self._outgoing, None
+        if outgoing is not None:
+            outgoing.stop()
         instrumentation.release(self)
         dispatcher, self._dispatcher = self._dispatcher, None
         if dispatcher is not None:
@@ -134,3 +147,11 @@ class MoesifMiddleware(Door):
         """
         self.stop()
         super().shutdown(timeout_millis)
+
+
+def _on_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

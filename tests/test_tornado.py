@@ -7,12 +7,14 @@ import functools
 import gzip
 import json
 import logging
+import socket
 import subprocess
 import sys
 import textwrap
 from typing import Any
 
 import pytest
+import requests
 from opentelemetry.instrumentation.tornado import TornadoInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -548,3 +550,64 @@ def test_a_rule_of_moesif_blocks_a_call(sandbox, middleware):
     blocked = [event for event in sandbox.events() if event["response"]["status"] == 451]
     assert [event["blocked_by"] for event in blocked] == ["rule-of-tornado"]
     assert blocked[0]["response"]["body"] == {"error": "not here"}
+
+
+USER = {"user_id": "12345", "company_id": "67890", "campaign": {"utm_source": "google"}, "metadata": {"plan": "gold"}}
+
+
+def test_profile_calls_work_outside_and_inside_the_event_loop(sandbox, middleware):
+    """The documented calls; inside a handler nothing waits for the network, and the profile is delivered all the same."""
+    made = middleware()
+    assert made.update_user(USER)
+    assert made.update_company({"company_id": "67890", "company_domain": "acmeinc.com"})
+
+    class SigningUp(web.RequestHandler):
+        def get(self) -> None:
+            self.write({"taken": made.update_users_batch([{"user_id": "a"}, {"user_id": "b"}])})
+
+    (raw,) = serve(web.Application([("/", SigningUp)], log_function=made.log_event), get("/"))
+    assert raw.endswith(b'{"taken": true}')
+    assert made.force_flush()
+    assert {user["user_id"] for user in sandbox.profiles("users")} == {"12345", "a", "b"}
+    with pytest.raises(ValueError, match="user_id"):
+        made.update_user({"company_id": "67890"})
+
+
+def test_profile_calls_on_the_loop_do_not_wait_for_a_silent_server(middleware):
+    """A server that takes the connection and never answers: the loop turns on."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        made = MoesifMiddleware(
+            {"APPLICATION_ID": "x", "BASE_URI": f"http://127.0.0.1:{silent.getsockname()[1]}", "SHUTDOWN_TIMEOUT": 0.1}
+        )
+
+        async def tell() -> bool:
+            return made.update_user(USER)
+
+        assert run(tell())
+        made.shutdown(100)
+
+
+def test_outgoing_requests_are_captured_where_asked_for(sandbox, middleware):
+    """CAPTURE_OUTGOING_REQUESTS: calls made with `requests` inside a handler are events of their own; `stop` ends it."""
+    send = requests.Session.send
+    made = middleware({"CAPTURE_OUTGOING_REQUESTS": True})
+
+    async def call() -> None:
+        async with serving(web.Application([("/", Downstream)], log_function=lambda handler: None)) as downstream:
+            url = f"http://127.0.0.1:{downstream}/"
+
+            class Calling(web.RequestHandler):
+                async def get(self) -> None:
+                    answer = await asyncio.to_thread(requests.get, url, timeout=5)
+                    self.write(answer.text)
+
+            async with serving(web.Application([("/", Calling)], log_function=made.log_event)) as port:
+                assert (await talk(port, get("/"))).endswith(b"none")
+
+    run(call())
+    assert made.force_flush()
+    events = {event["direction"]: event for event in sandbox.wait_for_events(2)}
+    assert events["Outgoing"]["trace_id"] == events["Incoming"]["trace_id"]
+    assert events["Outgoing"]["response"]["status"] == 200
+    made.stop()
+    assert requests.Session.send is send
