@@ -88,10 +88,11 @@ class OutgoingCall:
         self._spans = spans
         self._started: list[tuple[ClientSpans, Any]] = []
         self._tokens: list[tuple[ContextVar[Any], Token[Any], Any]] = []
-        method, url, headers = facts.text_of(request.method), facts.sent_url(request), facts.request_headers(request)
+        method, url = facts.text_of(request.method), facts.sent_url(request)
         for pipeline in pipelines:
             exchange = Exchange(pipeline, "Outgoing", method)
-            exchange.url, exchange.request_headers = url, headers
+            # What is sent stands fast when `send` returns; until then only a capture that stops midway looks.
+            exchange.url, exchange.request_headers = url, partial(facts.request_headers, request)
             exchange.callback_arguments = (request, None)
             settings = pipeline.settings
             if settings.log_body_outgoing:

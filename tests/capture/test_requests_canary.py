@@ -18,6 +18,9 @@ from urllib3.response import HTTPResponse
 from moesif_otel.capture import requests_facts as facts
 from tests.capture.requests_upstream import LINES, Upstream
 
+# Callers here leave responses to the garbage collector, and Python says so, with us or without.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+
 
 @pytest.fixture(scope="module")
 def upstream():

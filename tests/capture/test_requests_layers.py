@@ -27,6 +27,9 @@ from tests.capture.requests_upstream import RecordingPipeline, Upstream, capturi
 
 ORIGINAL = requests.Session.__dict__["send"]
 
+# Callers here leave responses to the garbage collector, and Python says so, with us or without.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+
 
 @pytest.fixture(scope="module")
 def upstream():

@@ -17,6 +17,9 @@ from moesif_otel.capture.exchange import Exchange
 from moesif_otel.capture.requests_upload import UploadSink, original_of, stand_in_for
 from tests.capture.requests_upstream import URLLIB3_1, RecordingPipeline, Upstream, capturing
 
+# Callers here leave responses to the garbage collector, and Python says so, with us or without.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+
 
 @pytest.fixture(scope="module")
 def upstream():
