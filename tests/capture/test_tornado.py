@@ -8,6 +8,7 @@ import gc
 import gzip
 import json
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -171,6 +172,27 @@ def test_a_call_is_recorded_with_everything_the_wire_had():
     assert json.loads(second.response_body) == {"got": {"item": "tea"}}
     assert {seen.outcome for seen in pipeline.seen} == {Outcome.COMPLETE}
     assert b'{"orders": [1, 2, 3]}' in answers[0]
+
+
+def test_a_call_begins_with_its_headers_and_not_with_the_end_of_its_body():
+    """A slow upload is part of the call's time, although Tornado calls the handler only when it is there."""
+
+    async def serve(tap: TornadoTap) -> int:
+        async with serving(web.Application([("/orders", Orders)], log_function=tap.log_event)) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            request = get("/orders", "Expect: 100-continue", method="POST", body=b'{"slow": 1}')
+            writer.write(request[:-11])
+            await reader.readuntil(b"100 (Continue)\r\n\r\n")
+            headers_were_read_ns = time.time_ns()
+            writer.write(request[-11:])
+            await reader.read()
+            writer.close()
+            return headers_were_read_ns
+
+    with tapping() as tap:
+        headers_were_read_ns = run(serve(tap))
+    assert one(tap.pipeline).started_ns <= headers_were_read_ns
+    assert one(tap.pipeline).request_body == b'{"slow": 1}'
 
 
 def test_the_callbacks_get_the_handler_and_nothing_keeps_it():
