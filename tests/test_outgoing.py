@@ -314,6 +314,29 @@ def test_inside_a_request(upstream, sandbox, provider):
     assert "traceparent" not in {name.lower() for r in upstream.requests[-3:] for name, _ in r["headers"]}
 
 
+def test_as_a_middleware_captures(upstream, sandbox):
+    """`CAPTURE_OUTGOING_REQUESTS`: request and call are events of one pipeline, and of no other application's."""
+
+    def app(environ, start_response):
+        requests.get(upstream.url + "/json?inside")
+        start_response("204 No Content", [])
+        return []
+
+    middleware = MoesifMiddleware(app, options(sandbox))
+    other = MoesifSpanProcessor(options(sandbox, APPLICATION_ID="another application"))
+    captures = [start_capture_for(middleware._processor), start_capture_for(other)]
+    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "SERVER_NAME": "h", "SERVER_PORT": "80", "wsgi.url_scheme": "http"}
+    list(middleware(environ, lambda *_: None))
+    for capture in captures:
+        capture.stop()
+    middleware.shutdown()
+    other.shutdown()
+    made, served = sorted(sandbox.events(), key=lambda event: event["direction"], reverse=True)
+    assert [made["direction"], served["direction"]] == ["Outgoing", "Incoming"]
+    assert made["trace_id"] == served["trace_id"]
+    assert made["span"]["parent_id"] == served["span"]["id"]
+
+
 def test_nothing_is_delivered_to_a_dead_moesif_and_no_caller_waits(upstream):
     """Moesif out of reach: calls go as before, and what was lost is counted."""
     capture = start_capture_outgoing({"APPLICATION_ID": "x", "BASE_URI": "http://127.0.0.1:1", "SHUTDOWN_TIMEOUT": 0.2})
