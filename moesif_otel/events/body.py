@@ -121,7 +121,7 @@ def read_body(
     clear = decoded.data
     if rules is not None:
         hidden = rules.redact_bytes(clear, media, whole=decoded.whole, readable=decoded.clear)
-        if hidden is None:
+        if hidden is None or (clear and not hidden):
             reason = LeftOut.NOT_MASKABLE if decoded.clear else LeftOut.UNREADABLE
             return Body(None, None, reason.value)
         clear = hidden

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ _KNOWN: Final = frozenset(_NAMES)
 
 # Longest text looked at; proxies write tens of characters, an attacker may write 64 KB.
 _MAX_CHARACTERS: Final = 4_096
+_MAX_ADDRESSES: Final = 64
 # RFC 7239 section 4: `for=` with a token or a quoted string.
 _FORWARDED_FOR: Final = re.compile(r'(?:^|[;,])[ \t]*for[ \t]*=[ \t]*(?:"([^"\\]*)"|([^\s;,"]+))', re.IGNORECASE)
 
@@ -61,10 +63,10 @@ def client_address(headers: Mapping[str, str], peer_address: str | None) -> str 
 def _addresses(value: str) -> Iterator[str | None]:
     # `X-Forwarded` carries either form, and some proxies write a bare list of addresses into `Forwarded`.
     if "=" in value:
-        for match in _FORWARDED_FOR.finditer(value):
+        for match in islice(_FORWARDED_FOR.finditer(value), _MAX_ADDRESSES):
             yield _address(match[1] if match[1] is not None else match[2])
     else:
-        for part in value.split(","):
+        for part in value.split(",", _MAX_ADDRESSES)[:_MAX_ADDRESSES]:
             yield _address(part)
 
 

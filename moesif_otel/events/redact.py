@@ -192,9 +192,10 @@ class Rules:
         for _ in range(MAX_NESTING):
             if self.may_concern(data):
                 return True
-            if b"%" not in data:
+            clear = unquote_to_bytes(data) if b"%" in data else data
+            if clear == data:
                 return False
-            data = unquote_to_bytes(data)
+            data = clear
         return self.active
 
     def redact_bytes(self, data: bytes, media: Media, *, whole: bool, readable: bool) -> bytes | None:

@@ -12,6 +12,7 @@ import binascii
 import quopri
 import re
 from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote_plus, unquote_to_bytes
 
 import orjson
 
@@ -33,6 +34,8 @@ _ARCHIVES: Final = (b"\x1f\x8b", b"PK\x03\x04", b"\x28\xb5\x2f\xfd", b"BZh", b"\
 _WORD: Final = re.compile(r"[a-z0-9_.\-]+")
 _ESCAPE: Final = re.compile(r"\\u00([2-7][0-9A-Fa-f])")
 _LINE_ENDS: Final = re.compile(r"\r\n|\r|\n")
+_CUT_AUTHORITY: Final = re.compile(rb':\\*/\\*(?:/[^/?#\s"\\<>]*)?\Z')
+_TAIL_BYTES: Final = 1_024
 _MAX_NESTING: Final = 4
 
 _PART_NAME: Final = re.compile(r';\s*name\*?\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;]*))', re.IGNORECASE)
@@ -56,6 +59,8 @@ def redact_body_bytes(rules: Rules, data: bytes, media: Media, *, whole: bool, n
         return None
     if not rules.opaque_allowed and data.startswith(_ARCHIVES):
         return None
+    if rules.auto and not whole:
+        data = _without_cut_user_info(data)
     if media.format is Format.MULTIPART:
         # Always taken apart: a part may have an encoding of its own, which the scan does not see through.
         return _multipart(rules, data, media, whole=whole, nesting=nesting)
@@ -72,22 +77,39 @@ def redact_body_bytes(rules: Rules, data: bytes, media: Media, *, whole: bool, n
     return None if names_in(rules, data, media.charset) else data
 
 
+def _without_cut_user_info(data: bytes) -> bytes:
+    """Drop the end of a cut text where it may be user and password of a URL: their `@` would have come later."""
+    clear = unquote_to_bytes(unquote_to_bytes(data[-_TAIL_BYTES:])).replace(b"\0", b"")
+    return data if _CUT_AUTHORITY.search(clear) is None else data[:-_TAIL_BYTES]
+
+
 def names_in(rules: Rules, data: bytes, charset: str | None = None) -> bool:
     """Whether a text of no known form has a name that counts as one of its words, or a URL with a password."""
-    decoded = utf8_of(data, charset).decode("utf-8", "replace").replace("\0", "")
-    decoded = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), decoded).lower()
-    if any(not _WORD.fullmatch(mask) and mask in decoded for mask in rules.body_masks):
+    text = utf8_of(data, charset).decode("utf-8", "replace").replace("\0", "")
+    text = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), text)
+    for _ in range(_MAX_NESTING):
+        if _words_count(rules, text.lower()):
+            return True
+        clear = unquote_plus(text) if "%" in text else text
+        if clear == text:
+            return False
+        text = clear
+    return True
+
+
+def _words_count(rules: Rules, text: str) -> bool:
+    if any(not _WORD.fullmatch(mask) and mask in text for mask in rules.body_masks):
         return True
-    if rules.auto and has_user_info(decoded):
+    if rules.auto and has_user_info(text):
         return True
     card = False
-    for match in _WORD.finditer(decoded):
+    for match in _WORD.finditer(text):
         verdict = rules.verdict(match[0])
         if verdict is Verdict.CARD:
             card = True
         elif verdict is not Verdict.KEEP:
             return True
-    return card and has_card_number(decoded)
+    return card and has_card_number(text)
 
 
 def _redact_part(rules: Rules, data: bytes, media: Media, *, whole: bool, nesting: int) -> bytes | None:

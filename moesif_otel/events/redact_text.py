@@ -28,12 +28,16 @@ MAX_NESTING: Final = 6
 # `password=`, `"password": `, and the same behind escaped quotes. One start a run of name characters, so the search is
 # linear.
 _KEY: Final = re.compile(r"""(?<![A-Za-z0-9_.\-])([A-Za-z0-9_.\-]+)(?:\\{0,3}["'])?[\]\s]{0,4}[:=]\s{0,4}""")
-# A quoted value ends at the first quote like its first that no further backslash precedes, or at the end of the text;
-# another one at the end of its line or of its parameter.
-_VALUE: Final = re.compile(r"""(\\{0,3}["'])(?:.*?(?<!\\)\1|.*)|[^&;"'<>\r\n]*""", re.DOTALL)
+# A quoted value ends at the first quote like its first that no further backslash precedes; what begins as JSON may end
+# anywhere, so the rest of the text goes with it; another value ends with its line or, after `=`, with its parameter.
+_QUOTED_OR_JSON: Final = r"""(\\{0,3}["'])(?:.*?(?<!\\)\1|.*)|[\[{<].*|"""
+_VALUE_AFTER_COLON: Final = re.compile(_QUOTED_OR_JSON + r"[^\r\n]*", re.DOTALL)
+_VALUE_AFTER_EQUALS: Final = re.compile(_QUOTED_OR_JSON + r"[^&;\r\n]*", re.DOTALL)
 _USER_INFO: Final = re.compile(r"""(?<=://)[^/?#\s"'<>]*@""")
 _URL_PIECES: Final = re.compile(r"([?&;#])")
 _FORM_PIECES: Final = re.compile(r"([&;])")
+_VALUED: Final = re.compile(r"[=:%@]")
+_CARD_CHARACTERS: Final = 64
 _URL_SAFE: Final = "/:@,()"
 
 
@@ -64,10 +68,14 @@ def _redact_keyed(rules: Rules, text: str) -> str:
         verdict = rules.verdict(match[1])
         if verdict is Verdict.KEEP:
             continue
-        value = _VALUE.match(text, at)
-        if value is None or not value[0]:
+        # Only so far, or a thousand such names would each look through the rest of the text.
+        if verdict is Verdict.CARD and not has_card_number(text[at : at + _CARD_CHARACTERS]):
             continue
-        if verdict is Verdict.CARD and not has_card_number(value[0]):
+        if text.startswith(HIDDEN, at):
+            continue
+        after_colon = ":" in match[0]
+        value = (_VALUE_AFTER_COLON if after_colon else _VALUE_AFTER_EQUALS).match(text, at)
+        if value is None or not value[0]:
             continue
         quoted = value[1] or ""
         out += (text[done:at], quoted, "" if verdict is Verdict.REMOVE else HIDDEN, quoted)
@@ -115,7 +123,8 @@ def _redact_pair(rules: Rules, piece: str, nesting: int) -> str:
 
 def redact_encoded(rules: Rules, value: str, nesting: int = 0) -> str:
     """Hide in a value that may be percent-encoded; what changes is encoded again."""
-    if not rules.may_concern_text(value):
+    if not _VALUED.search(value) or not rules.may_concern_text(value):
+        # Without one of these marks there is no name with a value in it, only words.
         return value
     clear = unquote_plus(value) if "%" in value or "+" in value else value
     if clear == value:

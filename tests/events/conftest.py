@@ -95,7 +95,11 @@ class Calls:
 
         def context(span_id: int) -> SpanContext:
             return SpanContext(
-                0x1234, span_id, is_remote=False, trace_flags=TraceFlags(1), trace_state=TraceState(list((state or {}).items()))
+                0x1234,
+                span_id,
+                is_remote=False,
+                trace_flags=TraceFlags(1),
+                trace_state=TraceState(list((state or {}).items())),
             )
 
         return ReadableSpan(

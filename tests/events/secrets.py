@@ -6,7 +6,7 @@ import base64
 import gzip
 import json
 import zlib
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 import brotli
@@ -15,6 +15,9 @@ import zstandard
 from hypothesis import strategies as st
 
 from moesif_otel.events.sensitive import SENSITIVE_NAMES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SECRET = "hUnt3r7Zq9"
 MASK = "nickName"
@@ -99,7 +102,9 @@ def bodies(draw: st.DrawFn) -> tuple[bytes, str | None]:
     name = draw(names())
     if shape == 0:
         charset = draw(st.sampled_from(["utf-8", "utf-16", "utf-16le", "utf-32", "latin-1"]))
-        return text.encode(charset), draw(st.sampled_from([None, "application/json", f"application/json; charset={charset}"]))
+        return text.encode(charset), draw(
+            st.sampled_from([None, "application/json", f"application/json; charset={charset}"])
+        )
     if shape == 1:
         line = orjson.dumps(json.loads(text))
         return b"\n".join([b'{"a":1}', line, b"", b"[2]"]), "application/x-ndjson"
@@ -124,7 +129,9 @@ def bodies(draw: st.DrawFn) -> tuple[bytes, str | None]:
         return f"{text}\n{{broken".encode(), "application/json"
     if shape == 10:
         return json.dumps({"link": draw(urls()), "note": f"{name}={SECRET}"}).encode(), "application/json"
-    return text.encode(), draw(st.sampled_from(["application/x-www-form-urlencoded", "text/plain; charset=utf-7", "multipart/mixed"]))
+    return text.encode(), draw(
+        st.sampled_from(["application/x-www-form-urlencoded", "text/plain; charset=utf-7", "multipart/mixed"])
+    )
 
 
 def _multipart(fields: dict[str, bytes], head: bytes = b"") -> bytes:
@@ -182,5 +189,9 @@ def _forms(data: bytes) -> list[bytes]:
         forms.append(gzip.decompress(brotli.decompress(data)))
     except Exception:
         pass
-    forms.append(data.decode("latin-1").encode("latin-1").decode("unicode_escape", "replace").encode("utf-8", "replace") if b"\\u" in data else data)
+    forms.append(
+        data.decode("latin-1").encode("latin-1").decode("unicode_escape", "replace").encode("utf-8", "replace")
+        if b"\\u" in data
+        else data
+    )
     return forms

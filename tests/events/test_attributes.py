@@ -109,7 +109,10 @@ def test_bodies_are_text(calls: Calls, data: bytes, kept: int | None, content: s
 
 def test_a_span_that_is_no_call_keeps_its_attributes(calls: Calls) -> None:
     """Only masked."""
-    assert redacted_attributes(None, calls.span({"a": 1, "password": "x"}), calls.settings) == {"a": 1, "password": "(hidden)"}
+    assert redacted_attributes(None, calls.span({"a": 1, "password": "x"}), calls.settings) == {
+        "a": 1,
+        "password": "(hidden)",
+    }
     assert redacted_attributes(None, None, calls.settings) == {}
 
 
@@ -124,7 +127,11 @@ ODD = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.chara
 
 
 @given(
-    st.dictionaries(st.text(st.characters(), min_size=1), ODD | st.lists(ODD, max_size=3) | st.dictionaries(st.text(), ODD, max_size=2), max_size=5),
+    st.dictionaries(
+        st.text(st.characters(), min_size=1),
+        ODD | st.lists(ODD, max_size=3) | st.dictionaries(st.text(), ODD, max_size=2),
+        max_size=5,
+    ),
     st.text(st.characters()),
     st.binary(max_size=50),
 )

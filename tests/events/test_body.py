@@ -15,7 +15,11 @@ from hypothesis import strategies as st
 from moesif_otel.events.body import Body, read_body
 
 JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**60), 2**60)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
@@ -108,7 +112,7 @@ def test_truncated_json_is_base64() -> None:
 
 
 def test_lone_surrogates_that_json_dumps_writes_are_json() -> None:
-    """`json.dumps("\\ud800")` is common; orjson refuses it, we do not."""
+    r"""`json.dumps("\\ud800")` is common; orjson refuses it, we do not."""
     body = read(b'{"a": "\\ud800", "n": ' + b"9" * 30 + b"}")
     assert body.transfer_encoding == "json"
     assert body.value["a"] == "\ud800"
@@ -139,12 +143,16 @@ def test_no_bytes_are_no_body() -> None:
 
 @given(
     st.binary(max_size=200),
-    st.sampled_from([None, "application/json", "application/json; charset=utf-16", "text/plain; charset=utf-7", "x;charset=idna"]),
+    st.sampled_from(
+        [None, "application/json", "application/json; charset=utf-16", "text/plain; charset=utf-7", "x;charset=idna"]
+    ),
     st.sampled_from([None, "gzip", "br", "zstd", "deflate"]),
     st.booleans(),
     st.booleans(),
 )
-def test_any_bytes_make_a_body(data: bytes, content_type: str | None, coding: str | None, truncated: bool, parse: bool) -> None:
+def test_any_bytes_make_a_body(
+    data: bytes, content_type: str | None, coding: str | None, truncated: bool, parse: bool
+) -> None:
     """Never an exception, always something that JSON can carry."""
     for prefix in (b"", b"{", b"[", b"\xff\xfe{\0"):
         body = read(prefix + data, content_type, content_encoding=coding, truncated=truncated, parse=parse)

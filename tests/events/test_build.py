@@ -6,7 +6,7 @@ import base64
 import gzip
 import json
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
@@ -16,7 +16,8 @@ from opentelemetry.trace import Link, SpanContext, StatusCode, TraceFlags
 from moesif_otel.capture.exchange import Outcome
 from moesif_otel.events.build import build_event, serialize, transaction_id_for
 
-from .conftest import Calls
+if TYPE_CHECKING:
+    from .conftest import Calls
 
 JSON = [("Content-Type", "application/json")]
 
@@ -81,7 +82,10 @@ def test_the_transaction_id_is_the_calls_own() -> None:
     made = transaction_id_for(1, 2, "app")
     assert made == transaction_id_for(1, 2, "app") == str(uuid.UUID(made))
     assert uuid.UUID(made).version == 8
-    assert len({made, transaction_id_for(1, 2, "other"), transaction_id_for(1, 3, "app"), transaction_id_for(2, 2, "app")}) == 4
+    assert (
+        len({made, transaction_id_for(1, 2, "other"), transaction_id_for(1, 3, "app"), transaction_id_for(2, 2, "app")})
+        == 4
+    )
 
 
 def test_a_transaction_id_that_was_told_is_kept(calls: Calls) -> None:
@@ -115,7 +119,9 @@ def test_repeated_headers_are_joined(calls: Calls) -> None:
         (Outcome.UNFINISHED, None, "Incoming", None),
     ],
 )
-def test_status_and_outcome(calls: Calls, outcome: Outcome, status: int | None, direction: str, expected: int | None) -> None:
+def test_status_and_outcome(
+    calls: Calls, outcome: Outcome, status: int | None, direction: str, expected: int | None
+) -> None:
     """What the client saw; 500 where the app raised before any status; no response where none was sent."""
     found = sent(calls, calls.exchange(outcome=outcome, status=status, direction=direction, error=KeyError("secret")))
     assert found.get("response", {}).get("status") == expected
@@ -168,7 +174,13 @@ def test_the_span_decorates(calls: Calls) -> None:
     """Ids, parent, links, status, route, name, exceptions and the app's attributes; times and status do not change."""
     link = Link(SpanContext(0x5, 0x6, is_remote=True, trace_flags=TraceFlags(1)))
     span = calls.span(
-        {"http.route": "/v1/users", "http.response.status_code": 500, "tenant": "x", "user.id": "from-span", "error.type": "OSError"},
+        {
+            "http.route": "/v1/users",
+            "http.response.status_code": 500,
+            "tenant": "x",
+            "user.id": "from-span",
+            "error.type": "OSError",
+        },
         name="users.list",
         parent=0x99,
         links=(link,),
@@ -205,7 +217,11 @@ def test_a_truncated_body_says_so(calls: Calls, parse: bool) -> None:
     """True size and kept size, the first part as base64."""
     found = sent(calls, calls.exchange(request=b"x" * 1_000, request_kept=100), parse=parse)
     assert base64.b64decode(found["request"]["body"]) == b"x" * 100
-    assert found["metadata"]["moesif_otel"]["request_body"] == {"size_bytes": 1_000, "kept_bytes": 100, "truncated": True}
+    assert found["metadata"]["moesif_otel"]["request_body"] == {
+        "size_bytes": 1_000,
+        "kept_bytes": 100,
+        "truncated": True,
+    }
 
 
 def test_a_body_that_memory_had_no_room_for_says_so(calls: Calls) -> None:
@@ -215,10 +231,15 @@ def test_a_body_that_memory_had_no_room_for_says_so(calls: Calls) -> None:
     from moesif_otel.capture.body import LeftOut
 
     exchange.response_body.left_out = LeftOut.MEMORY
-    assert sent(calls, exchange)["metadata"]["moesif_otel"]["response_body"] == {"size_bytes": 5_000, "left_out": "memory_limit"}
+    assert sent(calls, exchange)["metadata"]["moesif_otel"]["response_body"] == {
+        "size_bytes": 5_000,
+        "left_out": "memory_limit",
+    }
 
 
-@pytest.mark.parametrize("content_type", ["image/png", "VIDEO/mp4; x=y", "application/zip", "font/woff2", "audio/ogg", "application/pdf"])
+@pytest.mark.parametrize(
+    "content_type", ["image/png", "VIDEO/mp4; x=y", "application/zip", "font/woff2", "audio/ogg", "application/pdf"]
+)
 def test_content_of_no_use_is_left_out(calls: Calls, content_type: str) -> None:
     """Its size and type are sent; LOG_BINARY_BODY brings it back."""
     exchange = calls.exchange(response=b"\x89PNG", response_headers=[("Content-Type", content_type)])
@@ -249,7 +270,10 @@ def test_parsed_bodies_are_for_masks(calls: Calls) -> None:
 
 def test_odd_text_of_wsgi_survives(calls: Calls) -> None:
     """Latin-1 texts and undecodable bytes in URL, header and method become valid JSON."""
-    found = sent(calls, calls.exchange(url="https://x/\xff\udc80?q=\udcff", request_headers=[("X", "\xe9\udc80")], method="G\udcffT"))
+    found = sent(
+        calls,
+        calls.exchange(url="https://x/\xff\udc80?q=\udcff", request_headers=[("X", "\xe9\udc80")], method="G\udcffT"),
+    )
     assert found["request"]["uri"].startswith("https://x/\xff")
 
 

@@ -48,7 +48,9 @@ def test_each_header_is_read(name: str, value: str, expected: str) -> None:
     assert client_address({name: value}, PEER) == expected
 
 
-@pytest.mark.parametrize("value", ["", "unknown", "host.example.com", "999.1.1.1", "1.2.3", "1" * 10_000, "[]", ":", "%"])
+@pytest.mark.parametrize(
+    "value", ["", "unknown", "host.example.com", "999.1.1.1", "1.2.3", "1" * 10_000, "[]", ":", "%"]
+)
 def test_an_invalid_address_is_passed_over(value: str) -> None:
     """What is no address never becomes one; the peer's stands."""
     assert client_address({"x-forwarded-for": value}, PEER) == PEER

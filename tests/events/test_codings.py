@@ -6,7 +6,7 @@ import gzip
 import random
 import tracemalloc
 import zlib
-from typing import Callable
+from typing import TYPE_CHECKING
 
 import brotli
 import pytest
@@ -15,6 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moesif_otel.events.codings import decode_content
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PLAIN = b'{"a": [1, 2, 3]}' * 200
 
@@ -117,7 +120,7 @@ def test_an_unknown_coding_is_not_clear(coding: str) -> None:
 
 def test_identity_is_no_coding() -> None:
     """`identity` and empty entries change nothing."""
-    assert decode_content(b"\x00\x01", "identity, ", truncated=False, max_bytes=1) .data == b"\x00\x01"
+    assert decode_content(b"\x00\x01", "identity, ", truncated=False, max_bytes=1).data == b"\x00\x01"
 
 
 @given(st.binary(max_size=300), st.sampled_from(["gzip", "deflate", "br", "zstd", "gzip, deflate"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,13 +13,22 @@ from moesif_otel.events.redact import Rules, redaction_for
 from moesif_otel.events.redact_text import redact_text, redact_url
 from moesif_otel.events.sensitive import CARD_WORDS, SENSITIVE_NAMES, has_card_number
 
-from .conftest import Calls
+if TYPE_CHECKING:
+    from .conftest import Calls
 
 AUTO = Rules(auto=True)
 CARD = "4111 1111 1111 1111"
 
 
-def body_of(calls: Calls, data: bytes, content_type: str | None, *, kept: int | None = None, coding: str | None = None, **options: Any) -> Any:
+def body_of(
+    calls: Calls,
+    data: bytes,
+    content_type: str | None,
+    *,
+    kept: int | None = None,
+    coding: str | None = None,
+    **options: Any,
+) -> Any:
     """The request body as it leaves: JSON, or the bytes behind base64, or what our metadata says of it."""
     headers = [("Content-Type", content_type)] if content_type else []
     headers += [("Content-Encoding", coding)] if coding else []
@@ -36,7 +45,14 @@ def body_of(calls: Calls, data: bytes, content_type: str | None, *, kept: int | 
 @pytest.mark.parametrize("name", [*SENSITIVE_NAMES, *CARD_WORDS])
 def test_the_quick_scan_sees_every_name(name: str) -> None:
     """In every spelling: were one missed, its value would pass unseen."""
-    for spelling in (name, name.upper(), name.title(), name.replace("_", "-"), name.replace("_", ""), name.replace("_", " ")):
+    for spelling in (
+        name,
+        name.upper(),
+        name.title(),
+        name.replace("_", "-"),
+        name.replace("_", ""),
+        name.replace("_", " "),
+    ):
         assert AUTO.may_concern(b'{"%s": 1}' % spelling.encode())
         assert AUTO.may_concern(f'{{"{spelling}": 1}}'.encode("utf-16"))
         assert AUTO.may_concern(b"a=b&%s=1" % spelling.encode())
@@ -48,13 +64,38 @@ def test_the_quick_scan_lets_plain_texts_pass(text: bytes) -> None:
     assert not AUTO.may_concern(text)
 
 
-@pytest.mark.parametrize("name", ["max_tokens", "token_count", "next_page_token", "tokens", "passenger", "secretary", "compass", "keyboard", "sessions"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "max_tokens",
+        "token_count",
+        "next_page_token",
+        "tokens",
+        "passenger",
+        "secretary",
+        "compass",
+        "keyboard",
+        "sessions",
+    ],
+)
 def test_other_names_stay(calls: Calls, name: str) -> None:
     """The list is exact."""
     assert body_of(calls, json.dumps({name: "kept"}).encode(), "application/json") == {name: "kept"}
 
 
-@pytest.mark.parametrize("name", ["password", "PassWord", "client-secret", "clientSecret", "API_KEY", "user.password", "user[password]", "@password"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "password",
+        "PassWord",
+        "client-secret",
+        "clientSecret",
+        "API_KEY",
+        "user.password",
+        "user[password]",
+        "@password",
+    ],
+)
 @pytest.mark.parametrize("value", ["x", 5, 1.5, ["x"], {"a": "x"}, ""])
 def test_values_of_any_type_are_hidden(calls: Calls, name: str, value: Any) -> None:
     """In any spelling, at any depth."""
@@ -149,14 +190,30 @@ def test_what_a_card_number_is(text: str, card: bool) -> None:
         (b'{"token":"x"}\n\n{"a":1}\n', "application/x-ndjson", b'{"token":"(hidden)"}\n\n{"a":1}\n'),
         (b'\x1e{"token":"x"}\n\x1e{"a":1}\n', "application/json-seq", b'\x1e{"token":"(hidden)"}\n\x1e{"a":1}\n'),
         (b'{"token":"x"}\n{"a":1}', "application/json", b'{"token":"(hidden)"}\n{"a":1}'),
-        (b'id: 1\ndata: {"token":"x"}\n\ndata: [DONE]\n\n', "text/event-stream", b'id: 1\ndata: {"token":"(hidden)"}\n\ndata: [DONE]\n\n'),
+        (
+            b'id: 1\ndata: {"token":"x"}\n\ndata: [DONE]\n\n',
+            "text/event-stream",
+            b'id: 1\ndata: {"token":"(hidden)"}\n\ndata: [DONE]\n\n',
+        ),
         (b'data: {"token":\r\ndata: "x"}\r\n\r\n', "text/event-stream", b'data: {"token":"(hidden)"}\n\n'),
         (b"data: password: x\n\ndata: ok\n\n", "text/event-stream", b"data: (left out)\n\ndata: ok\n\n"),
-        (b"user=a&password=x&empty=&token", "application/x-www-form-urlencoded", b"user=a&password=(hidden)&empty=&token"),
+        (
+            b"user=a&password=x&empty=&token",
+            "application/x-www-form-urlencoded",
+            b"user=a&password=(hidden)&empty=&token",
+        ),
         (b"p%61ssword=x&b=1", "application/x-www-form-urlencoded", b"p%61ssword=(hidden)&b=1"),
         (b"user%5Bpassword%5D=x", "application/x-www-form-urlencoded", b"user%5Bpassword%5D=(hidden)"),
-        (b"payload=%7B%22token%22%3A%22x%22%7D", "application/x-www-form-urlencoded", b"payload=%7B%22token%22:%22(hidden)%22%7D"),
-        (b"card=4111111111111111&n=4111111111111111", "application/x-www-form-urlencoded", b"card=(hidden)&n=4111111111111111"),
+        (
+            b"payload=%7B%22token%22%3A%22x%22%7D",
+            "application/x-www-form-urlencoded",
+            b"payload=%7B%22token%22:%22(hidden)%22%7D",
+        ),
+        (
+            b"card=4111111111111111&n=4111111111111111",
+            "application/x-www-form-urlencoded",
+            b"card=(hidden)&n=4111111111111111",
+        ),
         (b"<a><password>x</password></a>", "application/xml", "not_maskable"),
         (b"<a><name>x</name></a>", "application/xml", b"<a><name>x</name></a>"),
         (b"the tokens of max_tokens", "text/plain", b"the tokens of max_tokens"),
@@ -202,7 +259,10 @@ def test_multipart_masks_and_cut_parts(calls: Calls) -> None:
 def test_an_unreadable_coding_is_left_out(calls: Calls) -> None:
     """Nobody could look into it; without rules it is sent as it is."""
     assert body_of(calls, b"\x1f\x8b\xff\xff", "application/json", coding="gzip") == "unreadable"
-    assert body_of(calls, b"\x00\x01\x02", "application/json", coding="unheard-of", AUTO_HIDE_SENSITIVE=False) == b"\x00\x01\x02"
+    assert (
+        body_of(calls, b"\x00\x01\x02", "application/json", coding="unheard-of", AUTO_HIDE_SENSITIVE=False)
+        == b"\x00\x01\x02"
+    )
 
 
 def test_a_key_that_stands_twice_is_not_sent_raw(calls: Calls) -> None:
@@ -212,6 +272,21 @@ def test_a_key_that_stands_twice_is_not_sent_raw(calls: Calls) -> None:
         event = build_event(exchange, None, calls.settings, parse_bodies=False)
         assert event is not None
         assert b'"x"' not in serialize(event)
+
+
+@pytest.mark.parametrize(
+    ("data", "kept"),
+    [
+        (b'{"link": "https://joe:hunter2@x/", "a": 1}', 26),
+        (b"u=https%3A%2F%2Fjoe%3Ahunter2%40x", 24),
+        ('{"link": "https://joe:hunter2@x/"}'.encode("utf-16"), 56),
+        (b'{"a": "https:', 12),
+    ],
+)
+def test_user_information_cut_before_its_end(calls: Calls, data: bytes, kept: int) -> None:
+    """A cut URL may have been about to show an `@`: its end is dropped."""
+    found = body_of(calls, data, "application/x-www-form-urlencoded", kept=kept)
+    assert b"hun" not in (found if isinstance(found, bytes) else found.encode()).replace(b"\0", b"")
 
 
 @pytest.mark.parametrize(
@@ -228,7 +303,10 @@ def test_a_key_that_stands_twice_is_not_sent_raw(calls: Calls) -> None:
         ("https://x/?q=%7B%22token%22%3A%22t%22%7D", "https://x/?q=%7B%22token%22:%22(hidden)%22%7D"),
         ("https://x/?password", "https://x/?password"),
         ("https://x/?password=", "https://x/?password="),
-        ("https://x/?query=mutation{login(password:\"t\")}", "https://x/?query=mutation%7Blogin(password:%22(hidden)%22)%7D"),
+        (
+            'https://x/?query=mutation{login(password:"t")}',
+            "https://x/?query=mutation%7Blogin(password:%22(hidden)%22)%7D",
+        ),
         ("", ""),
     ],
 )
@@ -249,6 +327,11 @@ def test_urls(url: str, expected: str) -> None:
         ("a=password=x", "a=password=(hidden)"),
         ('"password": "never closed', '"password": "(hidden)"'),
         ("Authorization: Bearer abc\nAccept: x", "Authorization: (hidden)\nAccept: x"),
+        ('say {"password": ["x", "y"], "b": 1}', 'say {"password": (hidden)'),
+        ('{"password": {"a": "x', '{"password": (hidden)'),
+        ("password=<x>&b=1", "password=(hidden)"),
+        ('password=a"b<c&d=1', "password=(hidden)&d=1"),
+        ("password: a&b;c", "password: (hidden)"),
         ("100% token of a % b", "100% token of a % b"),
     ],
 )
@@ -276,7 +359,11 @@ def test_texts_inside_texts_end(calls: Calls) -> None:
         ("X-Auth-Token", "abc", "(hidden)"),
         ("X-Token-Count", "5", "5"),
         ("Cookie", "a=b; sessionid=x; token=y", "a=b; sessionid=(hidden); token=(hidden)"),
-        ("Set-Cookie", "PHPSESSID=x; Path=/; Expires=Wed, 21 Oct 2026 07:28:00 GMT", "PHPSESSID=(hidden); Path=/; Expires=Wed, 21 Oct 2026 07:28:00 GMT"),
+        (
+            "Set-Cookie",
+            "PHPSESSID=x; Path=/; Expires=Wed, 21 Oct 2026 07:28:00 GMT",
+            "PHPSESSID=(hidden); Path=/; Expires=Wed, 21 Oct 2026 07:28:00 GMT",
+        ),
         ("Referer", "https://x/?token=t", "https://x/?token=(hidden)"),
         ("Location", "/cb#access_token=t&x=1", "/cb#access_token=(hidden)&x=1"),
         ("Accept", "*/*", "*/*"),
@@ -300,7 +387,9 @@ def test_header_masks(calls: Calls) -> None:
         request_headers=[("X-Tenant", "a"), ("Cookie", "crumb=1; ssn=2; c=3"), ("Referer", "/?ssn=1")],
         response_headers=[("X-Tenant", "a")],
     )
-    options = calls.options(REQUEST_HEADER_MASKS=["x_tenant", "crumb"], REQUEST_BODY_MASKS=["ssn"], AUTO_HIDE_SENSITIVE=False)
+    options = calls.options(
+        REQUEST_HEADER_MASKS=["x_tenant", "crumb"], REQUEST_BODY_MASKS=["ssn"], AUTO_HIDE_SENSITIVE=False
+    )
     event = build_event(exchange, None, options, parse_bodies=False)
     assert event is not None
     assert event.request.uri == "https://x/?ssn=&keep=2"

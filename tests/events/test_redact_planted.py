@@ -84,7 +84,10 @@ def test_in_urls(url: str, header: str) -> None:
     """The call's own URL, and URLs in headers of either side, also as attributes of a bare span."""
     value = f"<{url}>; rel=next" if header == "Link" else url
     leaves(CALLS.exchange(url=url, request_headers=[(header, value)], response_headers=[(header, value)]))
-    span = CALLS.span({"http.method": "GET", "http.url": url, f"http.request.header.{header.lower()}": [value], "other.link": url}, name=f"GET {url}")
+    span = CALLS.span(
+        {"http.method": "GET", "http.url": url, f"http.request.header.{header.lower()}": [value], "other.link": url},
+        name=f"GET {url}",
+    )
     leaves(None, span)
     leaves(None, CALLS.span({"http.method": "GET", "http.target": url, "http.host": "x"}))
 
@@ -94,7 +97,11 @@ def test_in_urls(url: str, header: str) -> None:
 def test_in_cookies(name: str, form: str) -> None:
     """Cookie and Set-Cookie."""
     text = form.format(name, SECRET)
-    leaves(CALLS.exchange(request_headers=[("Cookie", text)], response_headers=[("Set-Cookie", f"{text}; Path=/; HttpOnly")]))
+    leaves(
+        CALLS.exchange(
+            request_headers=[("Cookie", text)], response_headers=[("Set-Cookie", f"{text}; Path=/; HttpOnly")]
+        )
+    )
 
 
 @SOME
@@ -109,7 +116,15 @@ def test_in_headers(name: str, prefix: str) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [f"Bearer {SECRET}", f"bearer  {SECRET}", f"Basic {SECRET}", SECRET, f"{SECRET} x", f'Digest username="a", response="{SECRET}"', f"Bearer a, Basic {SECRET}"],
+    [
+        f"Bearer {SECRET}",
+        f"bearer  {SECRET}",
+        f"Basic {SECRET}",
+        SECRET,
+        f"{SECRET} x",
+        f'Digest username="a", response="{SECRET}"',
+        f"Bearer a, Basic {SECRET}",
+    ],
 )
 @pytest.mark.parametrize("name", ["Authorization", "PROXY-AUTHORIZATION"])
 def test_in_credentials(name: str, value: str) -> None:
@@ -127,7 +142,13 @@ def test_in_span_bodies_and_attributes(text: str) -> None:
     leaves(
         None,
         CALLS.span(
-            {"http.method": "GET", "http.status_code": 200, "http.request.body.content": text, "http.response.body.content": text, "mine": text},
+            {
+                "http.method": "GET",
+                "http.status_code": 200,
+                "http.request.body.content": text,
+                "http.response.body.content": text,
+                "mine": text,
+            },
             events=events,
         ),
     )

@@ -114,7 +114,9 @@ def test_values_that_json_has_no_word_for(value: Any, expected: Any) -> None:
     assert strict(serialize(event(metadata={"v": [value]})))["metadata"]["v"] == [expected]
 
 
-@pytest.mark.parametrize("value", [cycle(), deep(300), deep(5_000), repeated(), RudeMapping({"a": 1}), [cycle()], Rude, len])
+@pytest.mark.parametrize(
+    "value", [cycle(), deep(300), deep(5_000), repeated(), RudeMapping({"a": 1}), [cycle()], Rude, len]
+)
 def test_values_without_end_or_manners(value: Any) -> None:
     """Cycles, depth, values that unfold without end and objects that raise cost the value, never the event."""
     found = strict(serialize(event(metadata={"v": value, "kept": 1, "spoils": "\ud800"})))
@@ -150,7 +152,12 @@ def test_fields_that_moesifapi_lacks_are_sent() -> None:
     made = event()
     made.trace_id, made.span, made.subscription_id, made.action_name = "a", {"id": "b"}, "s", "act"
     found = strict(serialize(made))
-    assert [found[name] for name in ("trace_id", "span", "subscription_id", "action_name")] == ["a", {"id": "b"}, "s", "act"]
+    assert [found[name] for name in ("trace_id", "span", "subscription_id", "action_name")] == [
+        "a",
+        {"id": "b"},
+        "s",
+        "act",
+    ]
     assert made.to_dictionary()["span"] == {"id": "b"}
     assert b"null" not in serialize(event())
 
@@ -173,10 +180,19 @@ def test_fragments_survive_the_slow_way() -> None:
 
 
 ODD = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()) | st.binary() | st.dates() | st.uuids(),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.text() | st.integers() | st.none() | st.binary(), inner, max_size=3)
-    | st.tuples(inner, inner),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters())
+    | st.binary()
+    | st.dates()
+    | st.uuids(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text() | st.integers() | st.none() | st.binary(), inner, max_size=3)
+        | st.tuples(inner, inner)
+    ),
     max_leaves=15,
 )
 
@@ -237,7 +253,9 @@ def test_the_documented_mask_works_on_every_call() -> None:
     hide_absent_bodies(made)
     assert made.response is None
     assert made.request.body is None
-    made.response = EventResponseModel(time="t", status=200, headers={}, body={"password": "x", "a": 1}, transfer_encoding="json")
+    made.response = EventResponseModel(
+        time="t", status=200, headers={}, body={"password": "x", "a": 1}, transfer_encoding="json"
+    )
     show_absent_bodies(made)
     documented_mask(made)
     hide_absent_bodies(made)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry.sdk.trace import Event
@@ -12,7 +12,8 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from moesif_otel.events.build import build_event, serialize
 
-from .conftest import Calls
+if TYPE_CHECKING:
+    from .conftest import Calls
 
 OLD = {
     "http.method": "GET",
@@ -43,7 +44,9 @@ STABLE = {
 }
 
 
-def sent(calls: Calls, attributes: dict[str, Any], *, options: dict[str, Any] | None = None, **span: Any) -> dict[str, Any] | None:
+def sent(
+    calls: Calls, attributes: dict[str, Any], *, options: dict[str, Any] | None = None, **span: Any
+) -> dict[str, Any] | None:
     event = build_event(None, calls.span(attributes, **span), calls.options(**(options or {})), parse_bodies=False)
     return None if event is None else json.loads(serialize(event))
 
@@ -71,7 +74,10 @@ def test_either_convention_makes_the_same_event(calls: Calls, attributes: dict[s
         ({"url.full": "https://x/a?b=c"}, "https://x/a?b=c"),
         ({"http.url": "https://x/a"}, "https://x/a"),
         ({"http.url": "/a", "http.host": "x"}, "http://x/a"),
-        ({"url.path": "/a", "url.query": "?b", "url.scheme": "https", "server.address": "x", "server.port": 443}, "https://x/a?b"),
+        (
+            {"url.path": "/a", "url.query": "?b", "url.scheme": "https", "server.address": "x", "server.port": 443},
+            "https://x/a?b",
+        ),
         ({"url.path": "/a", "server.address": "2001:db8::1", "server.port": 81}, "http://[2001:db8::1]:81/a"),
         ({"url.path": "a", "net.host.name": "x", "net.host.port": "81"}, "http://x:81/a"),
         ({"http.target": "/a", "http.server_name": "x"}, "http://x/a"),
@@ -136,7 +142,9 @@ def test_client_spans_are_outgoing_calls(calls: Calls) -> None:
         (SpanKind.CLIENT, StatusCode.ERROR, (), None),
     ],
 )
-def test_a_span_without_status(calls: Calls, kind: SpanKind, status: StatusCode, events: Any, expected: int | None) -> None:
+def test_a_span_without_status(
+    calls: Calls, kind: SpanKind, status: StatusCode, events: Any, expected: int | None
+) -> None:
     """An app that raised answers 500; a call that got no answer has no response."""
     found = sent(calls, {"http.request.method": "GET"}, kind=kind, status=status, events=events)
     assert found is not None
@@ -159,8 +167,15 @@ def test_captured_headers_of_both_spellings(calls: Calls) -> None:
         },
     )
     assert found is not None
-    assert found["request"]["headers"] == {"X-Forwarded-For": "9.9.9.9, 1.1.1.1", "Authorization": "Basic (hidden)", "Accept": "a, b"}
-    assert found["response"]["headers"] == {"Content-Type": "text/plain", "Set-Cookie": "sessionid=(hidden); Path=/, b=2"}
+    assert found["request"]["headers"] == {
+        "X-Forwarded-For": "9.9.9.9, 1.1.1.1",
+        "Authorization": "Basic (hidden)",
+        "Accept": "a, b",
+    }
+    assert found["response"]["headers"] == {
+        "Content-Type": "text/plain",
+        "Set-Cookie": "sessionid=(hidden); Path=/, b=2",
+    }
     assert found["request"]["ip_address"] == "9.9.9.9"
     assert found["user_id"] == "joe"
 
@@ -214,7 +229,10 @@ def test_exceptions_lose_messages_that_name_a_secret(calls: Calls) -> None:
     )
     found = sent(calls, {"http.request.method": "GET"}, events=events)
     assert found is not None
-    assert found["metadata"]["moesif_otel"]["exceptions"] == [{"type": "ValueError"}, {"type": "OSError", "message": "disk full"}]
+    assert found["metadata"]["moesif_otel"]["exceptions"] == [
+        {"type": "ValueError"},
+        {"type": "OSError", "message": "disk full"},
+    ]
 
 
 def test_bare_spans_are_looked_through(calls: Calls) -> None:
@@ -239,7 +257,14 @@ def test_bare_spans_are_looked_through(calls: Calls) -> None:
 @pytest.mark.parametrize("value", [None, "x", 10**30, -1, ["a"]])
 def test_odd_attribute_values_do_not_fail(calls: Calls, value: Any) -> None:
     """Whatever an instrumentation writes."""
-    for name in (*OLD, *STABLE, "http.request.header.x", "user.id", "http.request.body.content", "http.request.body.size"):
+    for name in (
+        *OLD,
+        *STABLE,
+        "http.request.header.x",
+        "user.id",
+        "http.request.body.content",
+        "http.request.body.size",
+    ):
         sent(calls, {"http.request.method": "GET", name: value})
 
 
