@@ -115,6 +115,8 @@ def fork_after_sending(rig) -> None:
             return
         submit(rig, generation * 100)
         assert rig.delivery.force_flush(5)
+        stats = rig.ledger.snapshot()  # its own books, not its parent's
+        assert (stats.accepted, stats.delivered, stats.errors) == (EVENTS, EVENTS, {})
 
 
 def fork_while_everything_is_locked(rig) -> None:
@@ -141,6 +143,8 @@ def fork_while_everything_is_locked(rig) -> None:
         submit(rig, 100)
         rig.delivery.ensure_started()
         ok = rig.delivery.force_flush(5)
+        stats = rig.ledger.snapshot()
+        ok = ok and stats.accepted == stats.delivered == EVENTS and stats.held_bytes == 0
         rig.delivery.shutdown(5)
         os._exit(0 if ok else 1)
     status = os.waitpid(pid, 0)[1]

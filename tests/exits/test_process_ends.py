@@ -99,6 +99,11 @@ def test_parent_and_children_each_deliver_their_own_once(way, starts) -> None:
         assert code == 0, errors
         assert sorted(server.acknowledged) == ids(*starts)
         assert "Traceback" not in errors
+        # No two processes have used one connection.
+        users = {}
+        for request in server.requests:
+            users.setdefault(request.connection, set()).update(int(i) // 100 for i in request.ids)
+        assert all(len(processes) == 1 for processes in users.values()) or way == "fork_then_both"
 
 
 def test_what_a_process_could_not_send_the_next_one_sends(tmp_path) -> None:
