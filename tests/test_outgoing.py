@@ -157,11 +157,14 @@ def test_streams(upstream, sandbox):
         gc.collect()
         sandbox.wait_for_events(2)
         open_one = requests.get(upstream.url + "/gzip", stream=True)
+        open_raw = requests.get(upstream.url + "/gzip?raw", stream=True).raw
     assert len(open_one.content) == len(LINES)
+    assert open_raw.read()
+    assert capture.stats()["errors"] == {}
     outcomes = {event["user_id"]: event["metadata"]["moesif_otel"]["outcome"] for event in sandbox.events()}
-    assert outcomes == {"/lines 200": "client_aborted", "/chunked 200": "not_read", "/gzip 200": "unfinished"}
+    assert outcomes == {"/lines 200": "client_aborted", "/chunked 200": "not_read", "/gzip 200": "unfinished", "/gzip?raw 200": "unfinished"}
     stats = capture.stats()
-    assert (stats["accepted"], stats["delivered"], stats["held_bytes"]) == (3, 3, 0)
+    assert (stats["accepted"], stats["delivered"], stats["held_bytes"]) == (4, 4, 0)
 
 
 def test_200_calls_are_a_handful_of_posts(upstream, sandbox):
@@ -357,7 +360,11 @@ def test_delivered_at_exit(upstream, sandbox):
         next(stream.iter_content(100))
     """
     root = Path(__file__).parents[1]
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=root, env={"PYTHONPATH": str(root)}, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=root, env={"PYTHONPATH": str(root)}, check=True, timeout=60,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("", "")
     assert {event["request"]["uri"].rpartition("/")[2] for event in sandbox.wait_for_events(2)} == {"json", "lines"}
 
 

@@ -217,10 +217,11 @@ class OutgoingCall:
                 _add_plain(exchange.request_body, body)
 
     def _note_response(self, response: Response) -> None:
+        for exchange in self.exchanges:
+            exchange.status = response.status_code
         headers = facts.response_headers(response)
         redirects = sum(1 for earlier in response.history if earlier.is_redirect)
         for exchange in self.exchanges:
-            exchange.status = response.status_code
             exchange.response_headers = headers
             if redirects:
                 exchange.notes["redirects"] = redirects
@@ -244,9 +245,10 @@ class OutgoingCall:
                 body.count(seen_bytes)
         if not teeable or facts.nothing_left(raw):
             return False
-        late = _LateEnd(self, response)
+        arguments = _LazyArguments(self.exchanges[0], response)
+        late = _LateEnd(self, arguments)
         for exchange in self.exchanges:
-            exchange.callback_arguments = _LazyArguments(exchange, response)
+            exchange.callback_arguments = arguments
         Download(self.exchanges, late.finish).watch(raw, partial(_dropped, tuple(self.exchanges)))
         return True
 
@@ -258,8 +260,9 @@ class OutgoingCall:
         _innermost.set(self)
         try:
             for exchange in self.exchanges:
-                exchange.callback_arguments = (self.request, response)
-                exchange.finish(outcome, error)
+                if exchange.is_open:  # else the capture has ended before the body
+                    exchange.callback_arguments = (self.request, response)
+                    exchange.finish(outcome, error)
         finally:
             _innermost.set(before)
             self.runs_callbacks = False
@@ -272,23 +275,19 @@ class OutgoingCall:
 class _LateEnd:
     """The end of a call whose body came later; it lives as long as urllib3's response, and does not hold it."""
 
-    __slots__ = ("_call", "_response")
+    __slots__ = ("_arguments", "_call")
 
-    def __init__(self, call: OutgoingCall, response: Response) -> None:
+    def __init__(self, call: OutgoingCall, arguments: _LazyArguments) -> None:
         self._call = call
-        self._response = weakref.ref(response)
+        self._arguments = arguments
 
     def finish(self, outcome: Outcome, error: BaseException | None, in_finalizer: bool) -> None:
         """End the call; see `requests_download.Finish`."""
-        call = self._call
-        response = self._response()
-        if not in_finalizer:
-            # The caller may have kept nothing but `response.raw`.
-            if response is None:
-                _request, response = call.exchanges[0].callback_arguments
-            call._finish(response, outcome, error)
-            return
-        _dropped(call.exchanges, outcome)
+        if in_finalizer:
+            _dropped(self._call.exchanges, outcome)
+        else:
+            _request, response = self._arguments
+            self._call._finish(response, outcome, error)
 
 
 def _dropped(exchanges: Sequence[Exchange], outcome: Outcome = Outcome.DROPPED) -> None:
