@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Final
 from tornado.web import Application, FallbackHandler, GZipContentEncoding, RequestHandler
 from tornado.wsgi import WSGIContainer
 
-from moesif_otel.capture.body import CapturedBody
 from moesif_otel.capture.exchange import Outcome, current_exchange
 from moesif_otel.capture.tornado_call import Call, HandlerCall, ResponseTee
 from moesif_otel.capture.tornado_fallback import ConnectionCall, marked_environ
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from tornado.httputil import HTTPServerRequest
     from tornado.web import OutputTransform
 
-    from moesif_otel.capture.exchange import Pipeline
+    from moesif_otel.capture.exchange import Exchange, Pipeline
 
 __all__ = ["TAP_ATTRIBUTE", "TornadoTap"]
 
@@ -142,31 +141,28 @@ class TornadoTap:
 
     def _new_call(self, handler: RequestHandler) -> Call:
         exchange = open_exchange(self.pipeline, handler)
-        call: Call
+        call = self._call_for(exchange, handler)
         try:
-            if isinstance(handler, FallbackHandler):
-                settings = self.pipeline.settings
-                body = CapturedBody(settings.request_max_body_size, self.pipeline.budget)
-                call = connection_call = ConnectionCall(exchange, handler)
-                connection_call.watch(body if settings.log_body else None)
-            else:
-                call = handler_call = HandlerCall(
-                    exchange, handler, awaits_log=self in _taps_of_function(handler.application)
-                )
-                handler_call.watch()
+            call.watch()
         except BaseException:
+            call.close()
             exchange.supersede()  # nobody would ever finish it
             raise
         current_exchange.set(exchange)
         self.pipeline.opened(exchange)
         return call
 
+    def _call_for(self, exchange: Exchange, handler: RequestHandler) -> Call:
+        if isinstance(handler, FallbackHandler):
+            return ConnectionCall(exchange, handler)
+        return HandlerCall(exchange, handler, awaits_log=self in _taps_of_function(handler.application))
+
     def _record_late(self, handler: RequestHandler) -> None:
         exchange = open_exchange(self.pipeline, handler)
         exchange.notes["capture"] = "response_body_not_seen"
         call = HandlerCall(exchange, handler, awaits_log=True)
         exchange.response_body = None
-        call.watch()
+        call.take_request_body()
         _calls_of(handler.request)[self] = call
         self.pipeline.opened(exchange)
         call.logged()

@@ -72,6 +72,21 @@ class Call:
             decision, self.decision = self.decision, None
             add_headers(decision, headers)
 
+    def watch(self) -> None:
+        """Take the place from which the call is seen."""
+
+    def take_request_body(self) -> None:
+        """Note the body that Tornado has read."""
+        exchange, handler = self.exchange, self.handler
+        if exchange is None or handler is None or not exchange.pipeline.settings.log_body:
+            return
+        if isinstance(handler.request.body, bytes) and handler.request.body:
+            exchange.request_body = self._new_request_body(exchange)
+            exchange.request_body.add(handler.request.body)
+
+    def _new_request_body(self, exchange: Exchange) -> CapturedBody:
+        return CapturedBody(exchange.pipeline.settings.request_max_body_size, exchange.pipeline.budget)
+
     def headers_sent(self, status: int, headers: HTTPHeaders) -> None:
         """Note status and headers as they left."""
         exchange = self.exchange
@@ -156,15 +171,11 @@ class HandlerCall(Call):
         exchange, handler = self.exchange, self.handler
         if exchange is None or handler is None:
             return
-        settings = exchange.pipeline.settings
-        if settings.log_body:
-            body = CapturedBody(settings.request_max_body_size, exchange.pipeline.budget)
-            if streams_request_body(handler):
-                exchange.request_body = body
-                self._hooks.put(handler, "data_received", _teed(handler.data_received, body, exchange))
-            elif isinstance(handler.request.body, bytes) and handler.request.body:
-                exchange.request_body = body
-                body.add(handler.request.body)
+        if exchange.pipeline.settings.log_body and streams_request_body(handler):
+            body = exchange.request_body = self._new_request_body(exchange)
+            self._hooks.put(handler, "data_received", _teed(handler.data_received, body, exchange))
+        else:
+            self.take_request_body()
         if type(handler).detach is tornado.web.RequestHandler.detach:
             self._hooks.put(handler, "detach", self._with_detach(handler.detach))
         connection: Any = handler.request.connection

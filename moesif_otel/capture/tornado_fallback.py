@@ -17,7 +17,6 @@ from moesif_otel.capture.exchange import Outcome
 from moesif_otel.capture.tornado_call import Call, chained_close
 from moesif_otel.capture.tornado_patches import Hooks
 from moesif_otel.capture.tornado_shape import UnknownShape, client_is_gone, close_callback_of
-from moesif_otel.capture.wsgi import EXCHANGES_KEY
 from moesif_otel.guard import PROCESS_GUARD
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
     from tornado.web import RequestHandler
 
-    from moesif_otel.capture.body import CapturedBody
     from moesif_otel.capture.exchange import Exchange
 
 __all__ = ["ConnectionCall", "marked_environ"]
@@ -52,24 +50,19 @@ class ConnectionCall(Call):
         self._client_left = False
         self._hooks = Hooks()
 
-    def watch(self, request_body: CapturedBody | None) -> None:
-        """Stand on the connection.
-
-        Args:
-            request_body: Where to note the request's body; None where bodies are not captured.
+    def watch(self) -> None:
+        """Take the request body and stand on the connection.
 
         Raises:
             UnknownShape: The connection is none that we know.
         """
-        exchange, handler = self.exchange, self.handler
-        if exchange is None or handler is None:
+        handler = self.handler
+        if handler is None:
             return
         connection: Any = handler.request.connection
         if not all(callable(getattr(connection, name, None)) for name in _METHODS):
             raise UnknownShape(f"{type(connection).__qualname__} of a FallbackHandler")
-        if request_body is not None and isinstance(handler.request.body, bytes) and handler.request.body:
-            exchange.request_body = request_body
-            request_body.add(handler.request.body)
+        self.take_request_body()
         previous = close_callback_of(connection)
         self._connection = connection
         hook = partial(self._hooks.put, connection)
@@ -159,6 +152,8 @@ def marked_environ(environ_of: Any, calls_of: Callable[[Any], Iterable[Call]]) -
         try:
             exchanges = tuple(call.exchange for call in calls_of(args[-1]) if call.exchange is not None)
             if exchanges:
+                from moesif_otel.capture.wsgi import EXCHANGES_KEY  # late: most Tornado services have no WSGI inside
+
                 made[EXCHANGES_KEY] = (*made.get(EXCHANGES_KEY, ()), *exchanges)
         except Exception as exc:
             PROCESS_GUARD.caught("marking a WSGI environ", exc)

@@ -773,6 +773,49 @@ def test_a_log_function_around_ours_is_found(how):
             assert len(first.header("Set-Cookie")) == 2
 
 
+def test_two_taps_can_share_an_application():
+    """Two application ids for one application: each has every call, whole from the second on."""
+    with tapping() as a, tapping(APPLICATION_ID="another") as b:
+
+        def both(handler: web.RequestHandler) -> None:
+            a.log_event(handler)
+            b.log_event(handler)
+
+        async def serve() -> None:
+            async with serving(web.Application([("/", Orders)], log_function=both)) as port:
+                await talk(port, get("/"))
+                await talk(port, get("/"))
+
+        run(serve())
+        for tap in (a, b):
+            assert [seen.status for seen in tap.pipeline.seen] == [200, 200]
+            assert tap.pipeline.seen[1].response_body == b'{"orders": [1, 2, 3]}'
+
+
+def test_a_connection_that_cannot_be_watched_leaves_the_request_as_it_is():
+    """An error while the call is opened: counted, our hooks taken away; what its end shows is recorded all the same."""
+    before = []
+
+    class Looking(web.RequestHandler):
+        def get(self) -> None:
+            before.append({"detach", "data_received"} & set(vars(self)))
+            self.write("served")
+
+    async def serve(tap: TornadoTap) -> None:
+        async with serving(web.Application([("/", Looking)], log_function=tap.log_event)) as port:
+            assert (await talk(port, get("/"))).endswith(b"served")
+
+    pipeline = recorder()
+    with tapping(pipeline) as tap, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("moesif_otel.capture.tornado_call.close_callback_of", lambda connection: 1 / 0)
+        run(serve(tap))
+    assert before == [set()]
+    assert pipeline.guard.counts() == {"capture of a Tornado request": 1}
+    assert len(pipeline.superseded_exchanges) == 1
+    assert (one(pipeline).status, one(pipeline).notes) == (200, {"capture": "response_body_not_seen"})
+    assert pipeline.budget.held_bytes == 0
+
+
 def test_log_event_never_fails():
     """Whatever it is given, it raises nothing."""
     with tapping() as tap:
