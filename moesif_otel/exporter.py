@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind
 
-from moesif_otel.capture.body import ByteBudget
 from moesif_otel.captured import CapturedSpan
 from moesif_otel.claims import claims_of
 from moesif_otel.delivery.client import MoesifTransport
-from moesif_otel.delivery.stats import DropReason, Ledger
+from moesif_otel.delivery.stats import DropReason
 from moesif_otel.delivery.worker import Delivery, Prepared
 from moesif_otel.events.build import event_of, read_call, serialize, without_bodies
-from moesif_otel.guard import Guard
 from moesif_otel.mask import EventMask
+from moesif_otel.outlet import EVENT_OVERHEAD_BYTES, Outlet
 from moesif_otel.profile_queue import ProfileQueue
 from moesif_otel.remote import sampling
 from moesif_otel.remote.facts import CallFacts, route_of
@@ -30,26 +29,22 @@ from moesif_otel.remote.poller import shared_poller
 from moesif_otel.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from opentelemetry.sdk.trace import ReadableSpan
 
     from moesif_otel.delivery.stats import Stats
     from moesif_otel.events.call import Call
-    from moesif_otel.remote.poller import ConfigPoller
 
-__all__ = ["EVENT_OVERHEAD_BYTES", "MoesifSpanExporter"]
+__all__ = ["MoesifSpanExporter"]
 
 _logger: Final = logging.getLogger(__name__)
-
-EVENT_OVERHEAD_BYTES: Final = 4_096
-"""What a call without its bodies is taken to hold until it is serialised: span, headers and objects (measured)."""
 
 _HTTP_KINDS: Final = frozenset({SpanKind.SERVER, SpanKind.CLIENT})
 _METHOD_ATTRIBUTES: Final = ("http.request.method", "http.method")
 
 
-class MoesifSpanExporter(SpanExporter):
+class MoesifSpanExporter(Outlet, SpanExporter):
     """Sends the HTTP spans of an OpenTelemetry pipeline to Moesif.
 
     Works behind any span processor: `provider.add_span_processor(BatchSpanProcessor(MoesifSpanExporter(...)))`.
@@ -78,15 +73,12 @@ class MoesifSpanExporter(SpanExporter):
         return exporter
 
     def _set_up(self, settings: Settings) -> None:
-        self.settings = settings
-        self.guard = Guard()
-        self.budget = ByteBudget(settings.event_queue_bytes)
-        self._ledger = Ledger()
+        self._set_up_outlet(settings)
         self._mask = EventMask(settings.mask_event_model, self.guard)
         self._claims = claims_of(settings.pipeline_key)
         self.transport = MoesifTransport(settings, on_tags=self._note_tags)
         self._profiles: ProfileQueue | None = None
-        self.remote: ConfigPoller | None = shared_poller(settings, self.transport)
+        self.remote = shared_poller(settings, self.transport)
         self.delivery: Delivery[ReadableSpan] = Delivery(
             settings,
             prepare=self._prepare,
@@ -99,14 +91,9 @@ class MoesifSpanExporter(SpanExporter):
 
     # What a processor in front of it uses.
 
-    @property
-    def generation(self) -> int:
-        """Grows in a forked child."""
-        return self.delivery.generation
-
     def ensure_started(self) -> None:
         """Start the threads of this process unless they run."""
-        self.delivery.ensure_started()
+        super().ensure_started()
         if self.remote is not None:
             self.remote.ensure_started()
 
@@ -114,28 +101,12 @@ class MoesifSpanExporter(SpanExporter):
         if self.remote is not None:
             self.remote.note_tags(config_etag, rules_tag)
 
-    def wake(self) -> None:
-        """Let housekeeping run soon."""
-        self.delivery.wake()
-
-    def add_housekeeping(self, run: Callable[[], float | None]) -> None:
-        """Have `run` called on the intake thread now and then."""
-        self.delivery.add_housekeeping(run)
-
-    def add_after_fork(self, run: Callable[[], None]) -> None:
-        """Have `run` called in a forked child before anything else happens there."""
-        self.delivery.add_after_fork(run)
-
     def submit_profile(self, path: str, body: bytes) -> bool:
         """Queue one profile POST; False when there is no room."""
         if self._profiles is None:
             # Of two made at the same time one is used by its caller alone: both deliver.
             self._profiles = ProfileQueue(self.settings, self.transport, self.guard)
         return self._profiles.submit(path, body)
-
-    def count(self, name: str) -> None:
-        """Count something that is no event's fate."""
-        self._ledger.count(name)
 
     # OpenTelemetry's interface.
 
@@ -229,9 +200,9 @@ class MoesifSpanExporter(SpanExporter):
 
         `profiles` has those of profile calls that did not wait, under the same law.
         """
-        stats = self._ledger.snapshot()
+        stats = super().stats()
         if self._profiles is not None:
             stats["profiles"] = self._profiles.stats()
-        stats["held_bytes"] = self.budget.held_bytes
-        stats["errors"] = {**self.guard.counts(), **(self.remote.counts() if self.remote is not None else {})}
+        if self.remote is not None:
+            stats["errors"] = {**stats["errors"], **self.remote.counts()}
         return stats

@@ -12,29 +12,28 @@ from typing import TYPE_CHECKING, Final
 
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from moesif_otel.capture.body import ByteBudget
-from moesif_otel.delivery.stats import Ledger
 from moesif_otel.delivery.worker import Delivery, Prepared
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.forward_copy import private_copy
 from moesif_otel.forward_transport import ExporterTransport
-from moesif_otel.guard import Guard
+from moesif_otel.outlet import EVENT_OVERHEAD_BYTES, Outlet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from moesif_otel.captured import CapturedSpan
-    from moesif_otel.delivery.stats import DropReason, Stats
+    from moesif_otel.delivery.stats import DropReason
     from moesif_otel.settings import Settings
 
 __all__ = ["ForwardingExporter"]
 
-_EVENT_OVERHEAD_BYTES: Final = 4_096
 _NOT_HONOURED: Final = ("mask_event_model", "spool_directory")
 
 
-class ForwardingExporter:
+class ForwardingExporter(Outlet):
     """Delivers captured spans through another OTel exporter.
+
+    Sampling and governance do not apply there (Moesif's API documentation, OTLP).
 
     Args:
         exporter: Any `SpanExporter`, for example OTLP.
@@ -54,12 +53,8 @@ class ForwardingExporter:
                     f"{name.upper()}: cannot be honoured with exporter={type(exporter).__name__}; "
                     "use the *_MASKS options, and let the Collector queue on disk"
                 )
-        self.settings = settings
-        self.guard = Guard()
-        self.budget = ByteBudget(settings.event_queue_bytes)
-        self.remote = None  # sampling and governance do not apply to OTLP (Moesif's API documentation)
+        self._set_up_outlet(settings)
         self._exporter = exporter
-        self._ledger = Ledger()
         self.delivery: Delivery[CapturedSpan] = Delivery(
             settings.with_changes(event_worker_count=1),  # exporters are not made to be called by two at a time
             prepare=self._prepare,
@@ -70,36 +65,11 @@ class ForwardingExporter:
             guard=self.guard,
         )
 
-    @property
-    def generation(self) -> int:
-        """Grows in a forked child."""
-        return self.delivery.generation
-
-    def ensure_started(self) -> None:
-        """Start the threads of this process unless they run."""
-        self.delivery.ensure_started()
-
-    def wake(self) -> None:
-        """Let housekeeping run soon."""
-        self.delivery.wake()
-
-    def add_housekeeping(self, run: Callable[[], float | None]) -> None:
-        """Have `run` called on the intake thread now and then."""
-        self.delivery.add_housekeeping(run)
-
-    def add_after_fork(self, run: Callable[[], None]) -> None:
-        """Have `run` called in a forked child before anything else happens there."""
-        self.delivery.add_after_fork(run)
-
-    def count(self, name: str) -> None:
-        """Count something that is no event's fate."""
-        self._ledger.count(name)
-
     def export(self, spans: Sequence[CapturedSpan]) -> SpanExportResult:
         """Take captured spans; returns at once."""
         for span in spans:
-            self.budget.charge(_EVENT_OVERHEAD_BYTES)
-            if not self.delivery.submit(span, _EVENT_OVERHEAD_BYTES):
+            self.budget.charge(EVENT_OVERHEAD_BYTES)
+            if not self.delivery.submit(span, EVENT_OVERHEAD_BYTES):
                 span.exchange.discard()
         return SpanExportResult.SUCCESS
 
@@ -133,10 +103,3 @@ class ForwardingExporter:
             timeout_millis: Return after this time at the latest; `SHUTDOWN_TIMEOUT` by default.
         """
         self.delivery.shutdown(self.settings.shutdown_timeout if timeout_millis is None else timeout_millis / 1_000)
-
-    def stats(self) -> Stats:
-        """Give the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
-        stats = self._ledger.snapshot()
-        stats["held_bytes"] = self.budget.held_bytes
-        stats["errors"] = self.guard.counts()
-        return stats
