@@ -65,7 +65,9 @@ def test_in_the_workers_of_gunicorn(tmp_path, arguments):
         try:
             wait_for(port, service)
             with ThreadPoolExecutor(4) as pool:
-                answers = list(pool.map(lambda n: requests.get(f"http://127.0.0.1:{port}/{n}", timeout=10).text, range(12)))
+                answers = list(
+                    pool.map(lambda n: requests.get(f"http://127.0.0.1:{port}/{n}", timeout=10).text, range(12))
+                )
             assert answers == [f"{n} 2590" for n in range(12)]
         finally:
             service.send_signal(signal.SIGTERM)
