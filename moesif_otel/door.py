@@ -48,6 +48,7 @@ class Door(ProfileCalls):
         self._explicit_provider = tracer_provider
         exporter = MoesifSpanExporter.of(settings)
         self._processor = MoesifSpanProcessor(settings, exporter=exporter)
+        self._processor.may_be_joined = False
         self._set_up_profiles(
             ProfileSender(exporter.transport, settings.export_timeout), exporter.submit_profile, exporter.guard
         )

@@ -91,6 +91,8 @@ class OutgoingCapture:
         ends_pipeline: bool,
     ) -> None:
         self._processor = processor
+        if ends_pipeline:
+            processor.may_be_joined = False
         self._ends_pipeline = ends_pipeline
         self._provider: Any = None
         self._dispatchers: list[Dispatcher] = []

@@ -54,7 +54,8 @@ _processors: Final[weakref.WeakSet[MoesifSpanProcessor]] = weakref.WeakSet()
 
 def live_processor(settings: Settings) -> MoesifSpanProcessor | None:
     """Give a processor of equal settings that has not been shut down, or None: what `instrument` joins."""
-    return next((one for one in tuple(_processors) if one.is_live and one.settings == settings), None)
+    joinable = (one for one in tuple(_processors) if one.is_live and one.may_be_joined)
+    return next((one for one in joinable if one.settings == settings), None)
 
 
 def _at_exit() -> None:
@@ -114,6 +115,8 @@ class MoesifSpanProcessor(SpanProcessor):
         # Grows in a forked child. A plain number: to ask delivery each time is to ask for the process id each time.
         self.generation = 0
         self.is_live = True
+        # A door that made its processor also ends it: nobody else may count on that one.
+        self.may_be_joined = True
         _processors.add(self)
         self.exporter.add_housekeeping(_weakly(self, MoesifSpanProcessor.housekeeping))
         self.exporter.add_after_fork(_weakly(self, MoesifSpanProcessor.after_fork))
@@ -280,6 +283,10 @@ class MoesifSpanProcessor(SpanProcessor):
         elif exchange.trace_id == 0:
             # Somebody's span around the call: the event joins its trace.
             exchange.trace_id, exchange.parent_span_id = context.trace_id, context.span_id
+            outer = exchange.outer
+            if outer is not None and outer.pipeline is self and outer.span is None and not outer.trace_id:
+                # A span that was sampled out, or that another provider made: the call being served is in that trace.
+                outer.trace_id, outer.span_id = context.trace_id, context.span_id
 
     def _unbind(self, exchange: Exchange) -> None:
         span = exchange.span
