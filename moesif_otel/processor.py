@@ -286,7 +286,9 @@ class MoesifSpanProcessor(SpanProcessor):
             outer = exchange.outer
             if outer is not None and outer.pipeline is self and outer.span is None and not outer.trace_id:
                 # A span that was sampled out, or that another provider made: the call being served is in that trace.
+                fix_ids(outer)
                 outer.trace_id, outer.span_id = context.trace_id, context.span_id
+                self._claims.add(context.trace_id, context.span_id)
 
     def _unbind(self, exchange: Exchange) -> None:
         span = exchange.span
