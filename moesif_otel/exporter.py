@@ -40,6 +40,7 @@ __all__ = ["MoesifSpanExporter"]
 
 _logger: Final = logging.getLogger(__name__)
 
+_MAX_EVENT_BYTES: Final = 1_000_000  # Moesif's limit of one event (API documentation, "limits")
 _HTTP_KINDS: Final = frozenset({SpanKind.SERVER, SpanKind.CLIENT})
 _METHOD_ATTRIBUTES: Final = ("http.request.method", "http.method")
 
@@ -149,6 +150,8 @@ class MoesifSpanExporter(Outlet, SpanExporter):
             if isinstance(masked, DropReason):
                 return masked
             payload = serialize(masked)
+            if len(payload) > _MAX_EVENT_BYTES:
+                payload = without_bodies(payload)
         finally:
             if exchange is not None:
                 exchange.discard()

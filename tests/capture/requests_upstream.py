@@ -5,13 +5,13 @@ from __future__ import annotations
 import gzip
 import socket
 import struct
-import subprocess
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
+import trustme
 import urllib3
 
 from moesif_otel.capture.body import ByteBudget
@@ -290,16 +290,8 @@ def capturing(*pipelines, everywhere=True, **options):
 
 def make_certificate(directory):
     """Make a CA of our own and a certificate of `localhost` signed by it: (CA file, certificate and key file)."""
-
-    def openssl(*arguments):
-        subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
-
-    (directory / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")
-    openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key", "-out", "ca.pem",
-            "-days", "2", "-subj", "/CN=moesif-otel test CA", "-addext", "keyUsage=critical,keyCertSign,cRLSign")  # fmt: skip
-    openssl("req", "-newkey", "rsa:2048", "-nodes", "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=localhost")
-    openssl("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
-            "-out", "server.crt", "-days", "2", "-extfile", "names")  # fmt: skip
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(directory / "ca.pem")
     both = directory / "server.pem"
-    both.write_text((directory / "server.crt").read_text() + (directory / "server.key").read_text())
+    authority.issue_cert("localhost", "127.0.0.1").private_key_and_cert_chain_pem.write_to_path(both)
     return directory / "ca.pem", both

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import gzip
 import io
-import shutil
 import ssl
 import subprocess
 import sys
@@ -184,7 +183,6 @@ def test_the_cause_is_never_what_the_caller_was_handling():
     assert cause_of(caught.value) == ("NewConnectionError" if URLLIB3_1 else "ConnectionRefusedError")
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificates with the openssl command")
 def test_tls(tmp_path):
     """An upstream with a certificate of a CA of ours: trusted, and not trusted."""
     ca, both = make_certificate(tmp_path)

@@ -319,16 +319,6 @@ def test_read_only_disk_is_counted(kit, monkeypatch) -> None:
     assert kit.stats.spool_errors == 1
 
 
-@pytest.mark.skipif(os.geteuid() == 0 if hasattr(os, "geteuid") else True, reason="root may write anywhere")
-def test_read_only_folder_is_counted(tmp_path) -> None:
-    """A folder that cannot be written to is no error."""
-    tmp_path.chmod(0o500)
-    kit = Kit(tmp_path)
-    assert kit.write(b"x") is None
-    tmp_path.chmod(0o700)
-    assert kit.stats.spool_errors == 1
-
-
 def test_folder_that_is_a_file_is_counted(tmp_path) -> None:
     """A path that cannot be a folder: nothing is written, nothing read, nothing raised."""
     (tmp_path / "file").write_text("x")
