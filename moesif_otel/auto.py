@@ -146,8 +146,7 @@ class Instrumentation:
         from moesif_otel.capture.requests import requests_tap
 
         processor = self.pipeline()
-        self._watch_provider(processor)
-        self._route = requests_tap.add(processor)
+        self._route = requests_tap.add(processor, before=functools.partial(self._watch_provider, processor))
 
     def _start_tornado(self) -> None:
         try:

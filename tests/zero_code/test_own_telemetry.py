@@ -76,3 +76,16 @@ def test_every_call_is_an_event_all_the_same(scene: Any) -> None:
         else:
             assert (len(incoming), len(outgoing)) == (CALLS_SERVED, 2)
         assert len({event["transaction_id"] for event in events}) == len(events)
+
+
+def test_a_call_and_those_it_makes_are_linked_also_where_no_span_of_theirs_is_seen(scene: Any) -> None:
+    """Sampled out, or spans of a provider that none of our processors is on: one trace, and the parent is the call."""
+    sandbox, name, results = scene
+    for mode in results.keys() - {"middleware"}:
+        events = sandbox.events(application_id=f"{mode} {name}")
+        served = {event["span"]["id"]: event for event in events if event["direction"] == "Incoming"}
+        for event in events:
+            if event["direction"] == "Outgoing":
+                parent = served[event["span"]["parent_id"]]
+                assert parent["request"]["uri"].endswith("/fetch")
+                assert parent["trace_id"] == event["trace_id"]
