@@ -198,6 +198,8 @@ def _taps_of(application: Application) -> tuple[TornadoTap, ...]:
 
 def _with_everywhere(taps: tuple[TornadoTap, ...]) -> tuple[TornadoTap, ...]:
     """Add the taps that capture every application, where none of `taps` delivers to the same place."""
+    if not _everywhere:
+        return taps
     for tap in tuple(_everywhere):
         key = tap.pipeline.settings.pipeline_key
         if not any(one.pipeline.settings.pipeline_key == key for one in taps):

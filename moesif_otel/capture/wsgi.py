@@ -14,8 +14,8 @@ from io import IOBase
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
+import wrapt
 from opentelemetry import context as otel_context
-from wrapt import LazyObjectProxy
 
 from moesif_otel.capture.body import CapturedBody
 from moesif_otel.capture.exchange import Exchange, Outcome, current_exchange
@@ -365,7 +365,12 @@ def _offer_to_callbacks(exchange: Exchange) -> None:
     response, request = exchange.response_body, exchange.request_body
     environ["moesif.response_body_chunks"] = [response.data()] if response is not None else []
     # Parsed only if a callback looks at it: parsing is no work for the request path.
-    environ["moesif.request_body"] = None if request is None else LazyObjectProxy(partial(_parsed, request.data()))
+    environ["moesif.request_body"] = None if request is None else _lazily(partial(_parsed, request.data()))
+
+
+def _lazily(make: Callable[[], Any]) -> Any:
+    proxy = getattr(wrapt, "LazyObjectProxy", None)  # wrapt 2
+    return make() if proxy is None else proxy(make)
 
 
 def _parsed(data: bytes) -> Any:
