@@ -210,7 +210,7 @@ def main():
         print(json.dumps(results, indent=1))
         return
     print(
-        f"{'bodies':8} {'variant':26} {'request thread':>15} {'over OTel':>10} {'whole process':>14}   (us of CPU a request)"
+        f"{'bodies':8} {'variant':26} {'request thread':>15} {'over OTel':>10} {'whole process':>14}   us of CPU"
     )
     for size, found in results.items():
         base = found.get("OTel alone", found["bare"])[0]

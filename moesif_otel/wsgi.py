@@ -96,4 +96,4 @@ def _uuid_text(text: str | None) -> str | None:
         found = str(uuid.UUID(text))
     except ValueError:
         return None
-    return text if len(text) == len(found) else found
+    return text if text.lower() == found else found

@@ -66,7 +66,7 @@ def test_a_graceful_stop_delivers_what_was_pending(name: str, sandbox: Sandbox, 
 
 
 def test_recycled_workers_deliver_before_they_go(sandbox: Sandbox) -> None:
-    """gunicorn --max-requests: each worker's events arrive, once each, and the next worker goes on."""
+    """With gunicorn --max-requests each worker's events arrive, once each, and the next worker goes on."""
     env = {"SERVERS_BASE_URI": sandbox.url, **ONLY_AT_THE_END}
     with running(KINDS["gunicorn-sync"], APP, "--max-requests", "5", env=env) as server:
         answers = _ask(server, 13, "/pid")
@@ -75,7 +75,7 @@ def test_recycled_workers_deliver_before_they_go(sandbox: Sandbox) -> None:
 
 
 def test_a_worker_that_times_out_delivers_what_it_had(sandbox: Sandbox, tmp_path: Path) -> None:
-    """gunicorn ends a worker that hangs in a request: its pending events arrive, the hanging call among them."""
+    """When gunicorn ends a worker that hangs in a request, its pending events arrive, the hanging call among them."""
     env = {"SERVERS_BASE_URI": sandbox.url, **ONLY_AT_THE_END}
     marker = tmp_path / "hanging"
     with running(KINDS["gunicorn-sync"], APP, "--timeout", "2", env=env) as server:
@@ -139,7 +139,7 @@ def test_moesif_that_is_down_at_the_start_gets_the_events_later() -> None:
 
 
 def test_uwsgi_workers_deliver_what_they_serve(sandbox: Sandbox) -> None:
-    """uWSGI forks its workers without Python's fork hooks, after the middleware was made: each delivers its own."""
+    """Workers that uWSGI forks without Python's fork hooks, after the middleware was made, deliver what they serve."""
     env = {"SERVERS_BASE_URI": sandbox.url}
     with running(KINDS["uwsgi"], APP, env=env) as server:
         pids: set[bytes] = set()
@@ -155,7 +155,7 @@ def _ask_one(server: RunningServer, n: int) -> bytes:
 
 
 def test_a_killed_worker_is_replaced_and_goes_on(sandbox: Sandbox) -> None:
-    """kill -9 of a preloaded worker loses what had not left; the next worker, forked from the same master, delivers."""
+    """A kill -9 of a preloaded worker loses what had not left; the next worker, forked from the same master, delivers."""
     env = {"SERVERS_BASE_URI": sandbox.url}
     with running(KINDS["gunicorn-sync-preload"], APP, env=env) as server:
         pid = int(_ask_one(server, 0))
