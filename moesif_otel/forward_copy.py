@@ -14,7 +14,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import Link, Status, StatusCode
 
-from moesif_otel.events.attributes import redacted_events
+from moesif_otel.events.attributes import redacted_events, redacted_name
 from moesif_otel.events.serialize import sound_text
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def private_copy(span: CapturedSpan, settings: Settings) -> tuple[ReadableSpan, 
     # A call without a span of its own has the resource of the spans around it.
     resource = span.resource if span.base is not None else _global_resource()
     copy = ReadableSpan(
-        name=sound_text(span.name),
+        name=sound_text(redacted_name(span.name, settings)),
         context=span.context,
         parent=span.parent,
         resource=resource,

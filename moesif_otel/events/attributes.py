@@ -1,6 +1,6 @@
 """The same event as OTLP attributes, for a pipeline that sends private span copies to a Collector.
 
-Owns: `redacted_attributes`, `redacted_events`.
+Owns: `redacted_attributes`, `redacted_events`, `redacted_name`.
 Threads: any; pure functions.
 Never: gives what `build_event` would not send, or what OTLP's encoder drops with a log line that quotes it (bytes,
 mappings, lone surrogates, integers beyond 64 bits).
@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace import Event
 from moesif_otel.events.build import build_event
 from moesif_otel.events.redact import redaction_for
 from moesif_otel.events.redact_formats import names_in
+from moesif_otel.events.redact_text import redact_text, redact_url
 from moesif_otel.events.serialize import OUR_KEY, plain, sound_text, text_of
 from moesif_otel.events.spans import attributes_of
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from moesif_otel.events.model import MoesifEvent
     from moesif_otel.settings import Settings
 
-__all__ = ["redacted_attributes", "redacted_events"]
+__all__ = ["redacted_attributes", "redacted_events", "redacted_name"]
 
 # What the event says itself, looked through; the span's own may hold the same unmasked.
 _REPLACED: Final = (
@@ -78,10 +79,18 @@ def redacted_events(events: Sequence[Event], settings: Settings) -> list[Event]:
 
     return [
         Event(
-            event.name, {key: value for key, value in (event.attributes or {}).items() if safe(value)}, event.timestamp
+            redacted_name(event.name, settings),
+            {key: value for key, value in (event.attributes or {}).items() if safe(value)},
+            event.timestamp,
         )
         for event in events
     ]
+
+
+def redacted_name(name: str, settings: Settings) -> str:
+    """Give the name of a span or of an event with everything hidden: some have a whole URL in it."""
+    rules = redaction_for(settings)
+    return redact_text(rules.response, redact_url(rules.request, name))
 
 
 def _own(span: ReadableSpan | None, settings: Settings) -> dict[str, Any]:
