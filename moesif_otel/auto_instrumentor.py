@@ -50,6 +50,7 @@ MoesifOptions: Final = dataclasses.make_dataclass(
         for option in OPTIONS.values()
     ],
     init=False,
+    repr=False,  # it holds the application id
     namespace={
         "__doc__": "Every option by its name in lower case, as a configuration file gives it; None: the environment's.",
         "__init__": _take_options,

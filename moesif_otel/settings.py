@@ -2,7 +2,7 @@
 
 Owns: the table of options, and making a `Settings` from a mapping, from keywords or from the environment.
 Threads: any; a `Settings` never changes.
-Never: quotes the application id; reads the environment after construction.
+Never: quotes the application id or the credentials of an address; reads the environment after construction.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 
 from moesif_otel.errors import MoesifConfigError
-from moesif_otel.options import Callback, Directory, Flag, Integer, Kind, Names, Seconds, Text, Uri
+from moesif_otel.options import Callback, Directory, Flag, ImportedCallback, Integer, Kind, Names, Seconds, Text, Uri
 
 __all__ = ["OPTIONS", "TORNADO_BATCH_SIZE", "Option", "Settings"]
 
@@ -31,6 +32,8 @@ _ENVIRONMENT_PREFIXES: Final = ("MOESIF_", "OTEL_MOESIF_")
 _OLD_NAMES: Final = {"LOCAL_MOESIF_BASEURL": "BASE_URI"}
 # Options of the packages we replace that have no meaning here, taken without a word.
 _FORGOTTEN: Final = frozenset({"LOCAL_DEBUG"})
+# User and password of a secure proxy's address, also of one that is written wrongly.
+_USER_INFO: Final = re.compile(r"(?<=//).*@|(?<=/)[^/]*@|^[^/]*@")
 
 TORNADO_BATCH_SIZE: Final = 25  # the default that moesiftornado documents
 
@@ -39,7 +42,7 @@ def _option(kind: Kind, default: Any = None) -> Any:
     return field(default=default, metadata={"kind": kind})
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Settings:
     """The options of one pipeline; each field is the option of the same name in upper case.
 
@@ -47,7 +50,7 @@ class Settings:
     validate; the constructor itself does not. Thread-safe: a value.
     """
 
-    application_id: str = field(metadata={"kind": Text()}, repr=False)
+    application_id: str = field(metadata={"kind": Text()})
     base_uri: str = _option(Uri(), "https://api.moesif.net")
 
     skip: Callable[..., Any] | None = _option(_CALLBACK)
@@ -190,6 +193,15 @@ class Settings:
             _show_our_debug_log()
         return cls(**values)
 
+    def __repr__(self) -> str:
+        """Show what differs from the defaults; no application id, no credentials, callbacks by their names."""
+        shown = [
+            f"{each.name}={_shown(value)}"
+            for each in fields(self)
+            if each.name.upper() not in _SECRET and (value := getattr(self, each.name)) != each.default
+        ]
+        return f"Settings({', '.join(shown)})"
+
     def with_changes(self, **changes: Any) -> Settings:
         """Give a copy with some fields changed, unchecked."""
         return replace(self, **changes)
@@ -229,7 +241,7 @@ class Option:
     def _error(self, value: Any) -> MoesifConfigError:
         got = type(value).__name__
         if self.name not in _SECRET and isinstance(value, (str, int, float, bool)):
-            got = f"{value!r:.100}" if isinstance(value, str) else f"{value!r:.100} ({got})"
+            got = f"{_shown(value):.100}" if isinstance(value, str) else f"{value!r:.100} ({got})"
         elif value == "":
             got = "an empty string"
         return MoesifConfigError(f"{self.name}: got {got}, takes {self.kind.takes}")
@@ -238,6 +250,15 @@ class Option:
 OPTIONS: Final[Mapping[str, Option]] = {
     f.name.upper(): Option(f.name.upper(), f.metadata["kind"]) for f in fields(Settings)
 }
+
+
+def _shown(value: Any) -> str:
+    """Give a value as a message or a `repr` may have it; a callback may be a `partial` with anything in it."""
+    if isinstance(value, str):
+        return repr(_USER_INFO.sub("(hidden)@", value))
+    if callable(value) and not isinstance(value, ImportedCallback):
+        return f"<{getattr(value, '__qualname__', type(value).__qualname__)}>"
+    return repr(value)
 
 
 def _environment_text(name: str, environ: Mapping[str, str]) -> str | None:
