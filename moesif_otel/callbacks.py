@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from moesif_otel.guard import place_of
 from moesif_otel.options import ImportedCallback
 
 if TYPE_CHECKING:
@@ -131,9 +132,17 @@ class _Callback:
                 _logger.error(
                     "moesif_otel: callback %r cannot be imported (%s); calls are recorded without it",
                     function.path,
-                    exc if isinstance(exc, (ImportError, TypeError)) else type(exc).__qualname__,
+                    _words_of(exc),
                 )
             raise
+
+
+def _words_of(exc: Exception) -> str:
+    """Say why an import failed: in the import system's words, or ours; a module of the user's may quote anything."""
+    place = place_of(exc)
+    if isinstance(exc, ModuleNotFoundError) and exc.name is not None:
+        return f"no module named {exc.name!r}"
+    return str(exc) if place.startswith("options.py:") else f"{type(exc).__qualname__} at {place}"
 
 
 def _not_a_coroutine(said: Any) -> Any:
