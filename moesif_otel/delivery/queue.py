@@ -23,7 +23,7 @@ MAX_BATCH_BYTES: Final = 5_000_000
 _LEAST_BATCH_BYTES: Final = 200_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)  # no event is ever shown
 class Prepared:
     """One event, ready to be sent.
 

@@ -70,7 +70,7 @@ class _File:
     modified_s: float
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)  # no event is ever shown
 class Claim:
     """A batch that this process alone may send, until it is finished or released.
 

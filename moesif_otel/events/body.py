@@ -62,7 +62,7 @@ Not every codec of Python's: some are slow, some are no charsets at all, some hi
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)  # no body is ever shown
 class Body:
     """A body, ready for an event.
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Call", "Content"]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)  # a `repr` would show what nobody has looked through
 class Content:
     """A body as it was captured.
 
@@ -33,7 +33,7 @@ class Content:
     decoded: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Call:
     """One request and its response, unmasked.
 

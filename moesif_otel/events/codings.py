@@ -36,7 +36,7 @@ _CONTROLS: Final = bytes(code for code in range(32) if code not in b"\t\r\n")
 _GZIP_WBITS: Final = 16 + zlib.MAX_WBITS
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)  # no body is ever shown
 class Decoded:
     """What came out of `decode_content`.
 
