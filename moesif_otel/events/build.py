@@ -88,6 +88,8 @@ def read_call(captured: Exchange | None, span: ReadableSpan | None, settings: Se
         call: Call | None = call_of_exchange(captured, span)
     else:
         call = call_of_span(span) if span is not None else None
+        if call is not None:
+            _limit_bodies(call, settings)
     if call is not None and call.direction == "Incoming":
         names = _by_lower_name(call.request_headers)
         call.client_address = client_address(names, call.peer_address)
@@ -97,6 +99,20 @@ def read_call(captured: Exchange | None, span: ReadableSpan | None, settings: Se
                 names, settings.authorization_header_name, settings.authorization_user_id_field
             )
     return call
+
+
+def _limit_bodies(call: Call, settings: Settings) -> None:
+    """Hold bodies that somebody else captured to the options that our own taps obey."""
+    log_body = settings.log_body if call.direction == "Incoming" else settings.log_body_outgoing
+    if not log_body:
+        call.request_body = call.response_body = None
+        return
+    for content, most_bytes in (
+        (call.request_body, settings.request_max_body_size),
+        (call.response_body, settings.response_max_body_size),
+    ):
+        if content is not None:
+            content.data = content.data[:most_bytes]
 
 
 def transaction_id_for(trace_id: int, span_id: int, application_id: str) -> str:
