@@ -80,6 +80,7 @@ class MoesifSpanExporter(Outlet, SpanExporter):
         self.transport = MoesifTransport(settings, on_tags=self._note_tags)
         self._profiles: ProfileQueue | None = None
         self.remote = shared_poller(settings, self.transport)
+        self._told: set[str] = set()
         self.delivery: Delivery[ReadableSpan] = Delivery(
             settings,
             prepare=self._prepare,
@@ -143,6 +144,8 @@ class MoesifSpanExporter(Outlet, SpanExporter):
             call = read_call(exchange, base, self.settings)
             if call is None:
                 return DropReason.NOT_CONVERTIBLE
+            if exchange is None and self._may_be_skipped(call):
+                return DropReason.SKIP_UNKNOWN
             if not self._sampled(call):
                 return DropReason.SAMPLED_OUT
             event = event_of(call, self.settings, parse_bodies=self._mask.given)
@@ -158,6 +161,22 @@ class MoesifSpanExporter(Outlet, SpanExporter):
         if self.settings.debug:
             _logger.debug("moesif_otel: event %s, %d bytes", event.transaction_id, len(payload))
         return Prepared(payload, len(payload))
+
+    def _may_be_skipped(self, call: Call) -> bool:
+        """Whether a bare span is of a call that the user's SKIP, which takes a request, might have left out."""
+        incoming = call.direction == "Incoming"
+        if (self.settings.skip if incoming else self.settings.skip_outgoing) is None:
+            return False
+        name = "SKIP" if incoming else "SKIP_OUTGOING"
+        if name not in self._told:
+            self._told.add(name)
+            _logger.warning(
+                "moesif_otel: %s cannot be asked about spans alone, so they are not sent (counted as %s); "
+                "use MASK_EVENT_MODEL, which may return None, or a capture of ours",
+                name,
+                DropReason.SKIP_UNKNOWN.value,
+            )
+        return True
 
     def _sampled(self, call: Call) -> bool:
         """Decide by the rates that Moesif told, before any body is looked at; the weight goes into the event."""

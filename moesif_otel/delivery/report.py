@@ -106,4 +106,4 @@ class DeliveryLog:
 
 
 # Left out because somebody asked for it, or not lost.
-_NO_LOSS: Final = frozenset({"sampled_out", "masked_away", "spooled"})
+_NO_LOSS: Final = frozenset({"sampled_out", "masked_away", "skip_unknown", "spooled"})

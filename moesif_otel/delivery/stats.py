@@ -45,6 +45,8 @@ class DropReason(str, Enum):
     """`MASK_EVENT_MODEL` raised or returned another type: never sent unmasked."""
     MASKED_AWAY = "masked_away"
     """`MASK_EVENT_MODEL` returned None: skipped on purpose."""
+    SKIP_UNKNOWN = "skip_unknown"
+    """`SKIP` (`SKIP_OUTGOING`) is set, and there is only a span: no request that it could be asked about."""
     SAMPLED_OUT = "sampled_out"
     """The sampling rate set in Moesif left it out."""
     NOT_CONVERTIBLE = "not_convertible"
