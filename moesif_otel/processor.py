@@ -79,7 +79,7 @@ class MoesifSpanProcessor(SpanProcessor):
             exporter (OTLP, say) gets private copies of the spans with the capture as attributes.
 
     Raises:
-        MoesifConfigError: An option is wrong.
+        MoesifConfigError: An option is wrong, or one that hides data differs from the given exporter's.
 
     Thread-safe and fork-safe.
     """
@@ -96,6 +96,7 @@ class MoesifSpanProcessor(SpanProcessor):
         if exporter is None:
             self.exporter = MoesifSpanExporter.of(settings)
         elif isinstance(exporter, MoesifSpanExporter):
+            settings.check_protects_as(exporter.settings)
             self.exporter = exporter
         else:
             self.exporter = ForwardingExporter(exporter, settings)

@@ -32,6 +32,11 @@ _ENVIRONMENT_PREFIXES: Final = ("MOESIF_", "OTEL_MOESIF_")
 _OLD_NAMES: Final = {"LOCAL_MOESIF_BASEURL": "BASE_URI"}
 # Options of the packages we replace that have no meaning here, taken without a word.
 _FORGOTTEN: Final = frozenset({"LOCAL_DEBUG"})
+# Fields of the options that hide data and are carried out where an event is made, by the exporter.
+_HIDING_FIELDS: Final = (
+    *("mask_event_model", "auto_hide_sensitive", "log_binary_body", "authorization_header_name"),
+    *("request_body_masks", "response_body_masks", "request_header_masks", "response_header_masks"),
+)
 # User and password of a secure proxy's address, also of one that is written wrongly.
 _USER_INFO: Final = re.compile(r"(?<=//).*@|(?<=/)[^/]*@|^[^/]*@")
 
@@ -206,6 +211,19 @@ class Settings:
         """Give a copy with some fields changed, unchecked."""
         return replace(self, **changes)
 
+    def check_protects_as(self, exporters: Settings) -> None:
+        """Refuse, for a processor, options that an exporter with settings of its own would not carry out.
+
+        Raises:
+            MoesifConfigError: An option that hides data differs.
+        """
+        for name in _HIDING_FIELDS:
+            if getattr(self, name) != getattr(exporters, name):
+                raise MoesifConfigError(
+                    f"{name.upper()}: differs between the settings of the processor and of its exporter, which carries "
+                    "it out; give both the same, or leave the exporter out"
+                )
+
     @property
     def pipeline_key(self) -> tuple[str, str]:
         """What makes two exporters deliver to the same place: application id and base URI."""
@@ -250,7 +268,6 @@ class Option:
 OPTIONS: Final[Mapping[str, Option]] = {
     f.name.upper(): Option(f.name.upper(), f.metadata["kind"]) for f in fields(Settings)
 }
-
 
 def _shown(value: Any) -> str:
     """Give a value as a message or a `repr` may have it; a callback may be a `partial` with anything in it."""
