@@ -269,6 +269,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
     f.name.upper(): Option(f.name.upper(), f.metadata["kind"]) for f in fields(Settings)
 }
 
+
 def _shown(value: Any) -> str:
     """Give a value as a message or a `repr` may have it; a callback may be a `partial` with anything in it."""
     if isinstance(value, str):

@@ -1,0 +1,1 @@
+"""What leaves the process, end to end: secrets planted everywhere, every byte read."""
