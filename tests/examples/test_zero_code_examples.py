@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +19,16 @@ EXAMPLES = ROOT / "examples"
 CALLBACK = {"MOESIF_IDENTIFY_USER": "hooks:identify_user"}
 
 
+def engine_runs() -> bool:
+    """Whether the package with the engine is here, and its binary finds the Python library that it is linked to."""
+    try:
+        import rotel
+    except ImportError:
+        return False
+    words = [str(Path(rotel.__file__).with_name("rotel-agent")), "--help"]
+    return subprocess.run(words, capture_output=True, check=False, timeout=30).returncode == 0
+
+
 @pytest.fixture(scope="module")
 def served() -> Iterator[tuple[Sandbox, dict[str, Any]]]:
     """Every example, as its first lines say, side by side."""
@@ -25,7 +37,7 @@ def served() -> Iterator[tuple[Sandbox, dict[str, Any]]]:
 
         def start(name: str, folder: str, *words: str, **values: str) -> None:
             port = free_port()
-            env = environment(sandbox.url, name, PORT=str(port), **values)
+            env = environment(sandbox.url, name, PORT=str(port), OTEL_BSP_SCHEDULE_DELAY="300", **values)
             programs[name] = Program([word.format(port=port) for word in words], env, port, EXAMPLES / folder)
 
         python = sys.executable
@@ -34,16 +46,18 @@ def served() -> Iterator[tuple[Sandbox, dict[str, Any]]]:
         start("zero-code gunicorn", "zero-code", *gunicorn, **CALLBACK)
         start("pipeline", "existing-pipeline", python, "app.py")
         start("pipeline bodies", "existing-pipeline", python, "app.py", "bodies")
-        engine = free_port()
-        collector = environment(sandbox.url, "collector")
-        pytest.importorskip("rotel")
-        programs["engine"] = Program(
-            [python, "try_with_rotel.py", str(engine)], collector, engine, EXAMPLES / "collector"
-        )
-        start("collector", "collector", python, "app.py", COLLECTOR=f"http://127.0.0.1:{engine}")
+        direct = ["zero-code", "zero-code gunicorn"]
+        if engine_runs():
+            direct.append("collector")
+            port = free_port()
+            env = environment(sandbox.url, "collector")
+            programs["engine"] = Program(
+                [python, "try_with_rotel.py", str(port)], env, port, EXAMPLES / "collector"
+            )
+            start("collector", "collector", python, "app.py", COLLECTOR=f"http://127.0.0.1:{port}")
         answers = {}
         with running(programs):
-            for name in ("zero-code", "zero-code gunicorn", "collector"):
+            for name in direct:
                 answers[name] = [
                     programs[name].call(
                         "POST", "/orders", b'{"item": 7, "card": "4711"}', Content_Type="application/json", X_User="mary"
@@ -52,9 +66,8 @@ def served() -> Iterator[tuple[Sandbox, dict[str, Any]]]:
                 ]
             for name in ("pipeline", "pipeline bodies"):
                 answers[name] = [programs[name].call("GET", "/items/spoon")]
-            for name, count in {"zero-code": 2, "zero-code gunicorn": 2, "collector": 2}.items():
-                sandbox.wait_for_events(count, application_id=name)
-            # Batches of the exporter's pipelines are due after 5 seconds.
+            for name in direct:
+                sandbox.wait_for_events(2, application_id=name)
             for name in ("pipeline", "pipeline bodies"):
                 sandbox.wait_for_events(3, application_id=name)
         yield sandbox, answers
@@ -102,6 +115,8 @@ def test_the_same_pipeline_with_bodies(served: Any) -> None:
 def test_a_collector_between(served: Any) -> None:
     """Through a real engine: bodies, user and masks as directly."""
     sandbox, answers = served
+    if "collector" not in answers:
+        pytest.skip("the engine does not run here")
     assert answers["collector"][0][0] == 201
     events = sandbox.events(application_id="collector")
     (order,) = [event for event in events if event["request"]["verb"] == "POST"]

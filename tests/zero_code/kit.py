@@ -95,15 +95,20 @@ class Program:
 
     def __init__(self, words: Sequence[str], env: dict[str, str], port: int = 0, cwd: Path = PROGRAMS) -> None:
         self.port = port
-        self._log = tempfile.NamedTemporaryFile(prefix="moesif-otel-test-", suffix=".log")
-        self.process = subprocess.Popen(
-            words, env=env, cwd=cwd, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        number, path = tempfile.mkstemp(prefix="moesif-otel-test-", suffix=".log")
+        self._log = Path(path)
+        self._last_output: str | None = None
+        try:
+            self.process = subprocess.Popen(
+                words, env=env, cwd=cwd, stdout=number, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        finally:
+            os.close(number)
 
     @property
     def output(self) -> str:
         """What it has written so far."""
-        return Path(self._log.name).read_text(errors="replace")
+        return self._log.read_text(errors="replace") if self._last_output is None else self._last_output
 
     def wait_until_it_listens(self) -> Program:
         """Wait until a connection to its port is accepted."""
@@ -150,6 +155,9 @@ class Program:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(8)
+        if self._last_output is None:
+            self._last_output = self.output
+            self._log.unlink()
         return self.process.returncode
 
     def __enter__(self) -> Self:

@@ -63,7 +63,7 @@ def reloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Sandbox
                 changed.write_text(changed.read_text() + "\n# changed\n")
             programs["tornado"].wait_for_output("listening", 2)
             programs["flask"].wait_for_output("application made", 3)
-            programs["django"].wait_for_output("Starting development server", 2)
+            programs["django"].wait_for_output("development server at http", 2)
             for program in programs.values():
                 program.wait_until_it_listens()
             answers += [
@@ -92,8 +92,10 @@ def test_tornado_applications_are_captured_without_asking(reloaded: Any) -> None
     sandbox, _, _ = reloaded
     events = sandbox.events(application_id="tornado")
     calls = [(event["request"]["uri"].rpartition("/")[2], event["response"]["status"]) for event in events]
-    # The process that came after is killed before its batch is due, so its call is not among them.
-    assert sorted(calls) == [("echo", 201), ("fail", 500), ("wsgi", 200)]
+    # The process that came after is killed before its batch is due, so its call is missing, unless another file changed.
+    assert sorted(set(calls)) == [("echo", 201), ("fail", 500), ("wsgi", 200)]
+    assert len(calls) == len(set(calls)) or calls.count(("echo", 201)) == 2
+    assert len({event["transaction_id"] for event in events}) == len(events)
     first = next(event for event in events if event["request"]["uri"].endswith("/echo"))
     assert first["user_id"] == "mary"
     assert first["response"]["body"] == {"got": '{"n": 1}'}

@@ -66,7 +66,9 @@ def served() -> Iterator[tuple[Sandbox, dict[str, Program], dict[str, dict[str, 
                 }
                 answers[name]["stream"] = program.call("GET", "/flask/stream")
                 answers[name]["fail"] = program.call("GET", "/flask/fail")
-        # All processes have ended: what they had to deliver they have delivered.
+            # A uWSGI worker that is still busy with the end of a request when it is told to end runs no exit handlers.
+            sandbox.wait_for_events(7, application_id="uwsgi")
+        # All processes have ended: what the others had to deliver they have delivered.
         yield sandbox, programs, answers
 
 

@@ -89,7 +89,7 @@ async def main():
     flask_at, django_at = serve(flask_app), serve(django_app)
     server = uvicorn.Server(uvicorn.Config(fastapi_app, port=0, log_level="warning", lifespan="off"))
     serving = asyncio.create_task(server.serve())
-    while not server.started:
+    while not server.started:  # noqa: ASYNC110 - uvicorn offers no event
         await asyncio.sleep(0.02)
     asgi_at = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     http_server = tornado.web.Application([("/tornado", Hello)]).listen(0, "127.0.0.1")
