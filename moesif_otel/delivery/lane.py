@@ -67,7 +67,6 @@ class Lane(Generic[T]):
     """The state of one delivery in one process.
 
     Args:
-        pid: The process.
         queue: Batches.
         health: What is known of the server.
     """
@@ -81,7 +80,6 @@ class Lane(Generic[T]):
         "idle",
         "intake_runs",
         "limit_at_s",
-        "pid",
         "queue",
         "raw",
         "rejected_in_a_row",
@@ -96,8 +94,7 @@ class Lane(Generic[T]):
         "version",
     )
 
-    def __init__(self, pid: int, queue: BatchQueue, health: ServerHealth) -> None:
-        self.pid = pid
+    def __init__(self, queue: BatchQueue, health: ServerHealth) -> None:
         self.raw: deque[RawItem[T] | FlushMark] = deque()
         self._signals: dict[str, Any] = {}
         # Grows with every change that a waiting thread may want to know of.

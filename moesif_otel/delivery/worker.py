@@ -126,8 +126,11 @@ class Delivery(Generic[T]):
         )
         self._after_fork_runs: list[Callable[[], object]] = []
         self._generation = 0
-        self._lanes: dict[int, Lane[T]] = {}
-        self._lane = self._new_lane(os.getpid())
+        # The lane is made at its first use, not here and not in the at-fork hook: gevent's workers replace locks and
+        # threads after the fork, and a lock from before would stop every greenlet of the process.
+        self._pid = os.getpid()
+        self._slot: dict[str, Lane[T]] = {}
+        self._begun: dict[int, object] = {}
         lifecycle.watch(self)
 
     # -- taking items ------------------------------------------------------------------------------------------------
@@ -143,7 +146,7 @@ class Delivery(Generic[T]):
         Returns:
             False when it was dropped (and counted) at once.
         """
-        lane = self._lane_here()
+        lane = self._lane
         ledger = self._ledger
         ledger.accept()
         if lane.closing:
@@ -163,7 +166,9 @@ class Delivery(Generic[T]):
 
     def wake(self) -> None:
         """Nudge the intake to make a pass soon; finalizer-safe."""
-        self._lane.bell.ring()
+        lane = self._slot.get("lane")
+        if lane is not None:
+            lane.bell.ring()
 
     def add_housekeeping(self, run: Callable[[], float | None]) -> None:
         """Have `run` called on the intake thread at each pass.
@@ -181,14 +186,14 @@ class Delivery(Generic[T]):
     @property
     def generation(self) -> int:
         """Grows in a forked child, also where no at-fork hook ran."""
-        self._lane_here()
+        self._notice_fork()
         return self._generation
 
     # -- threads and processes ---------------------------------------------------------------------------------------
 
     def ensure_started(self) -> None:
         """Start the threads of this process if they do not run. Cheap when they do; not for finalizers."""
-        lane = self._lane_here()
+        lane = self._lane
         if lane.started or lane.closing:
             return
         if self._clock.monotonic() < lane.start_again_at_s or not lane.starting.acquire(blocking=False):
@@ -254,13 +259,11 @@ class Delivery(Generic[T]):
 
     def after_fork(self) -> None:
         """Begin anew in a forked child: what the parent holds is the parent's."""
-        lane = self._new_lane(os.getpid())
-        self._lanes[lane.pid] = lane
-        self._begin_here(lane)
+        self._begin_here(os.getpid())
 
-    def _new_lane(self, pid: int) -> Lane[T]:
+    def _new_lane(self) -> Lane[T]:
         queue = BatchQueue(self._settings.batch_size, self._settings.event_batch_timeout)
-        return Lane(pid, queue, ServerHealth(self._uniform))
+        return Lane(queue, ServerHealth(self._uniform))
 
     def _make_disk(self) -> Disk | None:
         directory = self._settings.spool_directory
@@ -272,26 +275,32 @@ class Delivery(Generic[T]):
         spool = Spool(directory, self._settings.spool_max_bytes, binding, guard=self._guard, **shared)
         return Disk(spool, self._settings, self._sender, budget=self._budget, log=self._log, **shared)
 
-    def _lane_here(self) -> Lane[T]:
-        lane = self._lane
-        pid = os.getpid()
-        if lane.pid == pid:
-            return lane
-        # A fork without at-fork hooks (uWSGI). Of several threads that come here first, `setdefault` lets one win.
-        fresh = self._new_lane(pid)
-        if self._lanes.setdefault(pid, fresh) is fresh:
-            self._begin_here(fresh)
-        return self._lanes[pid]
+    @property
+    def _lane(self) -> Lane[T]:
+        """The lane of this process."""
+        self._notice_fork()
+        lane = self._slot.get("lane")
+        # Of several threads that come here first, `setdefault` lets one win.
+        return lane if lane is not None else self._slot.setdefault("lane", self._new_lane())
 
-    def _begin_here(self, lane: Lane[T]) -> None:
+    def _notice_fork(self) -> None:
+        # A fork without at-fork hooks (uWSGI).
+        pid = os.getpid()
+        if self._pid != pid:
+            mine = object()
+            if self._begun.setdefault(pid, mine) is mine:
+                self._begin_here(pid)
+
+    def _begin_here(self, pid: int) -> None:
+        self._slot = {}
+        self._pid = pid
         for part in (self._ledger, self._budget, self._guard, self._transport, self._log, self._disk):
             if part is not None:
                 part.after_fork()
         self._generation += 1
-        self._lane = lane
         for run in self._after_fork_runs:
             self._guard.run("delivery.after_fork", run)
-        self._lanes = {lane.pid: lane}
+        self._begun = {}
 
     # -- flush -------------------------------------------------------------------------------------------------------
 
@@ -305,7 +314,7 @@ class Delivery(Generic[T]):
             True only if everything accepted before the call is delivered, or dropped and counted. From one of our own
             threads (a callback that flushes) always False, at once.
         """
-        lane = self._lane_here()
+        lane = self._lane
         if threading.current_thread() in lane.threads:
             return False
         self.ensure_started()
@@ -320,7 +329,7 @@ class Delivery(Generic[T]):
 
     def announce_shutdown(self, timeout_s: float) -> None:
         """Begin to end without waiting: nothing new is taken, what waits is sent now."""
-        self._drain.announce(self._lane_here(), timeout_s)
+        self._drain.announce(self._lane, timeout_s)
 
     def shutdown(self, timeout_s: float) -> None:
         """Deliver what can be delivered in time; the rest goes to disk, or is dropped as `shutdown`.
@@ -330,7 +339,7 @@ class Delivery(Generic[T]):
 
         Later submits are dropped as `shutdown`. A second call waits for the first one, in the same bounds.
         """
-        lane = self._lane_here()
+        lane = self._lane
         if self._ledger.pending:
             self.ensure_started()
         self._drain.shutdown(lane, timeout_s)

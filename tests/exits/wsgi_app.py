@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 import time
 
 from tests.exits.driver import make
@@ -25,5 +26,8 @@ def application(environ, start_response):
     rig.submit(int(query.partition("&")[0]))
     if query.endswith("hang"):
         time.sleep(60)
-    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "2")])
-    return [b"ok"]
+    # Locks from before a monkey patch would stop every greenlet of the process whenever one of ours waits.
+    patched = type(rig.delivery._lane.bell._lock) is type(threading.Lock())
+    body = f"{os.getpid()} {'ok' if patched else 'locks from before the patch'}".encode()
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body]
