@@ -38,6 +38,10 @@ class MaskTypeError(TypeError):
     """The mask returned something that is no event."""
 
 
+class MaskExitedError(Exception):
+    """The mask raised what ends a thread or a process, such as `SystemExit`."""
+
+
 class EventMask:
     """Applies the user's mask to events, one after the other.
 
@@ -141,8 +145,11 @@ class _Runner:
             while (event := self._work.get()) is not None:
                 try:
                     answer: tuple[Any, Exception | None] = (self._mask(event) if self._mask else event, None)
-                except Exception as exc:
-                    answer = (None, exc)
+                except BaseException as exc:
+                    # Beyond this thread it would be printed with its message, or end the intake.
+                    error = exc if isinstance(exc, Exception) else MaskExitedError().with_traceback(exc.__traceback__)
+                    answer = (None, error)
+                    del error
                 self._busy = False
                 self._answers.put(answer)
                 del event, answer
