@@ -39,6 +39,7 @@ class CapturedSpan(ReadableSpan):
         self.exchange = exchange
         self.base = base
         self._merged: dict[str, Any] | None = None
+        self.unprepared_bytes = 0  # what the exporter counts it for until it is prepared
 
     def __getattr__(self, name: str) -> Any:
         # The first look at anything of `ReadableSpan` (its properties read underscored attributes) makes the copy.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind
 
+from moesif_otel.capture.body import ByteBudget, LeftOut
 from moesif_otel.captured import CapturedSpan
 from moesif_otel.claims import claims_of
 from moesif_otel.delivery.client import MoesifTransport
@@ -41,6 +42,9 @@ __all__ = ["MoesifSpanExporter"]
 _logger: Final = logging.getLogger(__name__)
 
 _MAX_EVENT_BYTES: Final = 1_000_000  # Moesif's limit of one event (API documentation, "limits")
+_UNPREPARED_SHARE: Final = 8
+"""Captured bodies that wait for our thread may take this part of `EVENT_QUEUE_BYTES`; beyond it bodies are left out."""
+
 _HTTP_KINDS: Final = frozenset({SpanKind.SERVER, SpanKind.CLIENT})
 _METHOD_ATTRIBUTES: Final = ("http.request.method", "http.method")
 
@@ -75,6 +79,9 @@ class MoesifSpanExporter(Outlet, SpanExporter):
 
     def _set_up(self, settings: Settings) -> None:
         self._set_up_outlet(settings)
+        # Bodies as the application made them, in its part of the heap, which does not shrink when they go: in a flood
+        # they would come on top of the payloads that wait.
+        self._unprepared = ByteBudget(settings.event_queue_bytes // _UNPREPARED_SHARE)
         self._mask = EventMask(settings.mask_event_model, self.guard)
         self._claims = claims_of(settings.pipeline_key)
         self.transport = MoesifTransport(settings, on_tags=self._note_tags)
@@ -90,6 +97,7 @@ class MoesifSpanExporter(Outlet, SpanExporter):
             budget=self.budget,
             guard=self.guard,
         )
+        self.add_after_fork(self._unprepared.after_fork)
 
     # What a processor in front of it uses.
 
@@ -133,9 +141,27 @@ class MoesifSpanExporter(Outlet, SpanExporter):
         return context is not None and (context.trace_id, context.span_id) not in self._claims
 
     def _submit(self, span: ReadableSpan) -> None:
+        if isinstance(span, CapturedSpan):
+            self._hold_unprepared(span)
         self.budget.charge(EVENT_OVERHEAD_BYTES)
         if not self.delivery.submit(span, EVENT_OVERHEAD_BYTES) and isinstance(span, CapturedSpan):
-            span.exchange.discard()
+            self._let_go(span)
+
+    def _hold_unprepared(self, span: CapturedSpan) -> None:
+        kept_bytes = span.exchange.kept_bytes
+        waiting_bytes, limit_bytes = self._unprepared.held_bytes + kept_bytes, self._unprepared.limit_bytes
+        if waiting_bytes > limit_bytes // 2:
+            self.delivery.wake()  # it gathers otherwise
+        if kept_bytes and waiting_bytes > limit_bytes:
+            span.exchange.leave_bodies_out(LeftOut.MEMORY)
+            return
+        span.unprepared_bytes = kept_bytes
+        self._unprepared.charge(kept_bytes)
+
+    def _let_go(self, span: CapturedSpan) -> None:
+        self._unprepared.release(span.unprepared_bytes)
+        span.unprepared_bytes = 0
+        span.exchange.discard()
 
     def _prepare(self, span: ReadableSpan) -> Prepared | DropReason:
         exchange = span.exchange if isinstance(span, CapturedSpan) else None
@@ -156,8 +182,8 @@ class MoesifSpanExporter(Outlet, SpanExporter):
             if len(payload) > _MAX_EVENT_BYTES:
                 payload = without_bodies(payload)
         finally:
-            if exchange is not None:
-                exchange.discard()
+            if isinstance(span, CapturedSpan):
+                self._let_go(span)
         if self.settings.debug:
             _logger.debug("moesif_otel: event %s, %d bytes", event.transaction_id, len(payload))
         return Prepared(payload, len(payload))
