@@ -93,7 +93,9 @@ class Instrumentation:
         if self.settings.capture_outgoing_requests:
             # Calls may be made where nothing is ever served.
             PROCESS_GUARD.run("capture of outgoing calls", self._start_outgoing)
-        when_imported("tornado.web", _weakly(self, Instrumentation._start_tornado))
+        if self._made:
+            # Applications may be there already. Otherwise the first one that is made begins it (`auto_rows`).
+            when_imported("tornado.web", _weakly(self, Instrumentation.prepare_tornado))
         when_imported("tornado.autoreload", _weakly(self, Instrumentation._flush_before_reload))
 
     def pipeline(self) -> MoesifSpanProcessor:
@@ -148,7 +150,10 @@ class Instrumentation:
         processor = self.pipeline()
         self._route = requests_tap.add(processor, before=functools.partial(self._watch_provider, processor))
 
-    def _start_tornado(self) -> None:
+    def prepare_tornado(self) -> None:
+        """Begin to capture every Tornado application, unless it has begun."""
+        if self._tornado is not None:
+            return
         try:
             from moesif_otel.capture.tornado import TornadoTap
         except ImportError as exc:
@@ -266,6 +271,11 @@ class _EveryHandle:
         """Make every pipeline ready."""
         for handle in _handles:
             handle.prepare()
+
+    def prepare_tornado(self) -> None:
+        """Begin to capture Tornado for every handle."""
+        for handle in _handles:
+            PROCESS_GUARD.run("capture of Tornado", handle.prepare_tornado)
 
     def serve(self, app: Any, environ: Any, start_response: Any, framework_app: Any = None) -> Any:
         """Call the application, captured by each handle that has not captured this call already."""

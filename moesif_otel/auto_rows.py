@@ -32,6 +32,10 @@ class Serving(Protocol):
         """Get ready: a server is about to serve. Never raises."""
         ...
 
+    def prepare_tornado(self) -> None:
+        """Get ready for Tornado: an application of it was made. Never raises."""
+        ...
+
     def serve(self, app: Any, environ: Any, start_response: Any, framework_app: Any = None) -> Any:
         """Call a WSGI application and capture the call; raises what the application raises."""
         ...
@@ -128,6 +132,17 @@ def _wsgiref_run(serving: Serving, original: Any) -> Any:
     return run
 
 
+def _tornado_application(serving: Serving, original: Any) -> Any:
+    """Make the layer for `Application.__init__`: that Tornado is imported, as its instrumentor does, says nothing."""
+
+    @functools.wraps(original)
+    def initialise(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        serving.prepare_tornado()
+
+    return initialise
+
+
 class ServedApplication(wrapt.ObjectProxy):  # type: ignore[type-arg] # not subscriptable in every wrapt 2
     """The application as a server calls it: the same object for everyone who looks at it."""
 
@@ -155,6 +170,7 @@ ROWS: Final = (
     Row("waitress.server", "BaseWSGIServer.__init__", _application_of_server("application")),
     Row("cheroot.wsgi", "Server.__init__", _application_of_server("wsgi_app")),
     Row("gevent.pywsgi", "WSGIServer.__init__", _application_of_server("application")),
+    Row("tornado.web", "Application.__init__", _tornado_application),
 )
 """Tried with the versions of the day; a row whose place is not there any more is logged once and left out."""
 
