@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk.trace import ReadableSpan, Span
 
-    from moesif_otel.capture.body import ByteBudget, CapturedBody
+    from moesif_otel.capture.body import ByteBudget, CapturedBody, LeftOut
     from moesif_otel.guard import Guard
     from moesif_otel.settings import Settings
 
@@ -329,6 +329,18 @@ class Exchange:
         """Make room for another Exchange of the same call: this one ends here and is never delivered."""
         if self._close(Outcome.UNFINISHED, None):
             self.pipeline.superseded(self)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Captured bytes of both bodies."""
+        return sum(body.kept_bytes for body in (self.request_body, self.response_body) if body is not None)
+
+    def leave_bodies_out(self, reason: LeftOut) -> None:
+        """Give the captured bytes back and let the event say why; their sizes stay known."""
+        for body in (self.request_body, self.response_body):
+            if body is not None and body.kept_bytes:
+                body.discard()
+                body.left_out = reason
 
     def discard(self) -> None:
         """Give the captured bytes back; the Exchange will not be delivered."""

@@ -1,0 +1,107 @@
+"""Forks around the middleware: parent and children each deliver their own calls, once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from moesif_otel.sandbox.server import Sandbox
+from tests.servers.harness import ROOT, clean_environ
+
+# {when}: what has happened before the fork; {how}: how the children are made and end.
+PROGRAM = """
+import io, multiprocessing, os, sys, threading
+from wsgiref.util import setup_testing_defaults
+from moesif_otel.wsgi import MoesifMiddleware
+
+WHEN, HOW, URL = sys.argv[1:]
+
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [environ["QUERY_STRING"].encode()]
+
+def make():
+    return MoesifMiddleware(app, {"APPLICATION_ID": "forks", "BASE_URI": URL})
+
+def ask(middleware, query):
+    environ = {"QUERY_STRING": query, "wsgi.input": io.BytesIO()}
+    setup_testing_defaults(environ)
+    assert b"".join(middleware(environ, lambda *_: None)) == query.encode()
+
+def child(middleware, name):
+    middleware = middleware or make()
+    for n in range(20):
+        ask(middleware, f"{name}-{n}")
+    # multiprocessing's children, and those that leave by os._exit, run no exit hooks.
+    assert middleware.force_flush(10_000)
+    stats = middleware.stats()
+    assert (stats["accepted"], stats["delivered"], stats["pending"]) == (20, 20, 0), stats
+
+middleware = None if WHEN == "imported" else make()
+stop = threading.Event()
+if WHEN == "sending":
+    # Requests go on in other threads at the moment of the fork.
+    def busy(number):
+        n = 0
+        while not stop.is_set():
+            ask(middleware, f"busy-{number}-{n}")
+            n += 1
+        sent.append(n)
+    sent = []
+    threads = [threading.Thread(target=busy, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    while middleware.stats()["accepted"] < 50:
+        pass
+if HOW == "os.fork":
+    pids = []
+    for number in range(3):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                child(middleware, f"child{number}")
+                os._exit(0)
+            except BaseException:
+                import traceback
+                traceback.print_exc()
+                os._exit(1)
+        pids.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0, 0]
+else:
+    context = multiprocessing.get_context("fork")
+    children = [context.Process(target=child, args=(middleware, f"child{number}")) for number in range(3)]
+    for one in children:
+        one.start()
+    for one in children:
+        one.join()
+    assert [one.exitcode for one in children] == [0, 0, 0]
+stop.set()
+if WHEN == "sending":
+    for thread in threads:
+        thread.join()
+child_of_none = middleware or make()
+for n in range(20):
+    ask(child_of_none, f"parent-{n}")
+print(sum(sent) if WHEN == "sending" else 0)
+"""
+
+
+@pytest.mark.parametrize("how", ["os.fork", "multiprocessing"])
+@pytest.mark.parametrize("when", ["imported", "constructed", "sending"])
+def test_parent_and_children_deliver_their_own_calls_once(when: str, how: str) -> None:
+    """After import, after construction and in the middle of sending; the parent's exit delivers the rest of its own."""
+    with Sandbox(max_events=500_000) as sandbox:
+        command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PROGRAM, when, how, sandbox.url]
+        done = subprocess.run(
+            command, cwd=ROOT, env=clean_environ(), capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3_000:]
+        queries = [event["request"]["uri"].partition("?")[2] for event in sandbox.events()]
+        duplicates = sandbox.stats()["duplicates"]
+    ours = sorted(query for query in queries if not query.startswith("busy"))
+    names = ("child0", "child1", "child2", "parent")
+    assert ours == sorted(f"{name}-{n}" for name in names for n in range(20))
+    assert len(queries) - len(ours) == int(done.stdout)
+    assert duplicates == 0
