@@ -38,7 +38,7 @@ _HIDING_FIELDS: Final = (
     *("request_body_masks", "response_body_masks", "request_header_masks", "response_header_masks"),
 )
 # User and password of a secure proxy's address, also of one that is written wrongly.
-_USER_INFO: Final = re.compile(r"(?<=//).*@|(?<=/)[^/]*@|^[^/]*@")
+_USER_INFO: Final = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*:/+)?.*@", re.DOTALL)
 
 TORNADO_BATCH_SIZE: Final = 25  # the default that moesiftornado documents
 
@@ -273,7 +273,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
 def _shown(value: Any) -> str:
     """Give a value as a message or a `repr` may have it; a callback may be a `partial` with anything in it."""
     if isinstance(value, str):
-        return repr(_USER_INFO.sub("(hidden)@", value))
+        return repr(_USER_INFO.sub(r"\1(hidden)@", value))
     if callable(value) and not isinstance(value, ImportedCallback):
         return f"<{getattr(value, '__qualname__', type(value).__qualname__)}>"
     return repr(value)
