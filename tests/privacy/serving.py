@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import tornado.httpserver
 import tornado.netutil
 import tornado.web
-from waitress.server import create_server
+from cheroot.wsgi import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -41,18 +41,17 @@ def wsgi_app(cases: Sequence[Case]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def wsgi_server(app: Any) -> Iterator[int]:
-    """Serve a WSGI application with waitress on a free port."""
-    channels: dict[int, Any] = {}
-    server = create_server(app, host="127.0.0.1", port=0, threads=2, map=channels)
-    thread = threading.Thread(target=server.run, daemon=True)
+    """Serve a WSGI application with cheroot on a free port."""
+    server = Server(("127.0.0.1", 0), app, numthreads=2, shutdown_timeout=1)
+    server.error_log = lambda *_, **__: None  # it prints the application's own exceptions
+    server.prepare()
+    thread = threading.Thread(target=server.serve, daemon=True)
     thread.start()
     try:
-        yield server.effective_port
+        yield server.bind_addr[1]
     finally:
-        # On its own thread, as it shuts down by itself at an exception; its loop ends when nothing is open any more.
-        server.trigger.pull_trigger(lambda: [channel.close() for channel in tuple(channels.values())])
+        server.stop()
         thread.join(_GIVE_UP_S)
-        server.task_dispatcher.shutdown()
 
 
 def tornado_application(cases: Sequence[Case], **settings: Any) -> tornado.web.Application:

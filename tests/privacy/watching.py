@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 # What these log on a thread of the application's they log without us too: its own errors, its own calls.
-_THE_APPLICATIONS_OWN = ("waitress", "tornado.", "urllib3.", "asyncio")
+_THE_APPLICATIONS_OWN = ("cheroot", "tornado.", "urllib3.", "asyncio")
 
 
 @dataclass(frozen=True)
