@@ -15,6 +15,7 @@ from __future__ import annotations
 import http.client
 import io
 import queue
+import ssl
 import threading
 import time
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from requests.adapters import HTTPAdapter
 from requests.auth import HTTPBasicAuth
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.util import ssl_ as urllib3_ssl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,7 +113,15 @@ class _Connection(_DeadlineSending, HTTPConnection):
 
 
 class _TlsConnection(_DeadlineSending, HTTPSConnection):
-    pass
+    def connect(self) -> None:
+        """Connect, with a context of the `ssl` module as it is now."""
+        # gevent may patch `ssl` after an instrumentor has imported urllib3 (the zero-code run under gunicorn's gevent
+        # workers): the class that urllib3 took then recurses without end when it is configured.
+        if self.ssl_context is None and ssl.SSLContext is not getattr(urllib3_ssl, "SSLContext", None):
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            self.ssl_context = context
+        super().connect()
 
 
 class _IdleConnections:
