@@ -197,10 +197,10 @@ def read_all(client: socket.socket) -> bytes:
     return b"".join(pieces)
 
 
-def read_until(client: socket.socket, wanted: bytes) -> bytes:
-    """Read until `wanted` has come, or the connection ends."""
+def read_until(client: socket.socket, wanted: bytes, *, at_least_bytes: int = 0) -> bytes:
+    """Read until `wanted` and so many bytes have come, or the connection ends."""
     got = b""
-    while wanted not in got:
+    while wanted not in got or len(got) < at_least_bytes:
         piece = client.recv(65_536)
         if not piece:
             break
