@@ -91,6 +91,7 @@ class MoesifSpanExporter(Outlet, SpanExporter):
         self.delivery: Delivery[ReadableSpan] = Delivery(
             settings,
             prepare=self._prepare,
+            on_drop=self._let_go,
             transport=self.transport,
             without_bodies=without_bodies,
             ledger=self._ledger,
@@ -144,7 +145,7 @@ class MoesifSpanExporter(Outlet, SpanExporter):
         if isinstance(span, CapturedSpan):
             self._hold_unprepared(span)
         self.budget.charge(EVENT_OVERHEAD_BYTES)
-        if not self.delivery.submit(span, EVENT_OVERHEAD_BYTES) and isinstance(span, CapturedSpan):
+        if not self.delivery.submit(span, EVENT_OVERHEAD_BYTES):
             self._let_go(span)
 
     def _hold_unprepared(self, span: CapturedSpan) -> None:
@@ -158,7 +159,9 @@ class MoesifSpanExporter(Outlet, SpanExporter):
         span.unprepared_bytes = kept_bytes
         self._unprepared.charge(kept_bytes)
 
-    def _let_go(self, span: CapturedSpan) -> None:
+    def _let_go(self, span: ReadableSpan) -> None:
+        if not isinstance(span, CapturedSpan):
+            return
         self._unprepared.release(span.unprepared_bytes)
         span.unprepared_bytes = 0
         span.exchange.discard()
