@@ -109,8 +109,7 @@ def _redact_pair(rules: Rules, piece: str, nesting: int) -> str:
     name, equals, value = piece.partition("=")
     if not equals:
         return redact_encoded(rules, piece, nesting)
-    clear_name = unquote_plus(name)
-    verdict = rules.verdict(clear_name)
+    verdict = rules.verdict(_unquoted(name))
     if verdict is Verdict.REMOVE:
         return f"{name}="
     if verdict is Verdict.HIDE or (verdict is Verdict.CARD and has_card_number(unquote_plus(value))):
@@ -119,6 +118,16 @@ def _redact_pair(rules: Rules, piece: str, nesting: int) -> str:
         # Not a name at all: JSON, maybe, that somebody sent as a form.
         return HIDDEN
     return f"{name}={redact_encoded(rules, value, nesting)}"
+
+
+def _unquoted(name: str) -> str:
+    """Undo percent-escapes, and those of percent-escapes: a decoded path may have been quoted again."""
+    for _ in range(MAX_NESTING):
+        clear = unquote_plus(name)
+        if clear == name:
+            break
+        name = clear
+    return name
 
 
 def redact_encoded(rules: Rules, value: str, nesting: int = 0) -> str:
