@@ -89,9 +89,16 @@ class Callbacks:
     def _call(self, callback: _Callback, name: str, arguments: tuple[Any, ...]) -> Any:
         try:
             return _not_a_coroutine(callback(*arguments))
+        except _NotImportedError:
+            self._guard.count(f"callback {name}{self._suffix}")  # it has been named in the log
+            return None
         except Exception as exc:
             self._guard.caught(f"callback {name}{self._suffix}", exc)
             return None
+
+
+class _NotImportedError(Exception):
+    """A callback's import path leads nowhere."""
 
 
 class _Callback:
@@ -115,7 +122,7 @@ class _Callback:
         if self._positional is None:
             try:
                 self._positional = _positional_limit(self._resolved())
-            except (ImportError, TypeError, ValueError):
+            except (_NotImportedError, TypeError, ValueError):
                 # No import, or a signature that cannot be read: the call itself will tell.
                 return True
         return count <= self._positional
@@ -134,7 +141,7 @@ class _Callback:
                     function.path,
                     _words_of(exc),
                 )
-            raise
+            raise _NotImportedError from exc
 
 
 def _words_of(exc: Exception) -> str:

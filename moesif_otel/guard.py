@@ -52,9 +52,7 @@ class Guard:
 
     def caught(self, kind: str, exc: BaseException) -> None:
         """Count one error of `kind`; log type and place at the first of this kind and exception type."""
-        self._deferred.append(kind)
-        if len(self._deferred) > _MAX_KINDS:
-            self._fold()
+        self.count(kind)
         key = (kind, type(exc))
         if key in self._logged or len(self._logged) > _MAX_KINDS:
             return
@@ -65,6 +63,12 @@ class Guard:
             type(exc).__qualname__,
             place_of(exc),
         )
+
+    def count(self, kind: str) -> None:
+        """Count an error that has been told elsewhere, or is told by its number alone."""
+        self._deferred.append(kind)
+        if len(self._deferred) > _MAX_KINDS:
+            self._fold()
 
     def run(self, kind: str, function: Callable[..., _T], *args: object) -> _T | None:
         """Call `function(*args)`; give its result, or None when it raised an `Exception`."""

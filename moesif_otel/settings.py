@@ -28,7 +28,8 @@ _BODY_BYTES: Final = Integer(0, _SERVER_BODY_LIMIT_BYTES, "bytes")
 _CALLBACK: Final = Callback()
 _NAMES: Final = Names()
 _SECRET: Final = frozenset({"APPLICATION_ID"})
-_ENVIRONMENT_PREFIXES: Final = ("MOESIF_", "OTEL_MOESIF_")
+# The longer name first: `opentelemetry-instrument --moesif_…` sets it, and what is on the command line counts.
+_ENVIRONMENT_PREFIXES: Final = ("OTEL_MOESIF_", "MOESIF_")
 _OLD_NAMES: Final = {"LOCAL_MOESIF_BASEURL": "BASE_URI"}
 # Options of the packages we replace that have no meaning here, taken without a word.
 _FORGOTTEN: Final = frozenset({"LOCAL_DEBUG"})

@@ -169,7 +169,7 @@ def test_streams(upstream, sandbox):
 
 def test_200_calls_are_a_handful_of_posts(upstream, sandbox):
     """From eight threads, with no thread of ours a call, and each body with its own call."""
-    with start_capture_outgoing(options(sandbox, EVENT_BATCH_TIMEOUT=2.0)) as capture, ThreadPoolExecutor(8) as pool:
+    with start_capture_outgoing(options(sandbox, EVENT_BATCH_TIMEOUT=60.0)) as capture, ThreadPoolExecutor(8) as pool:
 
         def call(number):
             return requests.post(upstream.url + f"/echo?{number}", json={"n": number}).json()
