@@ -18,7 +18,7 @@ import orjson
 
 from moesif_otel.events.body import KNOWN_CHARSETS, load_json, looks_like_json, utf8_of
 from moesif_otel.events.media import Format, media_of
-from moesif_otel.events.redact_text import has_user_info, redact_pairs, redact_text
+from moesif_otel.events.redact_text import has_user_info, redact_pairs, redact_text, unescaped
 from moesif_otel.events.sensitive import HIDDEN, Verdict, has_card_number
 from moesif_otel.events.serialize import plain
 
@@ -32,7 +32,6 @@ _LEFT_OUT: Final = b"(left out)"
 # gzip, zip, zstd, bzip2, xz, 7z, rar: what they hold cannot be seen.
 _ARCHIVES: Final = (b"\x1f\x8b", b"PK\x03\x04", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")
 _WORD: Final = re.compile(r"[a-z0-9_.\-]+")
-_ESCAPE: Final = re.compile(r"\\u00([2-7][0-9A-Fa-f])")
 _LINE_ENDS: Final = re.compile(r"\r\n|\r|\n")
 _CUT_AUTHORITY: Final = re.compile(rb':\\*/\\*(?:/[^/?#\s"\\<>]*)?\Z')
 _TAIL_BYTES: Final = 1_024
@@ -86,9 +85,8 @@ def _without_cut_user_info(data: bytes) -> bytes:
 def names_in(rules: Rules, data: bytes, charset: str | None = None) -> bool:
     """Whether a text of no known form has a name that counts as one of its words, or a URL with a password."""
     text = utf8_of(data, charset).decode("utf-8", "replace").replace("\0", "")
-    text = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), text)
     for _ in range(_MAX_NESTING):
-        if _words_count(rules, text.lower()):
+        if _words_count(rules, unescaped(text).lower()):
             return True
         clear = unquote_plus(text) if "%" in text else text
         if clear == text:

@@ -20,23 +20,24 @@ from moesif_otel.events.serialize import plain
 if TYPE_CHECKING:
     from moesif_otel.events.redact import Rules
 
-__all__ = ["MAX_NESTING", "has_user_info", "redact_encoded", "redact_pairs", "redact_text", "redact_url"]
+__all__ = ["MAX_NESTING", "has_user_info", "redact_encoded", "redact_pairs", "redact_text", "redact_url", "unescaped"]
 
 MAX_NESTING: Final = 6
 """A JSON text inside a URL inside a JSON text …; what lies deeper is hidden as a whole."""
 
 # `password=`, `"password": `, and the same behind escaped quotes. One start a run of name characters, so the search is
 # linear.
-_KEY: Final = re.compile(r"""(?<![A-Za-z0-9_.\-])([A-Za-z0-9_.\-]+)(?:\\{0,3}["'])?[\]\s]{0,4}[:=]\s{0,4}""")
+_KEY: Final = re.compile(r"""(?<![A-Za-z0-9_.\-])([A-Za-z0-9_.\-]+)(?:\\{0,31}["'])?[\]\s]{0,4}[:=]\s{0,4}""")
 # A quoted value ends at the first quote like its first that no further backslash precedes; what begins as JSON may end
 # anywhere, so the rest of the text goes with it; another value ends with its line or, after `=`, with its parameter.
-_QUOTED_OR_JSON: Final = r"""(\\{0,3}["'])(?:.*?(?<!\\)\1|.*)|[\[{<].*|"""
+_QUOTED_OR_JSON: Final = r"""(\\{0,31}["'])(?:.*?(?<!\\)\1|.*)|[\[{<].*|"""
 _VALUE_AFTER_COLON: Final = re.compile(_QUOTED_OR_JSON + r"[^\r\n]*", re.DOTALL)
 _VALUE_AFTER_EQUALS: Final = re.compile(_QUOTED_OR_JSON + r"[^&;\r\n]*", re.DOTALL)
 _USER_INFO: Final = re.compile(r"""(?<=://)[^/?#\s"'<>]*@""")
 _URL_PIECES: Final = re.compile(r"([?&;#])")
 _FORM_PIECES: Final = re.compile(r"([&;])")
 _VALUED: Final = re.compile(r"[=:%@]")
+_ESCAPE: Final = re.compile(r"(?<!\\)\\{1,32}u00([2-7][0-9A-Fa-f])")
 _CARD_CHARACTERS: Final = 64
 _URL_SAFE: Final = "/:@,()"
 
@@ -60,7 +61,35 @@ def redact_text(rules: Rules, text: str, *, card: bool = False, nesting: int = 0
     return _redact_keyed(rules, text)
 
 
+def unescaped(text: str) -> str:
+    """Undo JSON's escapes of what names are written with, however deep that JSON lies in other JSON."""
+    for _ in range(MAX_NESTING):
+        if "\\u00" not in text:
+            break
+        clear = _ESCAPE.sub(_escaped_character, text)
+        if clear == text:
+            break
+        text = clear
+    return text
+
+
+def _escaped_character(match: re.Match[str]) -> str:
+    found = chr(int(match[1], 16))
+    # Never a quote: it would end the value that it stands in.
+    return found if found.isalnum() or found in "_-. \\" else match[0]
+
+
 def _redact_keyed(rules: Rules, text: str) -> str:
+    clear = unescaped(text)
+    if clear is not text:
+        # JSON that was cut, or broken, in which escapes may spell a name.
+        hidden = _redact_named(rules, clear)
+        if hidden != clear:
+            return hidden
+    return _redact_named(rules, text)
+
+
+def _redact_named(rules: Rules, text: str) -> str:
     out: list[str] = []
     done = at = 0
     while (match := _KEY.search(text, at)) is not None:
@@ -101,8 +130,16 @@ def redact_url(rules: Rules, url: str, *, nesting: int = 0) -> str:
 def redact_pairs(rules: Rules, text: str, *, form: bool, nesting: int = 0) -> str:
     """Hide in `name=value&…`: a form's body, or a URL with its query and fragment."""
     pieces = (_FORM_PIECES if form else _URL_PIECES).split(text)
-    pieces[::2] = [_redact_pair(rules, piece, nesting) for piece in pieces[::2]]
-    return "".join(pieces)
+    out: list[str] = []
+    before, hidden = "", False
+    for place, piece in enumerate(pieces):
+        if place % 2:
+            before = piece
+        elif not (hidden and before == ";"):  # to all who split at "&" alone it is the rest of a hidden value
+            out += (before, _redact_pair(rules, piece, nesting))
+            name, equals, _ = piece.partition("=")
+            hidden = bool(equals) and rules.verdict(_unquoted(name)) in {Verdict.REMOVE, Verdict.HIDE}
+    return "".join(out)
 
 
 def _redact_pair(rules: Rules, piece: str, nesting: int) -> str:
