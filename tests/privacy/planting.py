@@ -200,7 +200,7 @@ def _form() -> Case:
     case = Case("form")
     pairs = (
         f"name={case.kept('a')}&p%61ssword={case.body('a')}&user%5Bpassword%5D={case.body('b')}&nick_name={case.body('c')}"
-        f"&card_no={case.card('d')}&payload={quote(json.dumps({'secret': case.body('e')}))}&next={quote('https://x/?token=' + case.body('f'))}"
+        f";{case.body('h')};x={case.body('i')}&card_no={case.card('d')}&payload={quote(json.dumps({'secret': case.body('e')}))}&next={quote('https://x/?token=' + case.body('f'))}"
     )
     case.request = Message(_typed("application/x-www-form-urlencoded"), pairs.encode())
     case.response = Message(_typed("application/x-www-form-urlencoded"), f"access_token={case.body('g')}&scope={case.kept('b')}".encode())
@@ -229,7 +229,7 @@ def _urls() -> Case:
     case = Case("URLs", method="GET")
     case.target = (
         f"/search?q={case.kept('a')}&access_token={case.url('a')}&user%5Bpassword%5D={case.url('b')}&max_tokens=661166"
-        f"&nickname={case.url('c')}&next={quote('https://x.example/cb#id_token=' + case.url('d'), safe='')}&p%61sswd={case.url('e')}"
+        f"&nickname={case.url('c')}&next={quote('https://x.example/cb#id_token=' + case.url('d'), safe='')}&p%61sswd={case.url('e')};{case.url('k')}&p={case.kept('d')}"
     )
     case.request.headers = [
         ("Referer", f"https://ann:{case.header('f')}@x.example/a?api_key={case.header('g')}&page={case.kept('b')}"),

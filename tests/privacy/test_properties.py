@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from wsgiref.util import setup_testing_defaults
 
 import pytest
@@ -153,3 +153,22 @@ def test_in_urls_and_headers(ways: list[Way], target: str, other: str, name: str
         HTTP_X_API_KEY=SECRET,
         HTTP_X_NOTE=value,
     )
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 3])
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain", "text/event-stream", "application/x-www-form-urlencoded"])
+def test_escaped_names_in_cut_json(ways: list[Way], depth: int, content_type: str) -> None:
+    """A name spelled in escapes, in JSON inside of JSON, of which only the first part is there."""
+    name = "".join(f"\\u{ord(char):04x}" for char in "PASSWORD")
+    text = f'{{"{name}": "{SECRET}'
+    for _ in range(depth):
+        text = json.dumps({"a": text})[:-2]
+    for body in (text, f"data: {text}", f"payload={quote(text)}", json.dumps({"note": text})):
+        data = body.encode()
+
+        def answer(_environ: dict[str, Any], start_response: Any, data: bytes = data) -> Any:
+            start_response("200 OK", [("Content-Type", content_type)])
+            return [data]
+
+        ways[2].call(answer)
+        ways[3].call(answer)
