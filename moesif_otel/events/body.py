@@ -89,6 +89,7 @@ def read_body(
     *,
     truncated: bool,
     parse: bool,
+    unread: bool = False,
     max_decoded_bytes: int = MAX_DECODED_BYTES,
     rules: Rules | None = None,
 ) -> Body:
@@ -103,6 +104,7 @@ def read_body(
         content_type: Content-Type header.
         content_encoding: Content-Encoding header.
         truncated: Whether `data` is only the first part of the body.
+        unread: Whether more was announced than was seen: JSON that is complete is taken, anything else is a first part.
         parse: Give JSON as Python values (a mask will look at it) rather than as a fragment of text.
         max_decoded_bytes: Most bytes that undoing the Content-Encoding may give.
         rules: What to hide; None hides nothing.
@@ -120,14 +122,14 @@ def read_body(
             return found
     clear = decoded.data
     if rules is not None:
-        hidden = rules.redact_bytes(clear, media, whole=decoded.whole, readable=decoded.clear)
+        hidden = rules.redact_bytes(clear, media, whole=decoded.whole and not unread, readable=decoded.clear)
         if hidden is None or (clear and not hidden):
             reason = LeftOut.NOT_MASKABLE if decoded.clear else LeftOut.UNREADABLE
             return Body(None, None, reason.value)
         clear = hidden
     if not clear:
         return NO_BODY
-    shortened = not decoded.whole or len(clear) > _MAX_BASE64_INPUT_BYTES
+    shortened = unread or not decoded.whole or len(clear) > _MAX_BASE64_INPUT_BYTES
     text = b2a_base64(clear[:_MAX_BASE64_INPUT_BYTES], newline=False).decode("ascii")
     return Body(text, "base64", None, shortened)
 

@@ -231,6 +231,7 @@ def _read(
             content_type,
             None if content.decoded else headers.get("content-encoding"),
             truncated=truncated,
+            unread=_announced_bytes(headers) > content.total_bytes and not content.decoded,
             parse=parse,
             rules=rules,
         )
@@ -246,6 +247,11 @@ def _read(
     if facts:
         facts["size_bytes"] = content.total_bytes
     return body, facts
+
+
+def _announced_bytes(headers: Mapping[str, str]) -> int:
+    length = headers.get("content-length", "").strip()
+    return int(length) if length.isascii() and length.isdecimal() and len(length) < 20 else 0
 
 
 def _by_lower_name(headers: Headers) -> dict[str, str]:

@@ -58,7 +58,7 @@ def redact_body_bytes(rules: Rules, data: bytes, media: Media, *, whole: bool, n
         return None
     if not rules.opaque_allowed and data.startswith(_ARCHIVES):
         return None
-    if rules.auto and not whole:
+    if rules.auto and (not whole or looks_like_json(data)):  # what is no JSON after all was cut somewhere, or is broken
         data = _without_cut_user_info(data)
     if media.format is Format.MULTIPART:
         # Always taken apart: a part may have an encoding of its own, which the scan does not see through.
