@@ -44,6 +44,7 @@ def wsgi_server(app: Any) -> Iterator[int]:
     """Serve a WSGI application with cheroot on a free port."""
     server = Server(("127.0.0.1", 0), app, numthreads=2, shutdown_timeout=1)
     server.error_log = lambda *_, **__: None  # it prints the application's own exceptions
+    server.expiration_interval = 0.02  # how soon its loop sees that it is to stop
     server.prepare()
     thread = threading.Thread(target=server.serve, daemon=True)
     thread.start()

@@ -9,7 +9,7 @@ from urllib.parse import quote, urlsplit
 from wsgiref.util import setup_testing_defaults
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from moesif_otel import MoesifMiddleware
@@ -27,6 +27,7 @@ SOME = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 _SIZES = st.lists(st.integers(1, 60), min_size=1, max_size=6)
+_USER_INFO_BODY = (f'{{"link": "https://user:{SECRET}@x.example/a", "note": "PASSWORD={SECRET}"}}'.encode(), "application/json")
 _CAPS = (40, 300, 100_000)
 
 
@@ -109,6 +110,7 @@ def test_in_responses(
 
 @SOME
 @given(planted=bodies(), coding=st.sampled_from(list(CODINGS)), sizes=_SIZES, part=st.floats(0.05, 1), way=st.integers(0, 3))
+@example(planted=_USER_INFO_BODY, coding=None, sizes=[1], part=0.375, way=2)  # the application stops inside the password
 def test_in_requests(
     ways: list[Way], planted: tuple[bytes, str | None], coding: str | None, sizes: list[int], part: float, way: int
 ) -> None:
