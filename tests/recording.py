@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import queue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moesif_otel.capture.body import ByteBudget
-from moesif_otel.capture.exchange import Exchange
 from moesif_otel.guard import Guard
 from moesif_otel.settings import Settings
+
+if TYPE_CHECKING:
+    from moesif_otel.capture.exchange import Exchange
 
 
 class RecordingPipeline:
