@@ -34,6 +34,7 @@ CONVENTION_PREFIXES: Final = (
 )
 """Attributes that the event holds in fields of its own, or that say nothing of the application's."""
 
+_WSGI_SCOPE: Final = "opentelemetry.instrumentation.wsgi"
 _MAX_LINKS: Final = 32
 _MAX_EXCEPTIONS: Final = 8
 
@@ -107,7 +108,7 @@ def decorate(call: Call, span: ReadableSpan) -> None:
     route = _text(attributes, "http.route")
     if route:
         call.ours["route"] = route
-    if span.name not in {f"{call.method} {route}", call.method, f"HTTP {call.method}", route}:
+    if _says_more(span, call.method, route):
         call.ours["span_name"] = span.name
     error_type = _text(attributes, "error.type")
     if error_type and error_type != str(call.status):
@@ -116,6 +117,15 @@ def decorate(call: Call, span: ReadableSpan) -> None:
     call.exceptions = [_exception(event.attributes) for event in span.events if event.name == "exception"][
         :_MAX_EXCEPTIONS
     ]
+
+
+def _says_more(span: ReadableSpan, method: str, route: str | None) -> bool:
+    """Whether a span's name says more than method, route and path do."""
+    if span.name in {f"{method} {route}", method, f"HTTP {method}", route}:
+        return False
+    scope = span.instrumentation_scope
+    # OpenTelemetry's WSGI middleware names its spans by method and path, unless the application renames them.
+    return scope is None or scope.name != _WSGI_SCOPE or not span.name.startswith(f"{method} /")
 
 
 def _exception(attributes: Attributes) -> dict[str, str]:
