@@ -252,8 +252,6 @@ def test_identify_inside_a_request(sandbox: Sandbox) -> None:
     door.ask()
     (event,) = door.events()
     assert (event["user_id"], event["company_id"]) == ("said", "acme")
-    ours = event["metadata"].pop("moesif_otel")
-    assert ours
     assert event["metadata"] == {"plan": "gold", "seats": 3, "more": 1}
 
 
