@@ -1,15 +1,69 @@
-"""The names by which `opentelemetry-instrument --help` shows our options as flags, `--moesif_application_id` and so on.
+"""What `opentelemetry-instrument` loads before it starts the program: our options as flags, and exporters that exist.
 
-Owns: one constant `OTEL_MOESIF_<OPTION>` for each option, its value the name of its environment variable.
-Threads: none; constants.
-Never: reads the environment.
+Owns: one constant `OTEL_MOESIF_<OPTION>` for each option, its value the name of its environment variable (so that
+`--help` shows `--moesif_application_id` and so on); `leave_out_missing_exporters`.
+Threads: none; runs in the command's own process, which then becomes the program.
+Never: overrides what somebody has set.
 """
 
 from __future__ import annotations
 
+import os
+import sys
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Final
+
 from moesif_otel.settings import OPTIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, MutableMapping, Sequence
 
 __all__: list[str] = []
 
 # The command looks for names that begin with OTEL_ in this module.
 globals().update({f"OTEL_MOESIF_{name}": f"OTEL_MOESIF_{name}" for name in OPTIONS})
+
+_SIGNALS: Final = ("traces", "metrics", "logs")
+_DEFAULT_EXPORTER: Final = "otlp_proto_grpc"  # what opentelemetry-distro chooses for a signal that nothing is said of
+_OTEL_DISTRO: Final = "opentelemetry.distro"
+
+
+def leave_out_missing_exporters(
+    environ: MutableMapping[str, str], arguments: Sequence[str], distros: Collection[str], present: Collection[str]
+) -> None:
+    """Choose no exporter for each signal whose default exporter is not installed.
+
+    OpenTelemetry's distro chooses OTLP over gRPC where nothing is chosen, and where that package is missing the whole
+    run stays without instrumentation, ours included: a service that only wants Moesif would have to know that.
+
+    Args:
+        environ: The environment that the program will have.
+        arguments: The command's arguments; a flag for the application id may be among them.
+        distros: Modules of the installed distros; another one than OpenTelemetry's has defaults of its own.
+        present: The signals whose default exporter is installed.
+    """
+    wants_us = any(environ.get(f"{prefix}MOESIF_APPLICATION_ID") for prefix in ("", "OTEL_")) or any(
+        argument.startswith("--moesif_application_id") for argument in arguments
+    )
+    chosen = any(name.startswith("OTEL_EXPORTER_OTLP") and name.endswith("PROTOCOL") for name in environ)
+    if not wants_us or chosen or environ.get("OTEL_CONFIG_FILE") or set(distros) != {_OTEL_DISTRO}:
+        return
+    for signal in _SIGNALS:
+        if signal not in present:
+            environ.setdefault(f"OTEL_{signal.upper()}_EXPORTER", "none")
+
+
+def _installed_distros() -> list[str]:
+    return [found.value.partition(":")[0] for found in entry_points(group="opentelemetry_distro")]
+
+
+def _signals_with_default_exporter() -> list[str]:
+    return [
+        signal
+        for signal in _SIGNALS
+        if any(entry_points(group=f"opentelemetry_{signal}_exporter", name=_DEFAULT_EXPORTER))
+    ]
+
+
+if os.path.basename(sys.argv[0]).startswith("opentelemetry-instrument"):  # noqa: PTH119 - a name, not a file
+    leave_out_missing_exporters(os.environ, sys.argv[1:], _installed_distros(), _signals_with_default_exporter())

@@ -95,9 +95,9 @@ class MoesifInstrumentor(BaseInstrumentor):  # type: ignore[misc] # opentelemetr
         if settings is None:
             return
         if not tuple(entry_points(group="opentelemetry_configurator")):
-            _logger.warning(
-                "moesif_otel: no OpenTelemetry distro is installed: calls are captured, but no spans are made; "
-                "pip install 'moesif-otel[auto]'"
+            _logger.info(
+                "moesif_otel: no OpenTelemetry distro is installed: calls are captured, no spans are made "
+                "(pip install opentelemetry-distro, for a pipeline beside Moesif)"
             )
         self._handle = Instrumentation(settings)
         self._handle.start()
