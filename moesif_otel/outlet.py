@@ -26,6 +26,9 @@ __all__ = ["EVENT_OVERHEAD_BYTES", "Outlet"]
 EVENT_OVERHEAD_BYTES: Final = 4_096
 """What a call without its bodies is taken to hold until it is made ready to be sent: span, headers and objects."""
 
+_EVENTS_SHARE: Final = 8
+"""Bodies leave this part of `EVENT_QUEUE_BYTES` to the events themselves: bodies go first, events last."""
+
 
 class Outlet:
     """A delivery with its bounds and counters. Thread-safe and fork-safe."""
@@ -37,7 +40,7 @@ class Outlet:
     def _set_up_outlet(self, settings: Settings) -> None:
         self.settings = settings
         self.guard = Guard()
-        self.budget = ByteBudget(settings.event_queue_bytes)
+        self.budget = ByteBudget(settings.event_queue_bytes - settings.event_queue_bytes // _EVENTS_SHARE)
         self._ledger = Ledger()
 
     @property
