@@ -21,6 +21,7 @@ from moesif_otel.delivery.client import MoesifTransport
 from moesif_otel.delivery.stats import DropReason
 from moesif_otel.delivery.worker import Delivery, Prepared
 from moesif_otel.events.build import event_of, read_call, serialize, without_bodies
+from moesif_otel.events.spans import has_http_method
 from moesif_otel.mask import EventMask
 from moesif_otel.outlet import EVENT_OVERHEAD_BYTES, Outlet
 from moesif_otel.profile_queue import ProfileQueue
@@ -46,7 +47,6 @@ _UNPREPARED_SHARE: Final = 8
 """Captured bodies that wait for our thread may take this part of `EVENT_QUEUE_BYTES`; beyond it bodies are left out."""
 
 _HTTP_KINDS: Final = frozenset({SpanKind.SERVER, SpanKind.CLIENT})
-_METHOD_ATTRIBUTES: Final = ("http.request.method", "http.method")
 
 
 class MoesifSpanExporter(Outlet, SpanExporter):
@@ -135,8 +135,7 @@ class MoesifSpanExporter(Outlet, SpanExporter):
         return SpanExportResult.SUCCESS
 
     def _is_ours_to_send(self, span: ReadableSpan) -> bool:
-        attributes = span.attributes
-        if span.kind not in _HTTP_KINDS or not attributes or not any(name in attributes for name in _METHOD_ATTRIBUTES):
+        if span.kind not in _HTTP_KINDS or not has_http_method(span):
             return False
         context = span.context
         return context is not None and (context.trace_id, context.span_id) not in self._claims

@@ -26,6 +26,7 @@ from moesif_otel.callbacks import Callbacks
 from moesif_otel.capture.exchange import Exchange, Outcome, current_exchange
 from moesif_otel.captured import CapturedSpan
 from moesif_otel.claims import claims_of
+from moesif_otel.events.spans import has_http_method
 from moesif_otel.exporter import MoesifSpanExporter
 from moesif_otel.forward import ForwardingExporter
 from moesif_otel.guard import PROCESS_GUARD
@@ -47,7 +48,6 @@ __all__ = ["MoesifSpanProcessor", "live_processor"]
 _T = TypeVar("_T")
 _SPAN_GRACE_S: Final = 1.0
 _MAX_LIVE_SPANS: Final = 10_000
-_METHOD_ATTRIBUTES: Final = ("http.request.method", "http.method")
 
 _processors: Final[weakref.WeakSet[MoesifSpanProcessor]] = weakref.WeakSet()
 
@@ -248,7 +248,7 @@ class MoesifSpanProcessor(SpanProcessor):
         if exchange.direction == "Outgoing":
             if kind is not SpanKind.CLIENT or exchange.span is not None:
                 return False
-        elif kind is not SpanKind.SERVER and (kind is not SpanKind.INTERNAL or not _is_http(span)):
+        elif kind is not SpanKind.SERVER and (kind is not SpanKind.INTERNAL or not has_http_method(span)):
             return False
         if exchange.span is None:
             self._bind(exchange, span)
@@ -386,8 +386,3 @@ def _has_ended(exchange: Exchange) -> bool:
 def _span_id(span: Any) -> int:
     span_id: int = span.get_span_context().span_id
     return span_id
-
-
-def _is_http(span: Span) -> bool:
-    attributes = span.attributes
-    return attributes is not None and any(name in attributes for name in _METHOD_ATTRIBUTES)

@@ -211,14 +211,6 @@ class BatchQueue:
             self._count_down(batch)
         return batches
 
-    def settle_oldest_ready(self) -> Batch | None:
-        """Settle the batch that has waited longest; gives it, or None when none waits."""
-        if not self._ready:
-            return None
-        batch = self._ready.popleft()
-        self._count_down(batch)
-        return batch
-
     def learn_limit(self, refused_bytes: int) -> None:
         """Form smaller batches after the server has refused one of `refused_bytes` as too large."""
         self.max_bytes = min(self.max_bytes, max(_LEAST_BATCH_BYTES, refused_bytes // 2))

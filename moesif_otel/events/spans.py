@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from moesif_otel.capture.exchange import Headers
 
-__all__ = ["CONVENTION_PREFIXES", "attributes_of", "call_of_span", "decorate"]
+__all__ = ["CONVENTION_PREFIXES", "attributes_of", "call_of_span", "decorate", "has_http_method"]
 
 _REQUEST_HEADER: Final = "http.request.header."
 _RESPONSE_HEADER: Final = "http.response.header."
@@ -34,6 +34,7 @@ CONVENTION_PREFIXES: Final = (
 )
 """Attributes that the event holds in fields of its own, or that say nothing of the application's."""
 
+_METHODS: Final = ("http.request.method", "http.method")
 _WSGI_SCOPE: Final = "opentelemetry.instrumentation.wsgi"
 _MAX_LINKS: Final = 32
 _MAX_EXCEPTIONS: Final = 8
@@ -88,6 +89,12 @@ def attributes_of(span: ReadableSpan) -> Mapping[str, Any]:
         return {}
 
 
+def has_http_method(span: ReadableSpan) -> bool:
+    """Whether a span describes an HTTP call, by the old or the stable conventions; reads names only."""
+    attributes = span.attributes
+    return attributes is not None and any(name in attributes for name in _METHODS)
+
+
 def decorate(call: Call, span: ReadableSpan) -> None:
     """Add what a span knows: ids, parent, links, status, route, name, exceptions, the application's attributes."""
     context = span.context
@@ -135,7 +142,7 @@ def _exception(attributes: Attributes) -> dict[str, str]:
 
 
 def _method(attributes: Mapping[str, Any]) -> str | None:
-    method = _text(attributes, "http.request.method", "http.method")
+    method = _text(attributes, *_METHODS)
     if method == "_OTHER":
         # The convention's word for a method that it does not know.
         return _text(attributes, "http.request.method_original") or method
