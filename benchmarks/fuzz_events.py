@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from moesif_otel.events.body import read_body
-from moesif_otel.events.client_ip import client_address
-from moesif_otel.events.identity import user_from_headers
-from moesif_otel.events.redact import Rules
-from moesif_otel.events.redact_headers import redact_headers
-from moesif_otel.events.redact_text import redact_text, redact_url
+from moesif_otel._events.body import read_body
+from moesif_otel._events.client_ip import client_address
+from moesif_otel._events.identity import user_from_headers
+from moesif_otel._redaction.headers import redact_headers
+from moesif_otel._redaction.rules import Rules
+from moesif_otel._redaction.text import redact_text, redact_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable

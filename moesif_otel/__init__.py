@@ -11,12 +11,12 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from moesif_otel.auto import Instrumentation, instrument
-    from moesif_otel.capture.exchange import identify
+    from moesif_otel._autoinstrument.instrument import Instrumentation, instrument
+    from moesif_otel._capture.exchange import identify
+    from moesif_otel.client import MoesifClient
     from moesif_otel.errors import MoesifConfigError, MoesifDeliveryError, MoesifError
     from moesif_otel.exporter import MoesifSpanExporter
     from moesif_otel.processor import MoesifSpanProcessor
-    from moesif_otel.profiles import MoesifClient
     from moesif_otel.wsgi import MoesifMiddleware
 
 __all__ = [
@@ -36,16 +36,16 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES: Final = {
-    "Instrumentation": "moesif_otel.auto",
-    "MoesifClient": "moesif_otel.profiles",
+    "Instrumentation": "moesif_otel._autoinstrument.instrument",
+    "MoesifClient": "moesif_otel.client",
     "MoesifConfigError": "moesif_otel.errors",
     "MoesifDeliveryError": "moesif_otel.errors",
     "MoesifError": "moesif_otel.errors",
     "MoesifMiddleware": "moesif_otel.wsgi",
     "MoesifSpanExporter": "moesif_otel.exporter",
     "MoesifSpanProcessor": "moesif_otel.processor",
-    "identify": "moesif_otel.capture.exchange",
-    "instrument": "moesif_otel.auto",
+    "identify": "moesif_otel._capture.exchange",
+    "instrument": "moesif_otel._autoinstrument.instrument",
 }
 
 

@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind
 
-from moesif_otel.capture.body import ByteBudget, LeftOut
-from moesif_otel.captured import CapturedSpan
-from moesif_otel.claims import claims_of
-from moesif_otel.delivery.client import MoesifTransport
-from moesif_otel.delivery.stats import DropReason
-from moesif_otel.delivery.worker import Delivery, Prepared
-from moesif_otel.events.build import event_of, read_call, serialize, without_bodies
-from moesif_otel.events.spans import has_http_method
-from moesif_otel.mask import EventMask
-from moesif_otel.outlet import EVENT_OVERHEAD_BYTES, Outlet
-from moesif_otel.profile_queue import ProfileQueue
-from moesif_otel.remote import sampling
-from moesif_otel.remote.facts import CallFacts, route_of
-from moesif_otel.remote.poller import shared_poller
+from moesif_otel._capture.body import ByteBudget, LeftOut
+from moesif_otel._delivery.client import MoesifTransport
+from moesif_otel._delivery.profile_queue import ProfileQueue
+from moesif_otel._delivery.stats import DropReason
+from moesif_otel._delivery.worker import Delivery, Prepared
+from moesif_otel._events.build import event_of, read_call, serialize, without_bodies
+from moesif_otel._events.spans import has_http_method
+from moesif_otel._pipeline.captured import CapturedSpan
+from moesif_otel._pipeline.claims import claims_of
+from moesif_otel._pipeline.mask import EventMask
+from moesif_otel._pipeline.outlet import EVENT_OVERHEAD_BYTES, Outlet
+from moesif_otel._remote import sampling
+from moesif_otel._remote.facts import CallFacts, route_of
+from moesif_otel._remote.poller import shared_poller
 from moesif_otel.settings import Settings
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk.trace import ReadableSpan
 
-    from moesif_otel.delivery.stats import Stats
-    from moesif_otel.events.call import Call
+    from moesif_otel._delivery.stats import Stats
+    from moesif_otel._events.call import Call
 
 __all__ = ["MoesifSpanExporter"]
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 
-from moesif_otel.capture.requests import Route, requests_tap
-from moesif_otel.capture.requests_span import ClientSpans
+from moesif_otel._capture.requests.capture import Route, requests_tap
+from moesif_otel._capture.requests.span import ClientSpans
+from moesif_otel._pipeline.providers import Dispatcher, dispatcher_on
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.processor import MoesifSpanProcessor
-from moesif_otel.providers import Dispatcher, dispatcher_on
 from moesif_otel.settings import Settings
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from moesif_otel.delivery.stats import Stats
+    from moesif_otel._delivery.stats import Stats
 
 __all__ = ["OutgoingCapture", "StartCapture", "start_capture_for", "start_capture_outgoing"]
 

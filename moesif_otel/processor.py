@@ -21,17 +21,17 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.trace import SpanKind
 
-from moesif_otel import govern
-from moesif_otel.callbacks import Callbacks
-from moesif_otel.capture.exchange import Exchange, Outcome, current_exchange
-from moesif_otel.captured import CapturedSpan
-from moesif_otel.claims import claims_of
-from moesif_otel.events.spans import has_http_method
+from moesif_otel._capture.callbacks import Callbacks
+from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
+from moesif_otel._events.spans import has_http_method
+from moesif_otel._guard import PROCESS_GUARD
+from moesif_otel._otlp.exporter import ForwardingExporter
+from moesif_otel._pipeline import governance as govern
+from moesif_otel._pipeline.captured import CapturedSpan
+from moesif_otel._pipeline.claims import claims_of
+from moesif_otel._pipeline.trace_ids import fix_ids
 from moesif_otel.exporter import MoesifSpanExporter
-from moesif_otel.forward import ForwardingExporter
-from moesif_otel.guard import PROCESS_GUARD
 from moesif_otel.settings import Settings
-from moesif_otel.trace_ids import fix_ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan, Span
     from opentelemetry.sdk.trace.export import SpanExporter
 
-    from moesif_otel.delivery.stats import Stats
-    from moesif_otel.remote.verdict import Verdict
+    from moesif_otel._delivery.stats import Stats
+    from moesif_otel._remote.verdict import Verdict
 
 __all__ = ["MoesifSpanProcessor", "live_processor"]
 

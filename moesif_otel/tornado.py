@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from tornado.web import Application, RequestHandler
 
-from moesif_otel.capture.tornado import TornadoTap
-from moesif_otel.capture.tornado_spans import instrumentation
-from moesif_otel.door import Door
+from moesif_otel._capture.tornado.capture import TornadoTap
+from moesif_otel._capture.tornado.spans import instrumentation
+from moesif_otel._pipeline.middleware import Door
+from moesif_otel._pipeline.providers import Dispatcher, dispatcher_on, resolve_provider
 from moesif_otel.errors import MoesifConfigError
-from moesif_otel.providers import Dispatcher, dispatcher_on, resolve_provider
 from moesif_otel.settings import TORNADO_BATCH_SIZE, Settings
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.trace import TracerProvider
 
-    from moesif_otel.remote.profile_fields import ProfileKind
+    from moesif_otel._delivery.profile_fields import ProfileKind
 
 __all__ = ["MoesifMiddleware", "tornado_access_log"]
 

@@ -10,21 +10,21 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from moesif_otel.capture.wsgi import WsgiTap
-from moesif_otel.capture.wsgi_span import ServerSpans
-from moesif_otel.door import Door
+from moesif_otel._capture.wsgi.capture import WsgiTap
+from moesif_otel._capture.wsgi.span import ServerSpans
+from moesif_otel._events.build import transaction_id_for
+from moesif_otel._pipeline.middleware import Door
+from moesif_otel._pipeline.providers import dispatcher_on, resolve_provider
+from moesif_otel._pipeline.trace_ids import fix_ids
 from moesif_otel.errors import MoesifConfigError
-from moesif_otel.events.build import transaction_id_for
-from moesif_otel.providers import dispatcher_on, resolve_provider
 from moesif_otel.settings import Settings
-from moesif_otel.trace_ids import fix_ids
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from opentelemetry.trace import TracerProvider
 
-    from moesif_otel.capture.exchange import Exchange
+    from moesif_otel._capture.exchange import Exchange
 
 __all__ = ["MoesifMiddleware"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import queue
 from typing import TYPE_CHECKING, Any
 
-from moesif_otel.capture.body import ByteBudget
-from moesif_otel.guard import Guard
+from moesif_otel._capture.body import ByteBudget
+from moesif_otel._guard import Guard
 from moesif_otel.settings import Settings
 
 if TYPE_CHECKING:
-    from moesif_otel.capture.exchange import Exchange
+    from moesif_otel._capture.exchange import Exchange
 
 
 class RecordingPipeline:

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from moesif_otel.guard import Guard, place_of
+from moesif_otel._guard import Guard, place_of
 
 
 def fail() -> None:

@@ -13,9 +13,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind
 
-from moesif_otel.capture.exchange import Exchange, Outcome, current_exchange
+from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
+from moesif_otel._pipeline.providers import dispatcher_on
 from moesif_otel.processor import MoesifSpanProcessor
-from moesif_otel.providers import dispatcher_on
 from moesif_otel.sandbox.server import Sandbox
 
 

@@ -23,11 +23,11 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased, TraceIdRati
 from tornado import httpclient, web
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
-from moesif_otel.capture.exchange import identify
+from moesif_otel._capture.exchange import identify
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.sandbox.server import Sandbox
 from moesif_otel.tornado import MoesifMiddleware, tornado_access_log
-from tests.capture.tornado_serving import eventually, get, run, serving, talk
+from tests.capture.tornado.serving import eventually, get, run, serving, talk
 
 
 @pytest.fixture
@@ -442,7 +442,7 @@ def test_the_global_provider_is_used_if_it_is_one_of_the_sdk(sandbox):
         from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
         from tornado import web
         from moesif_otel.tornado import MoesifMiddleware
-        from tests.capture.tornado_serving import get, run, serving, talk
+        from tests.capture.tornado.serving import get, run, serving, talk
 
         class Hello(web.RequestHandler):
             def get(self):

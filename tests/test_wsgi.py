@@ -329,7 +329,7 @@ def test_a_spans_ids_and_attributes_decorate_the_event(sandbox: Sandbox) -> None
 
     middleware = MoesifMiddleware(app, {"APPLICATION_ID": "door", "BASE_URI": sandbox.url}, tracer_provider=provider)
     # A framework's instrumentor that some other test imported would keep us from making a span.
-    from moesif_otel.capture import wsgi_span
+    from moesif_otel._capture.wsgi import span as wsgi_span
 
     loaded, wsgi_span._FRAMEWORK_INSTRUMENTORS = wsgi_span._FRAMEWORK_INSTRUMENTORS, ()  # type: ignore[misc]
     try:

@@ -15,7 +15,7 @@ from opentelemetry.exporter.otlp.proto.http import Compression
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
 from moesif_otel import MoesifSpanProcessor
-from moesif_otel.capture.wsgi import WsgiTap
+from moesif_otel._capture.wsgi.capture import WsgiTap
 
 body_bytes = int(sys.argv[1]) if len(sys.argv) > 1 else 4_000
 duration_s = float(sys.argv[2]) if len(sys.argv) > 2 else 5.0

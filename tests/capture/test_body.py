@@ -7,7 +7,7 @@ import threading
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesif_otel.capture.body import ByteBudget, CapturedBody, LeftOut
+from moesif_otel._capture.body import ByteBudget, CapturedBody, LeftOut
 
 pieces = st.lists(st.binary(max_size=40), max_size=200)
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from random import Random
 from unittest.mock import patch
 
-from moesif_otel.capture.body import ByteBudget
-from moesif_otel.delivery.outcome import Answer, Outcome
-from moesif_otel.delivery.stats import DropReason, Ledger, Stats
-from moesif_otel.delivery.worker import Delivery, Prepared
-from moesif_otel.guard import Guard
+from moesif_otel._capture.body import ByteBudget
+from moesif_otel._delivery.outcome import Answer, Outcome
+from moesif_otel._delivery.stats import DropReason, Ledger, Stats
+from moesif_otel._delivery.worker import Delivery, Prepared
+from moesif_otel._guard import Guard
 from moesif_otel.settings import Settings
 
 APPLICATION_ID = "planted-application-id-eyJhbGciOiJIUzI1NiJ9.c2VjcmV0"

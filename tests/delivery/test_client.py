@@ -13,8 +13,8 @@ import pytest
 import requests
 from moesifapi.configuration import Configuration
 
-from moesif_otel.delivery.client import MoesifTransport, gzipped
-from moesif_otel.delivery.outcome import Outcome
+from moesif_otel._delivery.client import MoesifTransport, gzipped
+from moesif_otel._delivery.outcome import Outcome
 from tests.delivery.delivery_kit import APPLICATION_ID, payload, settings
 from tests.faults.fault_server import (
     CERTIFICATE,

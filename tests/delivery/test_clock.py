@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from moesif_otel.delivery.clock import Bell, SystemClock
+from moesif_otel._delivery.clock import Bell, SystemClock
 
 
 def test_a_ring_is_remembered_once() -> None:

@@ -9,7 +9,7 @@ import pytest
 import requests
 import urllib3
 
-from moesif_otel.delivery import connection
+from moesif_otel._delivery import connection
 from tests.faults.fault_server import FaultServer
 
 

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from moesif_otel.delivery.outcome import Answer, Outcome
+from moesif_otel._delivery.outcome import Answer, Outcome
 from tests.delivery.delivery_kit import FakeClock, MemoryTransport, Rig, no_new_threads, payload, prepare
 
 RETRY = Answer(Outcome.RETRY, 503)

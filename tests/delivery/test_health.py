@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesif_otel.delivery.health import ServerHealth
-from moesif_otel.delivery.stats import DropReason
+from moesif_otel._delivery.health import ServerHealth
+from moesif_otel._delivery.stats import DropReason
 
 
 def longest(_, high):

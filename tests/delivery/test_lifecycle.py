@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 
-from moesif_otel.delivery import lifecycle
+from moesif_otel._delivery import lifecycle
 
 
 class Ending:

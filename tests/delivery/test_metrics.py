@@ -12,9 +12,9 @@ import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from moesif_otel.capture.body import ByteBudget
-from moesif_otel.delivery.metrics import Instruments
-from moesif_otel.delivery.stats import DropReason, Ledger
+from moesif_otel._capture.body import ByteBudget
+from moesif_otel._delivery.metrics import Instruments
+from moesif_otel._delivery.stats import DropReason, Ledger
 
 
 class Owner:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesif_otel.delivery.outcome import (
+from moesif_otel._delivery.outcome import (
     STATUS_OUTCOMES,
     SUSPENSION_REASONS,
     Outcome,

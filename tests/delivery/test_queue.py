@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesif_otel.delivery.queue import MAX_BATCH_BYTES, Batch, BatchQueue, Prepared
+from moesif_otel._delivery.queue import MAX_BATCH_BYTES, Batch, BatchQueue, Prepared
 
 
 def event(n, size=10):

@@ -6,8 +6,8 @@ import logging
 import socket
 import ssl
 
-from moesif_otel.delivery.report import DeliveryLog, describe
-from moesif_otel.delivery.stats import Stats
+from moesif_otel._delivery.report import DeliveryLog, describe
+from moesif_otel._delivery.stats import Stats
 from tests.delivery.delivery_kit import FakeClock
 
 

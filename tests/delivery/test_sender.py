@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from moesif_otel.delivery.outcome import Answer, Outcome
-from moesif_otel.delivery.sender import HOPELESS_EVENTS
+from moesif_otel._delivery.outcome import Answer, Outcome
+from moesif_otel._delivery.sender import HOPELESS_EVENTS
 from tests.delivery.delivery_kit import FakeClock, MemoryTransport, Rig, no_new_threads, payload, without_bodies
 
 RETRY = Answer(Outcome.RETRY, 503)
@@ -222,7 +222,7 @@ def test_post_is_given_no_more_time_than_there_is() -> None:
 
 def test_payloads_of_any_kind_are_sent_as_they_are() -> None:
     """Another exporter's objects go through: batches, retries and halves, without bytes of any kind."""
-    from moesif_otel.delivery.worker import Prepared
+    from moesif_otel._delivery.worker import Prepared
 
     class Thing:
         pass
@@ -242,7 +242,7 @@ def test_logs_say_it_once_a_minute_and_never_the_secret(caplog) -> None:
     with caplog.at_level(logging.INFO), rig(transport) as r:
         r.submit(payload(1, 20))
         r.delivery.force_flush(3600)
-        lines = [record.message for record in caplog.records if record.name.startswith("moesif_otel.delivery")]
+        lines = [record.message for record in caplog.records if record.name.startswith("moesif_otel._delivery")]
         assert 40 <= len(lines) <= 62
         assert "status 503" in lines[0]
         assert "more since the last line" in lines[5]

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from moesif_otel.delivery.spool import MAX_AGE_S, Spool
-from moesif_otel.delivery.stats import Ledger
-from moesif_otel.guard import Guard
+from moesif_otel._delivery.spool import MAX_AGE_S, Spool
+from moesif_otel._delivery.stats import Ledger
+from moesif_otel._guard import Guard
 from tests.delivery.delivery_kit import FakeClock, assert_law
 
 BINDING = "0123456789abcdef" * 2

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesif_otel.capture.body import ByteBudget
-from moesif_otel.delivery.stats import DropReason, Ledger, Stats
-from moesif_otel.guard import Guard
+from moesif_otel._capture.body import ByteBudget
+from moesif_otel._delivery.stats import DropReason, Ledger, Stats
+from moesif_otel._guard import Guard
 from tests.delivery.delivery_kit import assert_law
 
 
@@ -79,7 +79,7 @@ def test_writer_interrupted_by_a_finalizer_that_writes() -> None:
 
 def test_snapshot_does_not_wait_for_ever_for_a_lock(monkeypatch) -> None:
     """A reader that interrupted a writer of its own thread (a signal handler) still gets an answer that keeps the law."""
-    monkeypatch.setattr("moesif_otel.delivery.stats._SNAPSHOT_WAIT_S", 0.01)
+    monkeypatch.setattr("moesif_otel._delivery.stats._SNAPSHOT_WAIT_S", 0.01)
     ledger = Ledger()
     ledger.accept()
     with ledger._lock:

@@ -13,9 +13,8 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from moesif_otel.events.attributes import redacted_attributes, redacted_events
-
-from .conftest import Calls
+from moesif_otel._events.attributes import redacted_attributes, redacted_events
+from tests.calls import Calls
 
 
 def encoded(calls: Calls, attributes: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesif_otel.events.body import Body, read_body
+from moesif_otel._events.body import Body, read_body
 
 JSON_VALUES = st.recursive(
     st.none()

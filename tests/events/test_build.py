@@ -13,11 +13,11 @@ import pytest
 from opentelemetry.sdk.trace import Event
 from opentelemetry.trace import Link, SpanContext, StatusCode, TraceFlags
 
-from moesif_otel.capture.exchange import Outcome
-from moesif_otel.events.build import build_event, serialize, transaction_id_for
+from moesif_otel._capture.exchange import Outcome
+from moesif_otel._events.build import build_event, serialize, transaction_id_for
 
 if TYPE_CHECKING:
-    from .conftest import Calls
+    from tests.calls import Calls
 
 JSON = [("Content-Type", "application/json")]
 
@@ -228,7 +228,7 @@ def test_a_body_that_memory_had_no_room_for_says_so(calls: Calls) -> None:
     """The budget was spent: the size is told."""
     exchange = calls.exchange(response=b"")
     exchange.response_body.total_bytes = 5_000
-    from moesif_otel.capture.body import LeftOut
+    from moesif_otel._capture.body import LeftOut
 
     exchange.response_body.left_out = LeftOut.MEMORY
     assert sent(calls, exchange)["metadata"]["moesif_otel"]["response_body"] == {

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesif_otel.events.client_ip import client_address
+from moesif_otel._events.client_ip import client_address
 
 PEER = "10.9.8.7"
 

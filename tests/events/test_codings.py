@@ -14,7 +14,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesif_otel.events.codings import decode_content
+from moesif_otel._events.codings import decode_content
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesif_otel.events.identity import user_from_headers
+from moesif_otel._events.identity import user_from_headers
 
 
 def encode(value: Any, *, padded: bool = False, url_safe: bool = True) -> str:

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from moesifapi.models import EventModel, EventRequestModel, EventResponseModel
 
-from moesif_otel.events.build import MoesifEvent, hide_absent_bodies, show_absent_bodies
-from moesif_otel.events.serialize import plain, serialize, sound_text, without_bodies
+from moesif_otel._events.build import MoesifEvent, hide_absent_bodies, show_absent_bodies
+from moesif_otel._events.serialize import plain, serialize, sound_text, without_bodies
 
 
 def event(**fields: Any) -> MoesifEvent:

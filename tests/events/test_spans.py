@@ -10,10 +10,10 @@ import pytest
 from opentelemetry.sdk.trace import Event
 from opentelemetry.trace import SpanKind, StatusCode
 
-from moesif_otel.events.build import build_event, serialize
+from moesif_otel._events.build import build_event, serialize
 
 if TYPE_CHECKING:
-    from .conftest import Calls
+    from tests.calls import Calls
 
 OLD = {
     "http.method": "GET",

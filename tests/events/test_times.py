@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moesif_otel.events.times import moesif_time
+from moesif_otel._events.times import moesif_time
 
 
 @pytest.mark.parametrize(

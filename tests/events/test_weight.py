@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesif_otel.events.weight import weight_of
+from moesif_otel._events.weight import weight_of
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 
-from moesif_otel.delivery.client import MoesifTransport
+from moesif_otel._delivery.client import MoesifTransport
 from tests.delivery.delivery_kit import Rig, settings
 
 EVENTS = 40

@@ -121,7 +121,7 @@ def test_what_a_process_could_not_send_the_next_one_sends(tmp_path) -> None:
 
 def finish(server, directory, count) -> Rig:
     """Run a delivery in this process until the folder is empty."""
-    from moesif_otel.delivery.client import MoesifTransport
+    from moesif_otel._delivery.client import MoesifTransport
 
     changes = {"spool_directory": str(directory), "event_batch_timeout": 60.0, "batch_size": 25}
     made = settings(base_uri=server.url, **changes)

@@ -80,7 +80,7 @@ def judge_with(dice: random.Random):
 
 def soak(seconds: float, seed: int, *, with_spool: bool) -> str:
     """Run, compare, and give the line of counts."""
-    from moesif_otel.delivery.client import MoesifTransport
+    from moesif_otel._delivery.client import MoesifTransport
 
     dice = random.Random(seed)
     directory = tempfile.mkdtemp() if with_spool else None

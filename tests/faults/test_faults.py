@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from moesif_otel.delivery.client import MoesifTransport
+from moesif_otel._delivery.client import MoesifTransport
 from tests.delivery.delivery_kit import Rig, payload
 from tests.faults.fault_server import (
     Close,

@@ -17,8 +17,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind
 
 from moesif_otel import MoesifMiddleware, MoesifSpanExporter, MoesifSpanProcessor, instrument
-from moesif_otel.delivery import metrics
-from moesif_otel.delivery.metrics import Instruments
+from moesif_otel._delivery import metrics
+from moesif_otel._delivery.metrics import Instruments
 from moesif_otel.outgoing import start_capture_outgoing
 from moesif_otel.sandbox import Sandbox
 from moesif_otel.tornado import MoesifMiddleware as TornadoMiddleware

@@ -12,7 +12,7 @@ import requests
 import tornado.web
 
 from moesif_otel import MoesifMiddleware
-from moesif_otel.capture.body import ByteBudget, CapturedBody
+from moesif_otel._capture.body import ByteBudget, CapturedBody
 from moesif_otel.outgoing import start_capture_outgoing
 from moesif_otel.sandbox import Sandbox
 from moesif_otel.tornado import MoesifMiddleware as TornadoMiddleware

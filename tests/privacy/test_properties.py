@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from moesif_otel import MoesifMiddleware
-from tests.events.secrets import CODINGS, MASK, SECRET, bodies, names, urls
 from tests.faults.fault_server import FaultServer
+from tests.secrets import CODINGS, MASK, SECRET, bodies, names, urls
 
 from .reading import found_in
 

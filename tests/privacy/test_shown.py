@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from moesif_otel import MoesifClient, MoesifMiddleware, MoesifSpanExporter, MoesifSpanProcessor, instrument
-from moesif_otel.auto_instrumentor import MoesifOptions
-from moesif_otel.auto_settings import read_settings
-from moesif_otel.capture.body import ByteBudget, CapturedBody
-from moesif_otel.captured import CapturedSpan
-from moesif_otel.delivery.queue import Prepared
+from moesif_otel._autoinstrument.instrumentor import MoesifOptions
+from moesif_otel._autoinstrument.settings import read_settings
+from moesif_otel._capture.body import ByteBudget, CapturedBody
+from moesif_otel._delivery.queue import Prepared
+from moesif_otel._events.body import Body
+from moesif_otel._events.build import build_event
+from moesif_otel._events.call import Call, Content
+from moesif_otel._events.codings import decode_content
+from moesif_otel._pipeline.captured import CapturedSpan
 from moesif_otel.errors import MoesifConfigError, MoesifDeliveryError, MoesifError
-from moesif_otel.events.body import Body
-from moesif_otel.events.build import build_event
-from moesif_otel.events.call import Call, Content
-from moesif_otel.events.codings import decode_content
 from moesif_otel.outgoing import start_capture_outgoing
 from moesif_otel.sandbox import Sandbox
 from moesif_otel.settings import OPTIONS, Settings
 from moesif_otel.tornado import MoesifMiddleware as TornadoMiddleware
-from tests.events.conftest import Calls
+from tests.calls import Calls
 
 from .planting import Case, planted_cases, text_for
 from .serving import send, wsgi_app, wsgi_server

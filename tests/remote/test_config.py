@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moesif_otel.remote.config import DEFAULT_CONFIG, MalformedError, RemoteConfig
-from moesif_otel.remote.skips import Skips
+from moesif_otel._remote.config import DEFAULT_CONFIG, MalformedError, RemoteConfig
+from moesif_otel._remote.skips import Skips
 
 DOCUMENTED = {
     "org_id": "421:67",

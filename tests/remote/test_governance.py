@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from moesif_otel.remote.config import DEFAULT_CONFIG, MalformedError, RemoteConfig
-from moesif_otel.remote.facts import RequestFacts
-from moesif_otel.remote.governance import NO_RULES, RuleSet
-from moesif_otel.remote.skips import Skips
-from moesif_otel.remote.verdict import Verdict
+from moesif_otel._remote.config import DEFAULT_CONFIG, MalformedError, RemoteConfig
+from moesif_otel._remote.facts import RequestFacts
+from moesif_otel._remote.governance import NO_RULES, RuleSet
+from moesif_otel._remote.skips import Skips
+from moesif_otel._remote.verdict import Verdict
 
 URI = "https://api.test/users/7?filter=open"
 DOCUMENTED = {

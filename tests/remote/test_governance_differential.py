@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from moesifapi.governance_manager import GovernanceRulesManager
 
-from moesif_otel.remote.config import DEFAULT_CONFIG, RemoteConfig
-from moesif_otel.remote.facts import RequestFacts
-from moesif_otel.remote.governance import RuleSet
+from moesif_otel._remote.config import DEFAULT_CONFIG, RemoteConfig
+from moesif_otel._remote.facts import RequestFacts
+from moesif_otel._remote.governance import RuleSet
 
 if TYPE_CHECKING:
-    from moesif_otel.remote.verdict import Verdict
+    from moesif_otel._remote.verdict import Verdict
 
 URI = "https://api.test/users/7?filter=open"
 _IDS = ["r0", "r1", "r2", "r3"]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesif_otel.remote.merge_tags import fill, has_tags
+from moesif_otel._remote.merge_tags import fill, has_tags
 
 VALUES = {"0": "gold", "plan name": "big", "x": "{{0}}"}
 

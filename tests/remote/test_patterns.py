@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moesif_otel.remote import patterns
-from moesif_otel.remote.expressions import MAX_EXPRESSION_CHARS
-from moesif_otel.remote.patterns import (
+from moesif_otel._remote import patterns
+from moesif_otel._remote.expressions import MAX_EXPRESSION_CHARS
+from moesif_otel._remote.patterns import (
     MAX_TEXT_CHARS,
     REQUEST_LIMIT_S,
     SEARCH_LIMIT_S,

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from opentelemetry.instrumentation.utils import is_http_instrumentation_enabled
 
-from moesif_otel.delivery.client import MoesifTransport
-from moesif_otel.remote.config import DEFAULT_CONFIG
-from moesif_otel.remote.governance import NO_RULES
-from moesif_otel.remote.poller import ConfigPoller, Feed, shared_poller
+from moesif_otel._delivery.client import MoesifTransport
+from moesif_otel._remote.config import DEFAULT_CONFIG
+from moesif_otel._remote.governance import NO_RULES
+from moesif_otel._remote.poller import ConfigPoller, Feed, shared_poller
 from moesif_otel.settings import Settings
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from moesifapi.app_config.app_config import AppConfig
 
-from moesif_otel.remote.config import DEFAULT_CONFIG, RemoteConfig
-from moesif_otel.remote.facts import CallFacts, route_of
-from moesif_otel.remote.sampling import Sampled, decide, rate_for, weight_for
+from moesif_otel._remote.config import DEFAULT_CONFIG, RemoteConfig
+from moesif_otel._remote.facts import CallFacts, route_of
+from moesif_otel._remote.sampling import Sampled, decide, rate_for, weight_for
 
 CALL = CallFacts(verb="GET", route="/users/7", ip_address="10.0.0.1", status=200)
 

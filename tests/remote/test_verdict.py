@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from moesif_otel.remote.verdict import Verdict, add_headers
+from moesif_otel._remote.verdict import Verdict, add_headers
 
 
 def verdict(*headers: tuple[str, str]) -> Verdict:

@@ -17,7 +17,7 @@ from tornado import web
 
 from moesif_otel.sandbox.server import Sandbox
 from moesif_otel.tornado import MoesifMiddleware
-from tests.capture.tornado_serving import GIVE_UP_S, get, run, serving, talk
+from tests.capture.tornado.serving import GIVE_UP_S, get, run, serving, talk
 
 _ROOT = Path(__file__).parents[2]
 _MIB = 1024 * 1024
@@ -26,7 +26,7 @@ _TRANSFER = """
     import asyncio, json, sys
     from tornado import web
     from moesif_otel.tornado import MoesifMiddleware
-    from tests.capture.tornado_serving import serving
+    from tests.capture.tornado.serving import serving
 
     SIZE, PART = 256 * 1024 * 1024, b"x" * 65536
     way, base_uri = sys.argv[1:]

@@ -27,13 +27,13 @@ WAIT_S = 30.0
 
 _ENTRY_POINTS = """\
 [opentelemetry_instrumentor]
-moesif = moesif_otel.auto_instrumentor:MoesifInstrumentor
+moesif = moesif_otel._autoinstrument.instrumentor:MoesifInstrumentor
 
 [opentelemetry_traces_exporter]
-moesif = moesif_otel.auto_exporter:AutoSpanExporter
+moesif = moesif_otel._autoinstrument.exporter:AutoSpanExporter
 
 [opentelemetry_environment_variables]
-moesif = moesif_otel.auto_environment
+moesif = moesif_otel._autoinstrument.environment
 """
 
 

@@ -1,0 +1,86 @@
+"""The exporter that `OTEL_TRACES_EXPORTER=moesif` and configuration files name.
+
+Owns: `AutoSpanExporter`: `MoesifSpanExporter` for a process that must start whatever its options are.
+Threads: like `exporter.MoesifSpanExporter`.
+Never: raises; delivers through a second pipeline where the zero-code capture has one with equal options.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import trace
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+from moesif_otel._autoinstrument import instrument as auto
+from moesif_otel._autoinstrument.settings import read_settings
+
+# For its exit handler: registered before the tracer provider's, it runs after that one's last export.
+from moesif_otel._delivery import lifecycle  # noqa: F401 - see above
+from moesif_otel._guard import PROCESS_GUARD
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from opentelemetry.sdk.trace import ReadableSpan
+
+    from moesif_otel.exporter import MoesifSpanExporter
+
+__all__ = ["AutoSpanExporter"]
+
+
+class AutoSpanExporter(SpanExporter):
+    """Sends HTTP spans to Moesif, as `moesif_otel.MoesifSpanExporter` does; without an application id none.
+
+    Args:
+        options: Options in lower case; absent ones are read from the environment. A wrong one is logged, and its
+            default used.
+
+    Thread-safe.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self._settings = read_settings(options)
+        # Filled once, by `dict.setdefault`, and late: see `auto`.
+        self._made: dict[str, tuple[MoesifSpanExporter, bool]] = {}
+        if self._settings is not None and os.environ.get("OTEL_CONFIG_FILE"):
+            # A configuration file's provider is made before us, so its exit handler runs after delivery has ended.
+            atexit.register(self._flush_provider)
+
+    def _exporter(self) -> tuple[MoesifSpanExporter, bool] | None:
+        made = self._made.get("made")
+        if made is None and self._settings is not None:
+            from moesif_otel.exporter import MoesifSpanExporter
+
+            found = auto.exporter_of(self._settings)
+            made = (found, True) if found is not None else (MoesifSpanExporter.of(self._settings), False)
+            made = self._made.setdefault("made", made)
+        return made
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Take spans; returns at once."""
+        found = PROCESS_GUARD.run("making the exporter", self._exporter)
+        return SpanExportResult.SUCCESS if found is None else found[0].export(spans)
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Deliver everything that was exported, within the time."""
+        found = self._made.get("made")
+        return found is None or found[0].force_flush(timeout_millis)
+
+    def shutdown(self) -> None:
+        """Deliver what is pending; end the delivery unless it is the zero-code capture's."""
+        found = self._made.get("made")
+        if found is None or self._settings is None:
+            return
+        exporter, shared = found
+        if shared:
+            exporter.force_flush(int(self._settings.shutdown_timeout * 1_000))
+        else:
+            exporter.shutdown()
+
+    def _flush_provider(self) -> None:
+        flush = getattr(trace.get_tracer_provider(), "force_flush", None)
+        if callable(flush) and self._settings is not None:
+            PROCESS_GUARD.run("flushing spans at exit", flush, int(self._settings.shutdown_timeout * 1_000))

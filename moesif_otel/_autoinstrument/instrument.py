@@ -1,0 +1,311 @@
+"""Capture without a change in the application: `instrument`, and what the zero-code run is made of.
+
+Owns: `instrument` and its handle, the handles that are active, which of them takes which call, joining a live pipeline.
+Threads: any; calls come in all of a server's.
+Never: starts a span (nobody can be certain that no instrumentor makes one), adds a header, raises into a request or an
+import; imports what delivers before the application's first server or request needs it, unless told to.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import weakref
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry import trace
+
+from moesif_otel._autoinstrument.targets import install, when_imported
+from moesif_otel._guard import PROCESS_GUARD
+from moesif_otel.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from moesif_otel._capture.requests.capture import Route
+    from moesif_otel._capture.tornado.capture import TornadoTap
+    from moesif_otel._capture.wsgi.capture import WsgiTap
+    from moesif_otel._delivery.stats import Stats
+    from moesif_otel._pipeline.providers import Dispatcher
+    from moesif_otel.exporter import MoesifSpanExporter
+    from moesif_otel.processor import MoesifSpanProcessor
+
+__all__ = ["Instrumentation", "exporter_of", "instrument"]
+
+_logger: Final = logging.getLogger(__name__)
+
+_EXCHANGES_KEY: Final = "moesif_otel.exchanges"  # `capture.wsgi` has it; imported late, see there
+_FRAMEWORK_KEY: Final = "moesif_otel.framework"
+
+
+def instrument(settings: Mapping[str, Any] | Settings | None = None) -> Instrumentation:
+    """Capture the calls of this process, as `opentelemetry-instrument` does, from code.
+
+    WSGI frameworks and servers, and Tornado, wherever they are imported, before or after; with
+    `CAPTURE_OUTGOING_REQUESTS` also calls made with `requests`. No span is made and none is changed: spans of
+    OpenTelemetry's instrumentations decorate the events where the global tracer provider, or one with a
+    `MoesifSpanProcessor` of the same settings, shows them.
+
+    Call it before servers are made; frameworks are met from the next request on. Where a `MoesifSpanProcessor` with
+    equal settings lives, that one takes the calls: one pipeline, also when it delivers through another exporter.
+
+    Args:
+        settings: The dict of options that Moesif users know, or a `Settings`; None reads the environment.
+
+    Returns:
+        What stops it, flushes it and tells its counters.
+
+    Raises:
+        MoesifConfigError: An option is wrong; nothing has been changed or started.
+
+    Thread-safe; may be called before a fork.
+    """
+    if settings is None:
+        settings = Settings.from_keywords({})
+    elif not isinstance(settings, Settings):
+        settings = Settings.from_mapping(settings)
+    handle = Instrumentation(settings)
+    handle.pipeline()
+    handle.start()
+    return handle
+
+
+class Instrumentation:
+    """Capture of this process for one settings value; made by `instrument`. Thread-safe.
+
+    Args:
+        settings: The options.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        # Filled once, by `dict.setdefault`: no lock that a forked child could inherit held.
+        self._made: dict[str, tuple[MoesifSpanProcessor, WsgiTap]] = {}
+        self._active = False
+        self._provider: Any = None
+        self._dispatcher: Dispatcher | None = None
+        self._route: Route | None = None
+        self._tornado: TornadoTap | None = None
+
+    def start(self) -> None:
+        """Begin to capture. Never raises."""
+        _add(self)
+        if self.settings.capture_outgoing_requests:
+            # Calls may be made where nothing is ever served.
+            PROCESS_GUARD.run("capture of outgoing calls", self._start_outgoing)
+        if self._made:
+            # Applications may be there already. Otherwise the first one that is made begins it (`auto_rows`).
+            when_imported("tornado.web", _weakly(self, Instrumentation.prepare_tornado))
+        when_imported("tornado.autoreload", _weakly(self, Instrumentation._flush_before_reload))
+
+    def pipeline(self) -> MoesifSpanProcessor:
+        """Give the pipeline, joining a live one of equal settings or making one."""
+        return self._pipeline()[0]
+
+    def _pipeline(self) -> tuple[MoesifSpanProcessor, WsgiTap]:
+        made = self._made.get("made")
+        if made is None:
+            # Late imports: what delivers brings `requests`, and locks that belong on the far side of gevent's patches.
+            from moesif_otel._capture.wsgi.capture import WsgiTap
+            from moesif_otel.processor import MoesifSpanProcessor, live_processor
+
+            processor = live_processor(self.settings)
+            if processor is None:
+                processor = MoesifSpanProcessor(self.settings)
+                _ours.add(processor)
+            made = self._made.setdefault("made", (processor, WsgiTap(processor, provisional=True)))
+        return made
+
+    def prepare(self) -> None:
+        """Make the pipeline ready for a first call. Never raises."""
+        PROCESS_GUARD.run("preparing the capture", self._pipeline)
+
+    def wrapped(self, app: Any, callback_app: Any) -> Any:
+        """Give the application with our tap around it, for one call. Never raises."""
+        try:
+            processor, tap = self._pipeline()
+            self._watch_provider(processor)
+        except Exception as exc:
+            PROCESS_GUARD.caught("preparing the capture", exc)
+            return app
+        return functools.partial(tap.call, app, callback_app=callback_app)
+
+    def _watch_provider(self, processor: MoesifSpanProcessor) -> None:
+        """See to it that our dispatcher is on the global provider, once that is an SDK provider."""
+        if self._dispatcher is not None:
+            return
+        provider = trace.get_tracer_provider()
+        if provider is self._provider:
+            return
+        self._provider = provider
+        if callable(getattr(provider, "add_span_processor", None)):
+            from moesif_otel._pipeline.providers import dispatcher_on
+
+            self._dispatcher = dispatcher_on(provider)
+            self._dispatcher.register(processor)
+
+    def _start_outgoing(self) -> None:
+        from moesif_otel._capture.requests.capture import requests_tap
+
+        processor = self.pipeline()
+        self._route = requests_tap.add(processor, before=functools.partial(self._watch_provider, processor))
+
+    def prepare_tornado(self) -> None:
+        """Begin to capture every Tornado application, unless it has begun."""
+        if self._tornado is not None:
+            return
+        try:
+            from moesif_otel._capture.tornado.capture import TornadoTap
+        except ImportError as exc:
+            _logger.error(
+                "moesif_otel: calls to this Tornado are not captured (%s is missing in it); "
+                "pip install 'moesif-otel[tornado]' for a version that is known",
+                exc.name,
+            )
+            return
+        processor = self.pipeline()
+        self._tornado = TornadoTap(
+            processor, before_first=functools.partial(self._watch_provider, processor), everywhere=True
+        )
+        if self._active:
+            self._tornado.start()
+
+    def _flush_before_reload(self) -> None:
+        # Tornado replaces the process by `exec`, which runs no exit handlers.
+        from tornado import autoreload
+
+        autoreload.add_reload_hook(_weakly(self, Instrumentation._flush_to_reload))
+
+    def _flush_to_reload(self) -> None:
+        if self._made:
+            self.force_flush(int(self.settings.shutdown_timeout * 1_000))
+
+    def force_flush(self, timeout_millis: int = 5_000) -> bool:
+        """Deliver every call that has finished.
+
+        Args:
+            timeout_millis: Return after this time at the latest.
+
+        Returns:
+            True if everything that had finished was delivered or is counted as dropped.
+        """
+        return self.pipeline().force_flush(timeout_millis)
+
+    def stop(self, timeout_millis: int = 5_000) -> None:
+        """Stop capturing; the application is served on, unobserved. Idempotent.
+
+        What is pending is delivered, and the pipeline ends, if `instrument` made it and no other handle uses it.
+
+        Args:
+            timeout_millis: Return after this time at the latest.
+        """
+        _remove(self)
+        if self._tornado is not None:
+            self._tornado.stop()
+        route, self._route = self._route, None
+        if route is not None:
+            from moesif_otel._capture.requests.capture import requests_tap
+
+            requests_tap.remove(route)
+        if not self._made:
+            return
+        processor = self.pipeline()
+        if any(other.uses(processor) for other in _handles):
+            return
+        if self._dispatcher is not None:
+            self._dispatcher.unregister(processor)
+            self._dispatcher = self._provider = None
+        if processor in _ours:
+            processor.shutdown(timeout_millis)
+
+    def uses(self, processor: MoesifSpanProcessor) -> bool:
+        """Whether this handle's calls go there."""
+        return bool(self._made) and self.pipeline() is processor
+
+    def stats(self) -> Stats:
+        """Give the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
+        return self.pipeline().stats()
+
+
+def _weakly(handle: Instrumentation, method: Callable[[Instrumentation], None]) -> Callable[[], None]:
+    """Make a function for an import hook, which cannot be taken back, that does nothing once the handle has stopped."""
+    reference = weakref.ref(handle)
+
+    def run() -> None:
+        found = reference()
+        if found is not None and found in _handles:
+            method(found)
+
+    return run
+
+
+# The handles that capture, newest first, and the pipelines that are ours to end.
+
+_handles: tuple[Instrumentation, ...] = ()
+_ours: Final[weakref.WeakSet[MoesifSpanProcessor]] = weakref.WeakSet()
+_installed: Final[list[bool]] = []
+
+
+def _add(handle: Instrumentation) -> None:
+    global _handles  # noqa: PLW0603 - replaced as a whole, so that calls read it without a lock
+    handle._active = True
+    if handle not in _handles:
+        # The newest is the outermost. Of two with the same application id the outermost takes the call, so what an
+        # application says in code, later than the environment, is what counts.
+        _handles = (handle, *_handles)
+    if not _installed:
+        _installed.append(True)
+        install(_EveryHandle())
+
+
+def _remove(handle: Instrumentation) -> None:
+    global _handles  # noqa: PLW0603 - as above
+    handle._active = False
+    _handles = tuple(one for one in _handles if one is not handle)
+
+
+class _EveryHandle:
+    """Serves a call for all handles (`auto_rows.Serving`)."""
+
+    def prepare(self) -> None:
+        """Make every pipeline ready."""
+        for handle in _handles:
+            handle.prepare()
+
+    def prepare_tornado(self) -> None:
+        """Begin to capture Tornado for every handle."""
+        for handle in _handles:
+            PROCESS_GUARD.run("capture of Tornado", handle.prepare_tornado)
+
+    def serve(self, app: Any, environ: Any, start_response: Any, framework_app: Any = None) -> Any:
+        """Call the application, captured by each handle that has not captured this call already."""
+        handles = _handles
+        if not handles:
+            return app(environ, start_response)
+        if framework_app is not None:
+            PROCESS_GUARD.run("naming the framework's application", _name_application, environ, framework_app)
+        callback_app = app if framework_app is None else framework_app
+        for handle in reversed(handles):
+            app = handle.wrapped(app, callback_app)
+        return app(environ, start_response)
+
+
+def _name_application(environ: dict[str, Any], app: Any) -> None:
+    """Tell calls that a server's row opened the framework's application object, which callbacks take."""
+    if _FRAMEWORK_KEY in environ:  # applications in applications: the outermost is the one
+        return
+    environ[_FRAMEWORK_KEY] = True
+    for exchange in environ.get(_EXCHANGES_KEY, ()):
+        if exchange.provisional and exchange.is_open:
+            exchange.callback_arguments = (app, *exchange.callback_arguments[1:])
+
+
+def exporter_of(settings: Settings) -> MoesifSpanExporter | None:
+    """Give the exporter of an active capture with equal settings, or None; for spans that no tap has met."""
+    for handle in _handles:
+        if handle.settings == settings:
+            exporter = handle.pipeline().exporter
+            from moesif_otel.exporter import MoesifSpanExporter
+
+            return exporter if isinstance(exporter, MoesifSpanExporter) else None
+    return None

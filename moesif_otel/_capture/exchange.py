@@ -1,0 +1,397 @@
+"""The Exchange: what has been seen of one request and its response.
+
+Owns: the record that taps fill, its one finish, the chain of current Exchanges, and `identify`.
+Threads: the thread or task that serves the request fills it; it may be finished from any thread, once.
+Never: keeps framework objects after the finish; takes a lock; calls back into the application.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextvars import ContextVar
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from opentelemetry.sdk.trace import ReadableSpan, Span
+
+    from moesif_otel._capture.body import ByteBudget, CapturedBody, LeftOut
+    from moesif_otel._guard import Guard
+    from moesif_otel.settings import Settings
+
+__all__ = ["Decision", "Direction", "Exchange", "Headers", "Outcome", "Pipeline", "current_exchange", "identify"]
+
+Direction = Literal["Incoming", "Outgoing"]
+Headers = list[tuple[str, str]]
+
+current_exchange: ContextVar[Exchange | None] = ContextVar("moesif_otel_exchange", default=None)
+"""The innermost Exchange of this thread or task; `Exchange.outer` leads to the others."""
+
+
+class Outcome(str, Enum):
+    """How an Exchange ended."""
+
+    COMPLETE = "complete"
+    ABORTED = "client_aborted"  # the client left, or the server closed the response early
+    FAILED = "error"  # the application (incoming) or the call (outgoing) raised
+    DROPPED = "not_read"  # garbage collection ended it: nobody read the response to its end
+    UPGRADED = "upgraded"  # a WebSocket handshake: the call is over, the connection is not
+    DETACHED = "detached"  # the handler took the connection over
+    UNFINISHED = "unfinished"  # the process, or the capture, ended first
+
+    @property
+    def awaits_span(self) -> bool:
+        """Whether the span of such an Exchange can be expected to end soon."""
+        return self in _AWAITS_SPAN
+
+
+_AWAITS_SPAN: Final = frozenset({Outcome.COMPLETE, Outcome.FAILED, Outcome.DROPPED})
+
+
+class Decision(Protocol):
+    """What governance decided about a request (`remote.verdict.Verdict`)."""
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the application must not be called."""
+        ...
+
+    @property
+    def status(self) -> int:
+        """Status of the answer to a blocked request."""
+        ...
+
+    @property
+    def phrase(self) -> str:
+        """The status's phrase."""
+        ...
+
+    @property
+    def status_line(self) -> str:
+        """Status and phrase."""
+        ...
+
+    @property
+    def headers(self) -> Headers:
+        """Headers to add; all of the answer's when blocked."""
+        ...
+
+    @property
+    def body(self) -> bytes | None:
+        """Body of the answer to a blocked request."""
+        ...
+
+    def added_to(self, headers: Headers) -> Headers:
+        """Give the application's headers with the decision's behind them."""
+        ...
+
+
+class Pipeline(Protocol):
+    """What a tap needs of the pipeline that it works for (`processor.MoesifSpanProcessor`)."""
+
+    settings: Settings
+    guard: Guard
+    budget: ByteBudget
+
+    @property
+    def generation(self) -> int:
+        """Grows in a forked child; an Exchange of another generation belongs to another process."""
+        ...
+
+    def opened(self, exchange: Exchange) -> None:
+        """Take note of a new Exchange (binds the current span, starts threads when needed). Never raises."""
+        ...
+
+    def has_callbacks(self, exchange: Exchange) -> bool:
+        """Whether callbacks will look at this Exchange's `callback_arguments`."""
+        ...
+
+    def govern(self, exchange: Exchange, read_ahead: Callable[[], bytes | None]) -> Decision | None:
+        """Ask the governance rules about a request before the application sees it.
+
+        Args:
+            exchange: With method, URL, headers, peer address and callback arguments.
+            read_ahead: Gives the raw request body, or None; called only when a rule depends on it.
+
+        Returns:
+            None when no rule has anything to say, which takes well under a microsecond without rules. Never raises.
+        """
+        ...
+
+    def finished(self, exchange: Exchange) -> None:
+        """Take a finished Exchange: runs the callbacks here and now, and hands it on. Never raises, never waits."""
+        ...
+
+    def finished_late(self, exchange: Exchange) -> None:
+        """Take an Exchange that a finalizer finished: lock-free; callbacks run on our own thread. Never raises."""
+        ...
+
+    def superseded(self, exchange: Exchange) -> None:
+        """Forget an Exchange whose call another one delivers. Never raises."""
+        ...
+
+
+class Exchange:
+    """One request and its response, as seen by a tap.
+
+    Args:
+        pipeline: Whose tap this is.
+        direction: `Incoming` for calls to this service, `Outgoing` for its own calls.
+        method: HTTP method.
+
+    Attributes that a tap fills (everything else belongs to the pipeline):
+        url: Full URL, or a function of no arguments that builds it later on our own thread.
+        request_headers, response_headers: List of (name, value), repetitions kept; or a function that gives it.
+        peer_address: Address of the connection's other end (`REMOTE_ADDR`).
+        request_body, response_body: Captured bodies; None when nothing is to be captured.
+        status: Status that was sent or received; None while there is none.
+        error: Exception that ended it; kept as type and place only, see `finish`.
+        callback_arguments: What the users' callbacks take, for example `(app, environ)`; dropped at the finish.
+        identify_arguments: What `IDENTIFY_*` take where that is more.
+        notes: JSON-able facts for `metadata.moesif_otel`.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_open",
+        "_request_headers",
+        "_response_headers",
+        "_transaction_id",
+        "_url",
+        "blocked_by",
+        "callback_arguments",
+        "closing",
+        "company_id",
+        "direction",
+        "emit_token",
+        "ended_ns",
+        "error_type",
+        "generation",
+        "has_remote_parent",
+        "identified",
+        "identify_arguments",
+        "inner_server_span",
+        "metadata",
+        "method",
+        "notes",
+        "outcome",
+        "outer",
+        "parent_span_id",
+        "peer_address",
+        "pipeline",
+        "provisional",
+        "request_body",
+        "response_body",
+        "session_token",
+        "skipped",
+        "span",
+        "span_ended",
+        "span_id",
+        "started_ns",
+        "status",
+        "trace_id",
+        "user_id",
+    )
+
+    def __init__(self, pipeline: Pipeline, direction: Direction, method: str) -> None:
+        self.pipeline = pipeline
+        self.generation = pipeline.generation
+        self.direction: Direction = direction
+        self.method = method
+        self.outer = current_exchange.get()
+        self.started_ns = time.time_ns()
+        self.ended_ns: int | None = None
+        self.outcome: Outcome | None = None
+        self.error_type: str | None = None
+        self.status: int | None = None
+        self.peer_address: str | None = None
+        self.request_body: CapturedBody | None = None
+        self.response_body: CapturedBody | None = None
+        self._url: str | Callable[[], str] = ""
+        self._request_headers: Headers | Callable[[], Headers] = []
+        self._response_headers: Headers | Callable[[], Headers] = []
+        self.callback_arguments: tuple[Any, ...] = ()
+        self.identify_arguments: tuple[Any, ...] = ()
+        self.notes: dict[str, Any] = {}
+        # What is left to do for a call that a finalizer ended (its span, for one); run on our own thread.
+        self.closing: Callable[[], None] | None = None
+        # The span side. `span` is the live span until it ends, then the ReadableSpan that `on_end` was given.
+        self.span: Span | ReadableSpan | None = None
+        self.span_ended = False
+        self.trace_id = 0
+        self.span_id = 0
+        self.parent_span_id: int | None = None
+        self.has_remote_parent = False
+        self.inner_server_span = False  # an instrumentor inside made a span of its own for this very request
+        # A tap that knows only the server or the framework opened it; a middleware in the code takes over.
+        self.provisional = False
+        self._transaction_id: str | None = None
+        # What callbacks and `identify` said.
+        self.skipped = False
+        self.identified = False
+        self.user_id: Any = None
+        self.company_id: Any = None
+        self.session_token: Any = None
+        self.metadata: Any = None
+        self.blocked_by: str | None = None
+        # `list.pop` is atomic: whoever gets the entry finishes, or emits, and nobody else.
+        self._open = [True]
+        self.emit_token = [True]
+
+    @property
+    def url(self) -> str:
+        """Full URL; built at the first look."""
+        if not isinstance(self._url, str):
+            self._url = self._url()
+        return self._url
+
+    @url.setter
+    def url(self, value: str | Callable[[], str]) -> None:
+        self._url = value
+
+    @property
+    def request_headers(self) -> Headers:
+        """Request headers as (name, value); built at the first look."""
+        if not isinstance(self._request_headers, list):
+            self._request_headers = self._request_headers()
+        return self._request_headers
+
+    @request_headers.setter
+    def request_headers(self, value: Headers | Callable[[], Headers]) -> None:
+        self._request_headers = value
+
+    @property
+    def response_headers(self) -> Headers:
+        """Response headers as (name, value); built at the first look."""
+        if not isinstance(self._response_headers, list):
+            self._response_headers = self._response_headers()
+        return self._response_headers
+
+    @response_headers.setter
+    def response_headers(self, value: Headers | Callable[[], Headers]) -> None:
+        self._response_headers = value
+
+    @property
+    def transaction_id(self) -> str | None:
+        """The event's id where it had to be fixed early (a response header told it); else None."""
+        return self._transaction_id
+
+    @transaction_id.setter
+    def transaction_id(self, value: str) -> None:
+        self._transaction_id = value
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has not been finished."""
+        return bool(self._open)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it was opened in this process (a forked child must not send the parent's calls again)."""
+        return self.generation == self.pipeline.generation
+
+    def finish(self, outcome: Outcome, error: BaseException | None = None) -> None:
+        """End the Exchange; the first call counts, later ones do nothing. Never raises.
+
+        Args:
+            outcome: How it ended.
+            error: The exception that ended it, if one did; only its type's name is kept.
+        """
+        if self._close(outcome, error):
+            self.pipeline.finished(self)
+
+    def finish_from_finalizer(self, outcome: Outcome = Outcome.DROPPED) -> None:
+        """End the Exchange from `__del__` or a weakref callback: lock-free; callbacks run later on our own thread."""
+        if self._close(outcome, None):
+            self.pipeline.finished_late(self)
+
+    def _close(self, outcome: Outcome, error: BaseException | None) -> bool:
+        try:
+            self._open.pop()
+        except IndexError:
+            return False
+        self.ended_ns = time.time_ns()
+        self.outcome = outcome
+        if error is not None:
+            self.error_type = type(error).__qualname__
+        return True
+
+    def let_go(self) -> None:
+        """Drop the framework's objects; after the callbacks nothing of a request may be kept alive by us."""
+        self.callback_arguments = ()
+        self.identify_arguments = ()
+        self.outer = None
+
+    def supersede(self) -> None:
+        """Make room for another Exchange of the same call: this one ends here and is never delivered."""
+        if self._close(Outcome.UNFINISHED, None):
+            self.pipeline.superseded(self)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Captured bytes of both bodies."""
+        return sum(body.kept_bytes for body in (self.request_body, self.response_body) if body is not None)
+
+    def leave_bodies_out(self, reason: LeftOut) -> None:
+        """Give the captured bytes back and let the event say why; their sizes stay known."""
+        for body in (self.request_body, self.response_body):
+            if body is not None and body.kept_bytes:
+                body.discard()
+                body.left_out = reason
+
+    def discard(self) -> None:
+        """Give the captured bytes back; the Exchange will not be delivered."""
+        self.let_go()
+        for body in (self.request_body, self.response_body):
+            if body is not None:
+                body.discard()
+        self.request_body = self.response_body = None
+
+
+def chain(innermost: Exchange | None) -> Sequence[Exchange]:
+    """Give an Exchange and the ones around it, innermost first."""
+    found: list[Exchange] = []
+    while innermost is not None:
+        found.append(innermost)
+        innermost = innermost.outer
+    return found
+
+
+def identify(
+    *,
+    user_id: str | None = None,
+    company_id: str | None = None,
+    session_token: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Say who makes the call that is being served; for use inside a request.
+
+    What is given here wins over the `IDENTIFY_*` and `GET_*` callbacks; metadata is merged key by key. A later call
+    overrides an earlier one. Outside a request it does nothing.
+
+    Args:
+        user_id: Your id of the user.
+        company_id: Your id of the company.
+        session_token: Session or API token, if Moesif should see it.
+        metadata: JSON-able values for the event's metadata.
+
+    Thread-safe for the thread or task that serves the request (PEP 567 context; `asyncio.to_thread` carries it,
+    `run_in_executor` does not). Never raises.
+    """
+    for exchange in chain(current_exchange.get()):
+        if user_id is not None:
+            exchange.user_id = user_id
+        if company_id is not None:
+            exchange.company_id = company_id
+        if session_token is not None:
+            exchange.session_token = session_token
+        if metadata:
+            exchange.metadata = {**(exchange.metadata or {}), **metadata}
+
+
+def random_id(size_bytes: int) -> int:
+    """Give a random, non-zero id (W3C Trace Context forbids zero); safe after a fork, unlike `random`."""
+    return int.from_bytes(os.urandom(size_bytes), "big") or 1

@@ -1,0 +1,1 @@
+"""Capture of outgoing calls made with requests."""

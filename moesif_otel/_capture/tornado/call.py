@@ -1,0 +1,369 @@
+"""One request served by a Tornado handler: what fills its Exchange, and when it is over.
+
+Owns: `Call` (the record that both kinds of tee write to), `HandlerCall` (a handler that answers itself), `ResponseTee`.
+Threads: the event loop's; a finalizer may end a call.
+Never: raises into Tornado, changes a chunk, keeps a handler after the end of its call.
+
+Tornado's order, which `HandlerCall` rests on. Success: transforms, headers, `finish`, `log_function`, `on_finish`,
+`_execute` returns. Errors and 404: `log_exception`, transforms, `log_function`, `_execute` returns. The call is over at
+the first of: `log_function`; the connection's close callback; the return of `_execute`, where the handler has finished
+or would have been finished by Tornado (`_auto_finish = False` handlers go on after it).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+import tornado.web
+from tornado.web import Finish, HTTPError, OutputTransform, RequestHandler
+
+from moesif_otel._capture.body import CapturedBody
+from moesif_otel._capture.exchange import Outcome
+from moesif_otel._capture.tornado.govern import add_headers
+from moesif_otel._capture.tornado.patches import Hooks
+from moesif_otel._capture.tornado.shape import (
+    client_is_gone,
+    close_callback_of,
+    finishes_by_itself,
+    is_finished,
+    sent_headers,
+    streams_request_body,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tornado.httputil import HTTPHeaders
+
+    from moesif_otel._capture.exchange import Decision, Exchange
+
+__all__ = ["Call", "HandlerCall", "ResponseTee", "chained_close"]
+
+_SWITCHING_PROTOCOLS: Final = 101
+_STATUSES_WITHOUT_BODY: Final = frozenset({204, 304})  # RFC 9110, 6.4.1
+
+
+class Call:
+    """One captured request; once it is over only its empty shell is left.
+
+    Args:
+        exchange: Its Exchange, open.
+        handler: The handler that serves it.
+    """
+
+    __slots__ = ("__weakref__", "decision", "exchange", "guard", "handler", "keeps_response")
+
+    def __init__(self, exchange: Exchange, handler: RequestHandler) -> None:
+        self.exchange: Exchange | None = exchange
+        self.handler: RequestHandler | None = handler
+        self.decision: Decision | None = None  # whose headers are to be added
+        self.guard = exchange.pipeline.guard
+        settings = exchange.pipeline.settings
+        # A HEAD response's body is dropped by Tornado after the transforms have seen it.
+        self.keeps_response = settings.log_body and exchange.method != "HEAD"
+        if settings.log_body:
+            exchange.response_body = CapturedBody(settings.response_max_body_size, exchange.pipeline.budget)
+
+    def add_decided_headers(self, headers: HTTPHeaders) -> None:
+        """Let governance add its headers to those that are about to be sent."""
+        if self.decision is not None and self.exchange is not None and self.exchange.is_open:
+            decision, self.decision = self.decision, None
+            add_headers(decision, headers)
+
+    def watch(self) -> None:
+        """Take the place from which the call is seen."""
+
+    def take_request_body(self) -> None:
+        """Note the body that Tornado has read."""
+        exchange, handler = self.exchange, self.handler
+        if exchange is None or handler is None or not exchange.pipeline.settings.log_body:
+            return
+        if isinstance(handler.request.body, bytes) and handler.request.body:
+            exchange.request_body = self._new_request_body(exchange)
+            exchange.request_body.add(handler.request.body)
+
+    def _new_request_body(self, exchange: Exchange) -> CapturedBody:
+        return CapturedBody(exchange.pipeline.settings.request_max_body_size, exchange.pipeline.budget)
+
+    def headers_sent(self, status: int, headers: HTTPHeaders) -> None:
+        """Note status and headers as they left."""
+        exchange = self.exchange
+        if exchange is not None and exchange.is_open:
+            exchange.status = int(status)
+            exchange.response_headers = [(str(name), str(value)) for name, value in headers.get_all()]
+            if status in _STATUSES_WITHOUT_BODY and self.keeps_response:
+                # A handler that writes one all the same breaks the protocol: no client takes it for a body.
+                self.keeps_response = False
+                if exchange.response_body is not None:
+                    exchange.response_body.restart()
+
+    def response_piece(self, chunk: bytes) -> None:
+        """Note a piece of the response body."""
+        exchange = self.exchange
+        if chunk and self.keeps_response and exchange is not None and exchange.is_open:
+            body = exchange.response_body
+            if body is not None:
+                body.add(chunk)
+
+    def serve(self, handler: RequestHandler) -> None:
+        """Note that another handler answers this request; the users' callbacks get that one."""
+        if self.exchange is not None and self.exchange.is_open:
+            self.exchange.callback_arguments = (handler,)
+
+    def logged(self) -> None:
+        """`log_function` was called: the response has been handed to the connection."""
+
+    def aborted(self) -> None:
+        """The client left."""
+        self.end(Outcome.ABORTED)
+
+    def executed(self, error: BaseException | None) -> None:
+        """`_execute` returned or raised."""
+
+    def end(self, outcome: Outcome, error: BaseException | None = None) -> None:
+        """End the call; the first end counts. Never raises."""
+        exchange = self.exchange
+        if exchange is None:
+            return
+        self.exchange = self.handler = None
+        try:
+            self.close()
+        except Exception as exc:
+            self.guard.caught("the end of a Tornado request", exc)
+        exchange.finish(outcome, error)
+
+    def close(self) -> None:
+        """Take our hooks away."""
+
+    def __del__(self) -> None:
+        # A handler with `_auto_finish = False` that forgot its client, or a loop that ended first.
+        exchange = getattr(self, "exchange", None)
+        if exchange is not None:
+            exchange.finish_from_finalizer(Outcome.UNFINISHED)
+
+
+class HandlerCall(Call):
+    """A request whose handler answers through Tornado's transforms.
+
+    Args:
+        exchange: Its Exchange, open.
+        handler: The handler.
+        awaits_log: Whether its application calls our `log_event` at the end.
+    """
+
+    __slots__ = ("_awaits_log", "_client_left", "_ended_response", "_had_coding", "_hooks", "_streamed")
+
+    def __init__(self, exchange: Exchange, handler: RequestHandler, *, awaits_log: bool) -> None:
+        super().__init__(exchange, handler)
+        self._awaits_log = awaits_log
+        self._client_left = False
+        self._ended_response = False
+        self._had_coding = False
+        self._streamed = False
+        self._hooks = Hooks()
+
+    # The request.
+
+    def watch(self) -> None:
+        """Take the request body, or a place beside its stream; see the headers leave, and the client."""
+        exchange, handler = self.exchange, self.handler
+        if exchange is None or handler is None:
+            return
+        if exchange.pipeline.settings.log_body and streams_request_body(handler):
+            body = exchange.request_body = self._new_request_body(exchange)
+            self._hooks.put(handler, "data_received", _teed(handler.data_received, body, exchange))
+        else:
+            self.take_request_body()
+        if type(handler).detach is tornado.web.RequestHandler.detach:
+            self._hooks.put(handler, "detach", self._with_detach(handler.detach))
+        connection: Any = handler.request.connection
+        if connection is not None:
+            self._hooks.put(connection, "write_headers", self._with_note(connection.write_headers))
+            previous = close_callback_of(connection)
+            if previous is not None:
+                connection.set_close_callback(chained_close(previous, self))
+
+    def _with_detach(self, detach: Callable[..., Any]) -> Callable[..., Any]:
+        def detach_and_end(*args: Any, **kwargs: Any) -> Any:
+            stream = detach(*args, **kwargs)
+            self.end(Outcome.DETACHED)
+            return stream
+
+        return detach_and_end
+
+    def _with_note(self, write_headers: Callable[..., Any]) -> Callable[..., Any]:
+        """Give `write_headers` with a look at what was sent: cookies, compression and the framing are in it by then."""
+
+        def write_and_note(start_line: Any, headers: HTTPHeaders, *args: Any, **kwargs: Any) -> Any:
+            self._look_for_client()
+            result = write_headers(start_line, headers, *args, **kwargs)
+            try:
+                if not self._client_left:
+                    self.headers_sent(start_line.code, headers)
+            except Exception as exc:
+                self.guard.caught("capture of a Tornado response", exc)
+            return result
+
+        return write_and_note
+
+    # The response, as the tee sees it.
+
+    def response_began(self, headers: HTTPHeaders, *, finishing: bool) -> None:
+        """The first flush."""
+        self._look_for_client()
+        self._had_coding = "Content-Encoding" in headers
+        self._streamed = not finishing
+
+    def headers_sent(self, status: int, headers: HTTPHeaders) -> None:
+        """Note status and headers as they left."""
+        super().headers_sent(status, headers)
+        body = self.exchange.response_body if self.exchange is not None else None
+        if body is not None and not self._had_coding:
+            # Our tee stands before Tornado's gzip transform.
+            body.decoded = "Content-Encoding" in headers
+
+    def response_goes_on(self) -> None:
+        """A later flush."""
+        self._look_for_client()
+
+    def response_ended(self) -> None:
+        """The last flush; `finish` is still running."""
+        self._ended_response = True
+        if not self._awaits_log:
+            try:
+                asyncio.get_running_loop().call_soon(self._end_answered)
+            except RuntimeError:  # finished outside the loop: the return of `_execute`, or the finalizer, will tell
+                return
+
+    def response_piece(self, chunk: bytes) -> None:
+        """Note a piece of the response body, if there is still somebody to get it."""
+        if not self._client_left:
+            super().response_piece(chunk)
+
+    def _look_for_client(self) -> None:
+        # A failed write tells the handler before the close callback runs, and `finish` then takes that callback off.
+        if not self._client_left and self.handler is not None:
+            self._client_left = client_is_gone(self.handler.request.connection)
+
+    # The end.
+
+    def logged(self) -> None:
+        """The response is complete: an answer, an error page, a WebSocket's 101, or the rest of a failed stream."""
+        exchange, handler = self.exchange, self.handler
+        if exchange is None or handler is None:
+            return
+        if self._client_left:
+            self.end(Outcome.ABORTED)
+            return
+        try:
+            if exchange.is_open and exchange.status is None:
+                # We were not there when it was sent.
+                exchange.status = handler.get_status()
+                exchange.response_headers = sent_headers(handler)
+            error = _failure(exchange.status, streamed=self._streamed)
+        except Exception as exc:
+            self.guard.caught("the end of a Tornado request", exc)
+            error = None
+        if error is not None:
+            self.end(Outcome.FAILED, error)
+        else:
+            self.end(Outcome.UPGRADED if exchange.status == _SWITCHING_PROTOCOLS else Outcome.COMPLETE)
+
+    def executed(self, error: BaseException | None) -> None:
+        """The handler's task is done: whatever Tornado would still do by itself has been done."""
+        handler = self.handler
+        if handler is None:
+            return
+        if error is not None:
+            self.end(Outcome.FAILED, error)
+        elif self._ended_response:
+            self._end_answered()
+        elif is_finished(handler):
+            self.end(Outcome.DETACHED)
+        elif finishes_by_itself(handler):
+            self.end(Outcome.ABORTED)  # the client left during an upload that the handler takes as a stream
+
+    def _end_answered(self) -> None:
+        self.end(Outcome.ABORTED if self._client_left else Outcome.COMPLETE)
+
+    def close(self) -> None:
+        """Take the hooks from handler and connection."""
+        self._hooks.take_away()
+
+
+class ResponseTee(OutputTransform):
+    """Sees each flushed part of a response, before compression.
+
+    Args:
+        call: Whose response it is.
+    """
+
+    def __init__(self, call: HandlerCall) -> None:  # Tornado gives transforms the request; this one is made by us
+        self._call = call
+
+    def transform_first_chunk(
+        self, status_code: int, headers: HTTPHeaders, chunk: bytes, finishing: bool
+    ) -> tuple[int, HTTPHeaders, bytes]:
+        """Note status and first part, and pass them on as they are."""
+        call = self._call
+        try:
+            call.add_decided_headers(headers)
+            call.response_began(headers, finishing=finishing)
+            call.response_piece(chunk)
+            if finishing:
+                call.response_ended()
+        except Exception as exc:
+            call.guard.caught("capture of a Tornado response", exc)
+        return status_code, headers, chunk
+
+    def transform_chunk(self, chunk: bytes, finishing: bool) -> bytes:
+        """Note a later part, and pass it on as it is."""
+        call = self._call
+        try:
+            call.response_goes_on()
+            call.response_piece(chunk)
+            if finishing:
+                call.response_ended()
+        except Exception as exc:
+            call.guard.caught("capture of a Tornado response", exc)
+        return chunk
+
+
+def chained_close(previous: Callable[[], None], call: Call) -> Callable[[], None]:
+    """Give a close callback that does what the connection would have done, then ends the call."""
+
+    def on_close() -> None:
+        try:
+            previous()
+        finally:
+            call.aborted()
+
+    return on_close
+
+
+def _teed(receive: Callable[..., Any], body: CapturedBody, exchange: Exchange) -> Callable[..., Any]:
+    """Give a `data_received` that notes each part and hands it to the handler's own."""
+
+    def data_received(chunk: bytes) -> Any:
+        try:
+            if exchange.is_open:
+                body.add(chunk)
+        except Exception as exc:
+            exchange.pipeline.guard.caught("capture of a Tornado upload", exc)
+        return receive(chunk)
+
+    return data_received
+
+
+def _failure(status: int | None, *, streamed: bool) -> BaseException | None:
+    """Give the exception that Tornado is answering for, if this is such an answer.
+
+    `log_function` then runs inside Tornado's `except` clause. A handler that catches its own exception and finishes
+    in its `except` clause with an answer of its own has not failed.
+    """
+    error = sys.exc_info()[1]
+    if error is None or isinstance(error, (HTTPError, Finish)):
+        return None
+    return error if streamed or (status or 0) >= 500 else None

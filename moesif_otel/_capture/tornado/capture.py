@@ -1,0 +1,315 @@
+"""The Tornado tap: requests of the applications that asked for it, from their first byte to their last.
+
+Owns: `TornadoTap`, which applications it serves, and the wrappers around `RequestHandler._execute`,
+`Application.find_handler` and `WSGIContainer.environ`.
+Threads: those of event loops; taps start and stop in any.
+Never: captures an application that did not ask, changes what a client or a handler sees, raises, waits.
+
+`_execute` is wrapped because it runs in the handler's own task, before any instrumentor's span starts there: the
+Exchange is set in that task's context and needs no reset. `find_handler` is wrapped because it is the one place that
+knows under which application another one is mounted, and because it runs before the handler's class is instrumented.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any, Final
+
+from tornado.web import Application, FallbackHandler, GZipContentEncoding, RequestHandler
+from tornado.wsgi import WSGIContainer
+
+from moesif_otel._capture.exchange import Outcome, current_exchange
+from moesif_otel._capture.tornado.call import Call, HandlerCall, ResponseTee
+from moesif_otel._capture.tornado.fallback import ConnectionCall, marked_environ
+from moesif_otel._capture.tornado.govern import govern
+from moesif_otel._capture.tornado.patches import Patch, PatchSet
+from moesif_otel._capture.tornado.request import open_exchange
+from moesif_otel._capture.tornado.shape import UnknownShape, check_tornado
+from moesif_otel._guard import PROCESS_GUARD
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+    from tornado.httputil import HTTPServerRequest
+    from tornado.web import OutputTransform
+
+    from moesif_otel._capture.exchange import Exchange, Pipeline
+
+__all__ = ["TAP_ATTRIBUTE", "TornadoTap"]
+
+TAP_ATTRIBUTE: Final = "_tornado_tap"
+"""Where the owner of a `log_function` method keeps its tap."""
+
+_CALLS: Final = "_moesif_otel_calls"
+_CLAIMS: Final = "_moesif_otel_claims"
+
+_remembered: Final[weakref.WeakKeyDictionary[Application, tuple[TornadoTap, ...]]] = weakref.WeakKeyDictionary()
+_remembered_lock: Final = threading.Lock()
+_everywhere: Final[weakref.WeakSet[TornadoTap]] = weakref.WeakSet()
+
+
+class TornadoTap:
+    """Captures the requests of the applications whose `log_function` leads to it.
+
+    Args:
+        pipeline: Whose calls they are.
+        before_first: Called once, before the first request is routed to a handler (resolves the tracer provider).
+        everywhere: Also capture applications that did not ask, but for those that ask another tap which delivers to the
+            same place (for `instrument` and the zero-code run).
+
+    Thread-safe.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, *, before_first: Callable[[], None] | None = None, everywhere: bool = False
+    ) -> None:
+        self.pipeline = pipeline
+        self.active = False
+        self._is_everywhere = everywhere
+        # Whoever pops it runs it; a lock could be held by a thread that a fork left behind.
+        self._before_first = [before_first] if before_first is not None else []
+
+    def start(self) -> None:
+        """Begin to capture. On a Tornado that we do not know nothing is captured, and the log says so once."""
+        try:
+            check_tornado()
+            _patches.hold(self)
+            if self._is_everywhere:
+                _everywhere.add(self)
+            self.active = True
+        except Exception as exc:
+            self.pipeline.guard.caught("capture of this Tornado version", exc)
+
+    def stop(self) -> None:
+        """Capture no new requests; those that run are recorded to their end. The last tap restores Tornado."""
+        self.active = False
+        _everywhere.discard(self)
+        _patches.release(self)
+
+    def ready(self) -> None:
+        """Do what is to be done once, before the first request."""
+        if self._before_first:
+            try:
+                before_first = self._before_first.pop()
+            except IndexError:
+                return
+            self.pipeline.guard.run("preparing for the first request", before_first)
+
+    def log_event(self, handler: RequestHandler) -> None:
+        """Take the end of a request; what Tornado's `log_function` is for. Never raises.
+
+        A handler without an Exchange belongs to an application that reaches this through a function of its own. It is
+        recorded as far as it can still be seen, and its application is captured from the next request on.
+        """
+        try:
+            call = _calls_of(handler.request).get(self)
+            if call is not None:
+                call.logged()
+            elif self.active:
+                _remember(handler.application, self)
+                key = self.pipeline.settings.pipeline_key
+                if not any(tap.pipeline.settings.pipeline_key == key for tap in _calls_of(handler.request)):
+                    self._record_late(handler)
+        except Exception as exc:
+            self._failed("the end of a Tornado request", exc)
+
+    def is_log_function_of(self, handler: Any) -> bool:
+        """Whether the handler's application calls us itself, and not some function of the user's that does."""
+        try:
+            return self in _taps_of_function(handler.application)
+        except Exception as exc:
+            self.pipeline.guard.caught("the end of a Tornado request", exc)
+            return False
+
+    def open(self, handler: RequestHandler) -> Call | None:
+        """Open the record of a request; None where there is one, or where something failed. Never raises."""
+        try:
+            calls = _calls_of(handler.request)
+            present = calls.get(self)
+            if present is not None:
+                present.serve(handler)
+                return None
+            self.ready()
+            call = self._new_call(handler)
+            calls[self] = call
+            return call
+        except Exception as exc:
+            self._failed("capture of a Tornado request", exc)
+            return None
+
+    def _new_call(self, handler: RequestHandler) -> Call:
+        exchange = open_exchange(self.pipeline, handler)
+        call = self._call_for(exchange, handler)
+        try:
+            call.watch()
+        except BaseException:
+            call.close()
+            exchange.supersede()  # nobody would ever finish it
+            raise
+        current_exchange.set(exchange)
+        self.pipeline.opened(exchange)
+        return call
+
+    def _call_for(self, exchange: Exchange, handler: RequestHandler) -> Call:
+        if isinstance(handler, FallbackHandler):
+            return ConnectionCall(exchange, handler)
+        return HandlerCall(exchange, handler, awaits_log=self in _taps_of_function(handler.application))
+
+    def _record_late(self, handler: RequestHandler) -> None:
+        exchange = open_exchange(self.pipeline, handler)
+        exchange.notes["capture"] = "response_body_not_seen"
+        call = HandlerCall(exchange, handler, awaits_log=True)
+        exchange.response_body = None
+        call.take_request_body()
+        _calls_of(handler.request)[self] = call
+        self.pipeline.opened(exchange)
+        call.logged()
+
+    def _failed(self, kind: str, exc: Exception) -> None:
+        self.pipeline.guard.caught(kind, exc)
+        if isinstance(exc, UnknownShape):
+            self.active = False
+
+
+# Which taps capture what.
+
+
+def _taps_of_function(application: Application) -> tuple[TornadoTap, ...]:
+    """Give the tap that the application's `log_function` is a method of."""
+    function = application.settings.get("log_function")
+    while isinstance(function, functools.partial):
+        function = function.func
+    try:
+        # The instance's own attributes only: no property or `__getattr__` of the application's runs.
+        owner = function.__self__  # type: ignore[union-attr] # that is what is tried here
+        tap = owner if isinstance(owner, TornadoTap) else vars(owner).get(TAP_ATTRIBUTE)
+    except (AttributeError, TypeError):
+        return ()
+    return (tap,) if isinstance(tap, TornadoTap) else ()
+
+
+def _taps_of(application: Application) -> tuple[TornadoTap, ...]:
+    taps = _taps_of_function(application)
+    more = _remembered.get(application)
+    return taps if more is None else (*taps, *(tap for tap in more if tap not in taps))
+
+
+def _with_everywhere(taps: tuple[TornadoTap, ...]) -> tuple[TornadoTap, ...]:
+    """Add the taps that capture every application, where none of `taps` delivers to the same place."""
+    if not _everywhere:
+        return taps
+    for tap in tuple(_everywhere):
+        key = tap.pipeline.settings.pipeline_key
+        if not any(one.pipeline.settings.pipeline_key == key for one in taps):
+            taps = (*taps, tap)
+    return taps
+
+
+def _remember(application: Application, tap: TornadoTap) -> None:
+    with _remembered_lock:
+        known = _remembered.get(application, ())
+        if tap not in known:
+            _remembered[application] = (*known, tap)
+
+
+def _calls_of(request: HTTPServerRequest) -> dict[TornadoTap, Call]:
+    calls: dict[TornadoTap, Call] = request.__dict__.setdefault(_CALLS, {})
+    return calls
+
+
+def _present_calls(request: HTTPServerRequest) -> Iterable[Call]:
+    calls: dict[TornadoTap, Call] = request.__dict__.get(_CALLS, {})
+    return calls.values()
+
+
+def _taps_for(handler: RequestHandler) -> Sequence[TornadoTap]:
+    try:
+        claimed: tuple[TornadoTap, ...] | None = handler.request.__dict__.get(_CLAIMS)
+        taps = claimed if claimed is not None else _with_everywhere(_taps_of(handler.application))
+        return [tap for tap in taps if tap.active] if taps else ()
+    except Exception as exc:
+        PROCESS_GUARD.caught("capture of a Tornado request", exc)
+        return ()
+
+
+# The wrappers.
+
+
+def _wrap_find_handler(find_handler: Any) -> Any:
+    @functools.wraps(find_handler)
+    def wrapper(self: Application, request: HTTPServerRequest, *args: Any, **kwargs: Any) -> Any:
+        try:
+            # The innermost application that asked has the say; one that did not is its outer one's.
+            taps = _with_everywhere(_taps_of(self) or request.__dict__.get(_CLAIMS, ()))
+            if taps:
+                request.__dict__[_CLAIMS] = taps
+                for tap in taps:
+                    if tap.active:
+                        tap.ready()
+        except Exception as exc:
+            PROCESS_GUARD.caught("routing of a Tornado request", exc)
+        return find_handler(self, request, *args, **kwargs)
+
+    return wrapper
+
+
+def _wrap_execute(execute: Any) -> Any:
+    @functools.wraps(execute)
+    def wrapper(self: RequestHandler, transforms: list[OutputTransform], *args: Any, **kwargs: Any) -> Awaitable[Any]:
+        taps = _taps_for(self)
+        if not taps:
+            untouched: Awaitable[Any] = execute(self, transforms, *args, **kwargs)
+            return untouched
+        return _captured(functools.partial(execute, self), taps, self, transforms, *args, **kwargs)
+
+    return wrapper
+
+
+async def _captured(
+    execute: Callable[..., Awaitable[Any]],
+    taps: Sequence[TornadoTap],
+    handler: RequestHandler,
+    transforms: list[OutputTransform],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Serve a request of a captured application; runs in the handler's own task."""
+    calls = [call for tap in taps if (call := tap.open(handler)) is not None]
+    for call in calls:
+        govern(call)
+        if isinstance(call, HandlerCall):
+            transforms = _with_tee(transforms, ResponseTee(call))
+    try:
+        result = await execute(transforms, *args, **kwargs)
+    except BaseException as exc:
+        for call in calls:
+            _executed(call, exc)
+        raise
+    for call in calls:
+        _executed(call, None)
+    return result
+
+
+def _with_tee(transforms: list[OutputTransform], tee: ResponseTee) -> list[OutputTransform]:
+    """Put the tee before compression: what is recorded is what the handler wrote."""
+    at = next((i for i, one in enumerate(transforms) if isinstance(one, GZipContentEncoding)), len(transforms))
+    return [*transforms[:at], tee, *transforms[at:]]
+
+
+def _executed(call: Call, error: BaseException | None) -> None:
+    try:
+        call.executed(error)
+    except Exception as exc:
+        call.guard.caught("the end of a Tornado request", exc)
+        call.end(Outcome.UNFINISHED)
+
+
+_patches: Final = PatchSet(
+    (
+        Patch(RequestHandler, "_execute", _wrap_execute),
+        Patch(Application, "find_handler", _wrap_find_handler),
+        Patch(WSGIContainer, "environ", lambda environ: marked_environ(environ, _present_calls)),
+    )
+)

@@ -1,0 +1,164 @@
+"""Requests that a `FallbackHandler` passes to a WSGI container, another application or any other callable.
+
+Owns: `ConnectionCall`, which sees the response on the connection, and the mark that tells a WSGI tap inside of it.
+Threads: the event loop's; a WSGI container may run its application in others, which touch nothing here.
+Never: raises into the server, changes what is written, leaves anything on a connection after the call.
+
+Such a handler calls neither transforms nor `log_function`: the connection is the only place left. A connection object
+serves one request (`HTTP1ServerConnection` makes a new one for each), so its own attributes reach nobody else.
+"""
+
+from __future__ import annotations
+
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, Final
+
+from moesif_otel._capture.exchange import Outcome
+from moesif_otel._capture.tornado.call import Call, chained_close
+from moesif_otel._capture.tornado.patches import Hooks
+from moesif_otel._capture.tornado.shape import UnknownShape, client_is_gone, close_callback_of
+from moesif_otel._guard import PROCESS_GUARD
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from tornado.web import RequestHandler
+
+    from moesif_otel._capture.exchange import Exchange
+
+__all__ = ["ConnectionCall", "marked_environ"]
+
+_METHODS: Final = ("write_headers", "write", "finish", "set_close_callback")
+_FIRST_FINAL_STATUS: Final = 200
+
+
+class ConnectionCall(Call):
+    """A request whose response is seen on its connection.
+
+    Args:
+        exchange: Its Exchange, open; made provisional: a WSGI `MoesifMiddleware` of the same application id inside
+            takes over, since it sees the application itself.
+        handler: The `FallbackHandler`.
+    """
+
+    __slots__ = ("_client_left", "_connection", "_hooks")
+
+    def __init__(self, exchange: Exchange, handler: RequestHandler) -> None:
+        super().__init__(exchange, handler)
+        exchange.provisional = True
+        self._connection: Any = None
+        self._client_left = False
+        self._hooks = Hooks()
+
+    def watch(self) -> None:
+        """Take the request body and stand on the connection.
+
+        Raises:
+            UnknownShape: The connection is none that we know.
+        """
+        handler = self.handler
+        if handler is None:
+            return
+        connection: Any = handler.request.connection
+        if not all(callable(getattr(connection, name, None)) for name in _METHODS):
+            raise UnknownShape(f"{type(connection).__qualname__} of a FallbackHandler")
+        self.take_request_body()
+        previous = close_callback_of(connection)
+        self._connection = connection
+        hook = partial(self._hooks.put, connection)
+        hook("write_headers", self._followed(self._with_headers(connection.write_headers), self._wrote_headers))
+        hook("write", self._followed(connection.write, self._wrote))
+        hook("finish", self._followed(self._with_look(connection.finish), self._finished))
+        set_close_callback = connection.set_close_callback
+        hook("set_close_callback", lambda callback: set_close_callback(self._chained(callback)))
+        set_close_callback(self._chained(previous))
+
+    def _followed(self, method: Callable[..., Any], seen: Callable[..., None]) -> Callable[..., Any]:
+        """Give `method` as it is, with `seen` told of each call that did not raise."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = method(*args, **kwargs)
+            try:
+                seen(*args, **kwargs)
+            except Exception as exc:
+                self.guard.caught("capture of a Tornado response", exc)
+            return result
+
+        return call
+
+    def _with_headers(self, write_headers: Callable[..., Any]) -> Callable[..., Any]:
+        """Give `write_headers` with the headers that governance adds."""
+
+        def call(start_line: Any, headers: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                self.add_decided_headers(headers)
+            except Exception as exc:
+                self.guard.caught("governance of a Tornado request", exc)
+            return write_headers(start_line, headers, *args, **kwargs)
+
+        return call
+
+    def _with_look(self, finish: Callable[..., Any]) -> Callable[..., Any]:
+        """Give `finish` with a look at the stream before: afterwards it may be closed because all is sent."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._client_left = client_is_gone(self._connection)
+            return finish(*args, **kwargs)
+
+        return call
+
+    def _chained(self, callback: Callable[[], None] | None) -> Callable[[], None] | None:
+        return None if callback is None else chained_close(callback, self)
+
+    def _wrote_headers(self, start_line: Any, headers: Any, chunk: bytes | None = None) -> None:
+        status = int(start_line.code)
+        if status >= _FIRST_FINAL_STATUS or (self.exchange is not None and self.exchange.status is None):
+            self.headers_sent(status, headers)
+        if chunk:
+            self.response_piece(chunk)
+
+    def _wrote(self, chunk: bytes) -> None:
+        self.response_piece(chunk)
+
+    def _finished(self) -> None:
+        self.end(Outcome.ABORTED if self._client_left else Outcome.COMPLETE)
+
+    def executed(self, error: BaseException | None) -> None:
+        """The handler's task is done; whom it passed the request to may only begin now."""
+        if error is not None:
+            self.end(Outcome.FAILED, error)
+
+    def close(self) -> None:
+        """Take our methods off the connection."""
+        self._hooks.take_away()
+        self._connection = None
+
+
+def marked_environ(environ_of: Any, calls_of: Callable[[Any], Iterable[Call]]) -> Any:
+    """Wrap `WSGIContainer.environ`: the environ of a captured request names its Exchanges.
+
+    Args:
+        environ_of: The method (a static one before Tornado 6.3).
+        calls_of: Gives the calls that capture a request.
+
+    Returns:
+        What to put in its place.
+    """
+    function = environ_of.__func__ if isinstance(environ_of, staticmethod) else environ_of
+
+    @wraps(function)
+    def environ(*args: Any) -> Any:
+        made = function(*args)
+        try:
+            exchanges = tuple(call.exchange for call in calls_of(args[-1]) if call.exchange is not None)
+            if exchanges:
+                from moesif_otel._capture.wsgi.capture import (
+                    EXCHANGES_KEY,  # late: most Tornado services have no WSGI inside
+                )
+
+                made[EXCHANGES_KEY] = (*made.get(EXCHANGES_KEY, ()), *exchanges)
+        except Exception as exc:
+            PROCESS_GUARD.caught("marking a WSGI environ", exc)
+        return made
+
+    return staticmethod(environ) if isinstance(environ_of, staticmethod) else environ

@@ -1,0 +1,108 @@
+"""Governance of Tornado requests: headers that rules add, and answers in place of the handler.
+
+Owns: asking the pipeline about a request, and answering a blocked one.
+Threads: the event loop's.
+Never: runs the handler's method or its `prepare` for a blocked request, keeps a request from its handler because of an
+error of ours.
+
+A blocked request is answered where Tornado calls `prepare`, which is replaced on the instance: everything around it
+(the future that a streamed upload waits for, `on_finish`, the access log, errors, spans and metrics) is Tornado's own
+and the instrumentor's, as for any handler that finishes in `prepare`. What Tornado itself refuses before that stays
+refused: 405, 400 for a malformed body, 403 for a missing XSRF token.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from tornado.web import RequestHandler
+from wrapt import FunctionWrapper
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tornado.httputil import HTTPHeaders
+
+    from moesif_otel._capture.exchange import Decision, Exchange
+    from moesif_otel._capture.tornado.call import Call
+
+__all__ = ["add_headers", "govern"]
+
+
+def govern(call: Call) -> None:
+    """Ask the rules about a request; note headers to add, or arrange the answer of a blocked one. Never raises."""
+    exchange, handler = call.exchange, call.handler
+    if exchange is None or handler is None:
+        return
+    try:
+        pipeline = exchange.pipeline
+        decision = pipeline.govern(exchange, partial(_body_of, handler, pipeline.settings.request_max_body_size))
+        if decision is None:
+            return
+        if decision.blocked:
+            _block(handler, exchange, decision)
+        else:
+            call.decision = decision
+    except Exception as exc:
+        call.guard.caught("governance of a Tornado request", exc)
+
+
+def add_headers(decision: Decision, headers: HTTPHeaders) -> None:
+    """Put a decision's headers behind the application's own, just before they are sent."""
+    own = list(headers.get_all())
+    for name, value in decision.added_to(own)[len(own) :]:
+        headers.add(name, value)
+
+
+def _body_of(handler: RequestHandler, max_bytes: int) -> bytes | None:
+    """Give the request's body, which Tornado has read; a streamed upload has not come yet and is not waited for."""
+    body = handler.request.body
+    return body[:max_bytes] if isinstance(body, bytes) and body else None
+
+
+def _block(handler: RequestHandler, exchange: Exchange, decision: Decision) -> None:
+    # Until the answer is really given: Tornado may refuse the request before.
+    blocked_by, exchange.blocked_by = exchange.blocked_by, None
+    guard = exchange.pipeline.guard
+    prepare = handler.prepare
+
+    def answer() -> Any:
+        vars(handler).pop("prepare", None)
+        exchange.blocked_by = blocked_by
+        try:
+            _write(handler, decision)
+        except Exception as exc:
+            # Traffic flows on: the handler serves the request after all.
+            guard.caught("the answer to a blocked request", exc)
+            exchange.blocked_by = None
+            handler.clear()
+            return prepare()
+        RequestHandler.finish(handler)
+        return None
+
+    vars(handler)["prepare"] = _inside_instrumentation(handler, answer)
+
+
+def _write(handler: RequestHandler, decision: Decision) -> None:
+    # The methods of `RequestHandler` itself: an application's own may count on what its `prepare` would have done.
+    RequestHandler.clear(handler)
+    RequestHandler.clear_header(handler, "Content-Type")
+    RequestHandler.set_status(handler, decision.status, decision.phrase)
+    for name, value in decision.headers:
+        RequestHandler.set_header(handler, name, value)
+    if decision.body:
+        RequestHandler.write(handler, decision.body)
+
+
+def _inside_instrumentation(handler: RequestHandler, answer: Callable[[], Any]) -> Callable[[], Any]:
+    """Give `answer` as OpenTelemetry's instrumentor would have it called: its wrapper stands around the class's method.
+
+    Without it the request would have no span, and the instrumentor's count of active requests would go below zero.
+    """
+    wrapped = inspect.getattr_static(type(handler), "prepare", None)
+    around = getattr(wrapped, "_self_wrapper", None) if isinstance(wrapped, FunctionWrapper) else None
+    if not callable(around):
+        return answer
+    return lambda: around(answer, handler, (), {})

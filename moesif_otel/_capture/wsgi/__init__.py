@@ -1,0 +1,1 @@
+"""Capture of WSGI calls (PEP 3333)."""

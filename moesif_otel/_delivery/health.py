@@ -1,0 +1,126 @@
+"""What all senders together know about the server: up, down, or not wanting us.
+
+Owns: the back-off, who may probe, and the suspension after 401, 402 and 403.
+Threads: senders, always under the lane's lock; it has no lock of its own.
+Never: waits; lets two senders probe a server that is down; allows a POST before `Retry-After` is over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from moesif_otel._delivery.stats import DropReason
+
+__all__ = ["FIRST_BACKOFF_S", "MAX_BACKOFF_S", "SUSPENSION_S", "Permit", "ServerHealth"]
+
+FIRST_BACKOFF_S: Final = 1.0
+MAX_BACKOFF_S: Final = 30.0
+SUSPENSION_S: Final = 60.0
+_MAX_DOUBLINGS: Final = 16  # beyond the cap in any case; keeps 2**n a small number
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """What a sender may do now.
+
+    Attributes:
+        wait_s: Seconds to wait before asking again; 0: send now; None: until the one who probes knows more.
+        drop: Instead of sending, drop for this reason.
+        epoch: To be handed back with the result.
+    """
+
+    wait_s: float | None = 0.0
+    drop: DropReason | None = None
+    epoch: int = 0
+
+    @property
+    def go(self) -> bool:
+        """Whether a batch may be sent now."""
+        return self.wait_s == 0.0 and self.drop is None
+
+
+class ServerHealth:
+    """The state of one server, as its answers show it.
+
+    Args:
+        uniform: `random.uniform`, or a stand-in.
+
+    Exponential back-off with full jitter: after the n-th failure in a row a wait between 0 and min(30, 2^(n-1)) s.
+    """
+
+    __slots__ = ("_backoff_until", "_epoch", "_failures", "_forbidden_until", "_probing", "_suspension", "_uniform")
+
+    def __init__(self, uniform: Callable[[float, float], float]) -> None:
+        self._uniform = uniform
+        self._failures = 0
+        self._backoff_until = 0.0
+        self._forbidden_until = 0.0  # `Retry-After` and suspensions: nobody may shorten these
+        self._suspension: DropReason | None = None
+        self._probing = False
+        # Answers to POSTs that left before the last change of mind say nothing new.
+        self._epoch = 0
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the last answer was a good one, or there was none yet."""
+        return not self._failures and self._suspension is None
+
+    @property
+    def suspended_for(self) -> DropReason | None:
+        """The reason for which events are dropped now, if they are."""
+        return self._suspension
+
+    def ask(self, now_s: float) -> Permit:
+        """Ask to send one batch. When the server is not up, the first who asks after the wait is the one who probes."""
+        if self.is_up:
+            return Permit(epoch=self._epoch)
+        if self._probing:
+            return Permit(wait_s=None)
+        open_at = max(self._backoff_until, self._forbidden_until)
+        if now_s < open_at:
+            return Permit(wait_s=open_at - now_s, drop=self._suspension)
+        self._probing = True
+        return Permit(epoch=self._epoch)
+
+    def opens_at(self) -> float:
+        """Give the earliest (monotonic) time of the next POST; 0 when one may go, or is on its way, now."""
+        return 0.0 if self.is_up or self._probing else max(self._backoff_until, self._forbidden_until)
+
+    def worked(self, epoch: int) -> bool:
+        """Note that the server answered as it should; gives whether that is news."""
+        news = not self.is_up
+        if news and epoch != self._epoch:
+            return False
+        self._failures, self._suspension, self._probing = 0, None, False
+        self._epoch += news
+        return news
+
+    def failed(self, epoch: int, now_s: float, retry_after_s: float | None) -> None:
+        """Note that there was no answer, or one that says later."""
+        if retry_after_s is not None:
+            self._forbidden_until = max(self._forbidden_until, now_s + retry_after_s)
+        if epoch != self._epoch:
+            return
+        self._epoch += 1
+        self._probing, self._suspension = False, None
+        cap_s = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(self._failures, _MAX_DOUBLINGS))
+        self._failures += 1
+        self._backoff_until = now_s + self._uniform(0.0, cap_s)
+
+    def suspended(self, epoch: int, now_s: float, reason: DropReason, retry_after_s: float | None) -> bool:
+        """Note that the server wants nothing of ours; gives whether that is news."""
+        if epoch != self._epoch:
+            return False
+        news = self._suspension is not reason
+        self._epoch += 1
+        self._probing, self._suspension = False, reason
+        self._forbidden_until = now_s + max(SUSPENSION_S, retry_after_s or 0.0)
+        return news
+
+    def hurry(self) -> None:
+        """Let the next probe go at once: somebody flushes. What the server asked for is kept."""
+        self._backoff_until = 0.0

@@ -1,0 +1,130 @@
+"""The ledgers of this process as OpenTelemetry metrics, through the meter provider in use.
+
+Owns: the instruments and the sum over all pipelines of the process.
+Threads: the metric reader's, the one that starts a delivery, senders for the duration.
+Never: keeps a pipeline alive (a ledger at most, until the next look); lets a counter go back when a pipeline is gone.
+
+Instruments: `moesif.events.accepted`, `.delivered`, `.dropped` (attribute `reason`), `.pending`, `moesif.held_bytes`,
+`moesif.export.duration`, `moesif.export.retries`, `moesif.spool.size`. Created once, on the global meter provider: with
+the proxy that the API gives before a provider is set, they begin to count where the application sets one later.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry import metrics
+from opentelemetry.metrics import CallbackOptions, Observation
+
+from moesif_otel._delivery.stats import Stats
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from opentelemetry.metrics import Meter, MeterProvider
+
+    from moesif_otel._delivery.stats import Ledger
+
+__all__ = ["Instruments", "export_metrics"]
+
+_SCOPE: Final = "moesif_otel"
+_SUMMED: Final = ("accepted", "delivered", "retries")
+_LEVELS: Final = ("pending", "held_bytes", "spool_bytes")
+
+
+class _Sources:
+    """Reads the sum of all ledgers; of a pipeline that is gone, the counts remain."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sources: list[tuple[weakref.ref[Any], Ledger]] = []
+        self._gone = Stats({**dict.fromkeys(_SUMMED, 0), "dropped": {}})
+        self._pid = os.getpid()
+
+    def add(self, owner: object, ledger: Ledger) -> None:
+        with self._here():
+            self._sources.append((weakref.ref(owner), ledger))
+        self.read()  # lets go of ledgers whose owner is gone, also where no reader ever looks
+
+    def read(self) -> Stats:
+        with self._here():
+            total = Stats({**self._gone, **dict.fromkeys(_LEVELS, 0), "dropped": dict(self._gone["dropped"])})
+            alive = []
+            for source in self._sources:
+                stats = source[1].snapshot()
+                _add(total, stats, (*_SUMMED, *_LEVELS))
+                if source[0]() is None:
+                    _add(self._gone, stats, _SUMMED)
+                else:
+                    alive.append(source)
+            self._sources = alive
+            return total
+
+    def _here(self) -> threading.Lock:
+        if self._pid != os.getpid():
+            # A forked child: its ledgers begin at nothing, and the lock may have been held at the fork.
+            self._pid = os.getpid()
+            self._lock = threading.Lock()
+            self._gone = Stats({**dict.fromkeys(_SUMMED, 0), "dropped": {}})
+        return self._lock
+
+
+def _add(total: Stats, stats: Stats, keys: Iterable[str]) -> None:
+    for key in keys:
+        total[key] += stats[key]
+    for reason, n in stats["dropped"].items():
+        total["dropped"][reason] = total["dropped"].get(reason, 0) + n
+
+
+class Instruments:
+    """The instruments on one meter provider.
+
+    Args:
+        meter_provider: Where they are made; the global one by default.
+    """
+
+    def __init__(self, meter_provider: MeterProvider | None = None) -> None:
+        self._sources = _Sources()
+        meter: Meter = metrics.get_meter(_SCOPE, meter_provider=meter_provider)
+        counter, level = meter.create_observable_counter, meter.create_observable_up_down_counter
+        counter("moesif.events.accepted", [self._of("accepted")], "{event}", "Events taken for delivery")
+        counter("moesif.events.delivered", [self._of("delivered")], "{event}", "Events that Moesif took")
+        counter("moesif.events.dropped", [self._dropped], "{event}", "Events given up, by reason")
+        counter("moesif.export.retries", [self._of("retries")], "{attempt}", "POSTs that have to be repeated")
+        level("moesif.events.pending", [self._of("pending")], "{event}", "Events accepted and not settled yet")
+        level("moesif.held_bytes", [self._of("held_bytes")], "By", "Captured and prepared bytes in memory")
+        level("moesif.spool.size", [self._of("spool_bytes")], "By", "Bytes in the spool directory, when last looked at")
+        self._duration = meter.create_histogram("moesif.export.duration", "s", "Duration of one POST")
+
+    def add(self, owner: object, ledger: Ledger) -> Callable[[float], None]:
+        """Include a pipeline for as long as `owner` lives; gives where to put the seconds of each POST."""
+        self._sources.add(owner, ledger)
+        return self._duration.record
+
+    def _of(self, key: str) -> Callable[[CallbackOptions], list[Observation]]:
+        return lambda _: [Observation(self._sources.read()[key])]
+
+    def _dropped(self, _: CallbackOptions) -> list[Observation]:
+        dropped: dict[str, int] = self._sources.read()["dropped"]
+        return [Observation(n, {"reason": reason}) for reason, n in sorted(dropped.items())]
+
+
+_instruments: list[Instruments] = []
+
+
+def export_metrics(owner: object, ledger: Ledger) -> Callable[[float], None]:
+    """Include a pipeline in the metrics of this process.
+
+    Args:
+        owner: Held weakly; when it is gone its levels go and its counts stay.
+        ledger: What is read.
+
+    Returns:
+        Where to put the seconds of each POST.
+    """
+    if not _instruments:
+        _instruments.append(Instruments())
+    return _instruments[0].add(owner, ledger)

@@ -1,0 +1,134 @@
+"""What an answer of the server means for a batch: one closed enum, one table.
+
+Owns: `Outcome`, `Answer`, the table from HTTP status or exception to outcome, reading `Retry-After`.
+Threads: any; pure functions and frozen values.
+Never: looks at a response body; lets a status or an exception pass without an outcome.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timezone
+from email.utils import parsedate_to_datetime
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from moesif_otel._delivery.stats import DropReason
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["STATUS_OUTCOMES", "SUSPENSION_REASONS", "Answer", "Outcome", "outcome_of_status", "retry_after_seconds"]
+
+
+class Outcome(Enum):
+    """What is to be done with a batch that was sent."""
+
+    DELIVERED = "delivered"
+    """Taken; forget it."""
+    RETRY = "retry"
+    """The server, or the way to it, is not there now; the batch waits and goes again."""
+    SPLIT = "split"
+    """Too large; halve it, then leave bodies out, then give up."""
+    ISOLATE = "isolate"
+    """Something in it is wrong; halve it to find out what, deliver the rest."""
+    SUSPENDED = "suspended"
+    """Nothing of ours is wanted until somebody changes a setting; do not storm."""
+
+
+STATUS_OUTCOMES: Final[Mapping[int, Outcome]] = {
+    # Documented by Moesif: 201, 400, 401, 402, 404, 405, 406, 410, 429, 500, 502, 503 (API documentation, "errors").
+    # 413, 422 and the others come from proxies and gateways on the way (RFC 9110 section 15, RFC 6585, RFC 8470).
+    200: Outcome.DELIVERED,
+    201: Outcome.DELIVERED,
+    202: Outcome.DELIVERED,
+    204: Outcome.DELIVERED,
+    400: Outcome.ISOLATE,
+    401: Outcome.SUSPENDED,
+    402: Outcome.SUSPENDED,
+    403: Outcome.SUSPENDED,
+    404: Outcome.ISOLATE,
+    405: Outcome.ISOLATE,
+    406: Outcome.ISOLATE,
+    407: Outcome.RETRY,  # a proxy of this site wants credentials: nothing is wrong with the events
+    408: Outcome.RETRY,
+    410: Outcome.ISOLATE,
+    413: Outcome.SPLIT,
+    422: Outcome.ISOLATE,
+    425: Outcome.RETRY,
+    429: Outcome.RETRY,
+    500: Outcome.RETRY,
+    502: Outcome.RETRY,
+    503: Outcome.RETRY,
+    504: Outcome.RETRY,
+}
+"""Status to outcome; what is not in it is decided by its class (`outcome_of_status`)."""
+
+# 3xx: a POST is never sent to another place (it carries the application id); a captive portal or a moved BASE_URI
+# may come right again, and until then the bounds hold.
+_CLASS_OUTCOMES: Final[Mapping[int, Outcome]] = {
+    2: Outcome.DELIVERED,
+    3: Outcome.RETRY,
+    4: Outcome.ISOLATE,
+    5: Outcome.RETRY,
+}
+
+SUSPENSION_REASONS: Final[Mapping[int, DropReason]] = {
+    401: DropReason.UNAUTHORIZED,
+    402: DropReason.PAYMENT_REQUIRED,
+    403: DropReason.UNAUTHORIZED,
+}
+"""For which reason events are dropped while a status suspends delivery."""
+
+_MAX_RETRY_AFTER_S: Final = 86_400.0  # a wrong clock or a joke must not stop delivery for years
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of one POST.
+
+    Attributes:
+        outcome: What to do with the batch.
+        status: HTTP status; None when no answer came.
+        retry_after_s: Seconds that the server asked to wait; None when it did not.
+        config_etag: `X-Moesif-Config-ETag` of the answer.
+        rules_tag: `X-Moesif-Rules-Tag` of the answer.
+        detail: For the log, why no answer came; type names and system messages, no data.
+    """
+
+    outcome: Outcome
+    status: int | None = None
+    retry_after_s: float | None = None
+    config_etag: str | None = None
+    rules_tag: str | None = None
+    detail: str = ""
+
+
+def outcome_of_status(status: int) -> Outcome:
+    """Give the outcome of any HTTP status; an unknown one goes by its class, anything odd is retried."""
+    found = STATUS_OUTCOMES.get(status)
+    return found if found is not None else _CLASS_OUTCOMES.get(status // 100, Outcome.RETRY)
+
+
+def retry_after_seconds(value: str | None, now_s: float) -> float | None:
+    """Read a `Retry-After` header (RFC 9110 section 10.2.3): seconds, or an HTTP date.
+
+    Args:
+        value: The header's value; None when absent.
+        now_s: The time now, seconds since the epoch, against which a date is measured.
+
+    Returns:
+        Seconds to wait, from 0 to a day; None when absent or unreadable.
+    """
+    if value is None:
+        return None
+    text = value.strip()
+    if text.isascii() and text.isdigit():
+        return min(float(text), _MAX_RETRY_AFTER_S) if len(text) < 18 else _MAX_RETRY_AFTER_S
+    try:
+        when = parsedate_to_datetime(text)
+        if when.tzinfo is None:  # RFC 5322's "-0000"; an HTTP date is always UTC
+            when = when.replace(tzinfo=timezone.utc)
+        return min(max(0.0, when.timestamp() - now_s), _MAX_RETRY_AFTER_S)
+    except (TypeError, ValueError, IndexError, OverflowError):
+        return None

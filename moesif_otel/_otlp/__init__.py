@@ -1,0 +1,1 @@
+"""The same calls through somebody else's span exporter."""

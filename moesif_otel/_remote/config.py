@@ -1,0 +1,186 @@
+"""The configuration that Moesif gives an application: sampling rates, and who is in which cohort.
+
+Owns: reading `GET /v1/config` into a frozen `RemoteConfig`.
+Threads: made on the poller's thread, read by every thread; nothing in it changes.
+Never: lets one malformed piece spoil the rest: it is left out, counted, and the first of a kind is logged.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from moesif_otel._remote.facts import as_text
+from moesif_otel._remote.rules import Condition, Conditions, RuleError, read_conditions
+from moesif_otel._remote.skips import Skips
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["DEFAULT_CONFIG", "CohortEntry", "MalformedError", "RemoteConfig", "SampleRule"]
+
+_FULL_RATE: Final = 100.0
+
+
+class MalformedError(ValueError):
+    """An answer of Moesif as a whole is not what it should be; the last good one stays. Fixed text."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRule:
+    """One entry of the configuration's `regex_config`: when all conditions hold, this rate."""
+
+    conditions: tuple[Condition, ...]
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class CohortEntry:
+    """An identity's place in the cohort of a rule, and its values for the rule's merge tags."""
+
+    rule_id: str
+    values: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteConfig:
+    """What Moesif says about sampling and cohorts. Rates are per cent, from 0 to 100. Thread-safe: a value.
+
+    Attributes:
+        sample_rate: Rate of calls for which nothing else says one.
+        user_sample_rates, company_sample_rates: Rates by id.
+        sample_rules: Rates by what a call looks like, in order; the first that matches counts.
+        user_rules, company_rules: Cohort entries by id.
+    """
+
+    sample_rate: float = _FULL_RATE
+    user_sample_rates: Mapping[str, float] = field(default_factory=dict)
+    company_sample_rates: Mapping[str, float] = field(default_factory=dict)
+    sample_rules: tuple[SampleRule, ...] = ()
+    user_rules: Mapping[str, tuple[CohortEntry, ...]] = field(default_factory=dict)
+    company_rules: Mapping[str, tuple[CohortEntry, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, data: bytes, skips: Skips | None = None) -> RemoteConfig:
+        """Read the answer of `GET /v1/config`.
+
+        Args:
+            data: The answer's body.
+            skips: Where left-out pieces are counted.
+
+        Raises:
+            MalformedError: The answer is no JSON object.
+        """
+        try:
+            raw = orjson.loads(data)
+        except orjson.JSONDecodeError as exc:
+            raise MalformedError("configuration is not JSON") from exc
+        if not isinstance(raw, dict):
+            raise MalformedError("configuration is not an object")
+        reader = _Reader(raw, skips if skips is not None else Skips())
+        rate = _rate(raw.get("sample_rate", _FULL_RATE))
+        if rate is None:
+            reader.skip("sample_rate")
+        return cls(
+            sample_rate=_FULL_RATE if rate is None else rate,
+            user_sample_rates=reader.rates("user_sample_rate"),
+            company_sample_rates=reader.rates("company_sample_rate"),
+            sample_rules=reader.sample_rules(),
+            user_rules=reader.cohorts("user_rules"),
+            company_rules=reader.cohorts("company_rules"),
+        )
+
+
+DEFAULT_CONFIG: Final = RemoteConfig()
+"""What holds before the first answer: everything is kept."""
+
+
+class _Reader:
+    """Reads the members of one configuration, leaving out what is malformed."""
+
+    __slots__ = ("_raw", "_skips")
+
+    def __init__(self, raw: dict[str, Any], skips: Skips) -> None:
+        self._raw = raw
+        self._skips = skips
+
+    def skip(self, name: str, reason: str = "wrong type") -> None:
+        self._skips.note(f"configuration {name}", reason=reason)
+
+    def _object(self, name: str) -> dict[str, Any]:
+        value = self._raw.get(name)
+        if isinstance(value, dict):
+            return value
+        if value is not None:
+            self.skip(name)
+        return {}
+
+    def rates(self, name: str) -> dict[str, float]:
+        found = {}
+        for identity, value in self._object(name).items():
+            rate = _rate(value)
+            if rate is None:
+                self.skip(f"{name} entry", "not a number")
+            else:
+                found[identity] = rate
+        return found
+
+    def sample_rules(self) -> tuple[SampleRule, ...]:
+        entries = self._raw.get("regex_config")
+        if entries is not None and not isinstance(entries, list):
+            self.skip("regex_config")
+        if not isinstance(entries, list):
+            return ()
+        conditions = Conditions()
+        found = []
+        for entry in entries:
+            try:
+                rule = SampleRule(read_conditions(entry, conditions), _required_rate(entry))
+            except RuleError as exc:
+                self.skip("regex_config entry", str(exc))
+            except Exception as exc:
+                self._skips.caught("configuration regex_config entry", exc)
+            else:
+                # Without conditions it matches nothing, as in the Python SDK.
+                if rule.conditions:
+                    found.append(rule)
+        return tuple(found)
+
+    def cohorts(self, name: str) -> dict[str, tuple[CohortEntry, ...]]:
+        found = {}
+        for identity, entries in self._object(name).items():
+            if not isinstance(entries, list):
+                self.skip(name, "entries are not a list")
+                continue
+            read = tuple(entry for entry in map(self._cohort_entry, entries) if entry is not None)
+            if read:
+                found[identity] = read
+        return found
+
+    def _cohort_entry(self, raw: object) -> CohortEntry | None:
+        if not isinstance(raw, dict) or not isinstance(raw.get("rules"), str):
+            self.skip("cohort entry", "names no rule")
+            return None
+        values = raw.get("values")
+        if values is not None and not isinstance(values, dict):
+            self.skip("cohort values")
+            values = None
+        texts = {name: as_text(value) for name, value in (values or {}).items()}
+        return CohortEntry(raw["rules"], {name: text for name, text in texts.items() if text is not None})
+
+
+def _rate(value: object) -> float | None:
+    """Read a rate in per cent, held to 0..100; None when it is no number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return min(max(float(value), 0.0), _FULL_RATE)
+
+
+def _required_rate(entry: dict[str, Any]) -> float:
+    rate = _rate(entry.get("sample_rate"))
+    if rate is None:
+        raise RuleError("sample_rate is not a number")
+    return rate

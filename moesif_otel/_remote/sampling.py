@@ -1,0 +1,109 @@
+"""Sampling: whether a call is kept, and how many calls it then stands for.
+
+Owns: `decide`, in the documented order and with the documented weights.
+Threads: any; pure but for the random source that it is given.
+Never: looks at a body; raises.
+"""
+
+from __future__ import annotations
+
+import math
+import random as _random
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from moesif_otel._remote.facts import as_id
+from moesif_otel._remote.patterns import MAX_TEXT_CHARS, Allowance, OutOfTimeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from moesif_otel._remote.config import RemoteConfig
+    from moesif_otel._remote.facts import CallFacts, Field
+
+__all__ = ["Sampled", "decide", "rate_for", "weight_for"]
+
+_FULL_RATE: Final = 100.0
+# A rate so small that its weight would be no sensible number (1e-300 per cent) is not a rate anyone means.
+_MAX_WEIGHT: Final = 1_000_000_000
+
+
+class Sampled(NamedTuple):
+    """A decision: whether to keep a call, and the `weight` of its event."""
+
+    keep: bool
+    weight: int
+
+
+def decide(
+    config: RemoteConfig,
+    facts: CallFacts,
+    user_id: object = None,
+    company_id: object = None,
+    random: Callable[[], float] = _random.random,
+) -> Sampled:
+    """Decide whether a call is kept.
+
+    Args:
+        config: The configuration; its default keeps everything.
+        facts: What entries of `regex_config` look at.
+        user_id: The user's id, if known.
+        company_id: The company's id, if known.
+        random: Gives a number from 0 up to, not including, 1.
+
+    Returns:
+        Keep when `random() * 100 < rate`; weight `floor(100 / rate)`, 1 at rate 0 (Moesif's API documentation).
+    """
+    rate = rate_for(config, facts, user_id, company_id)
+    # At the full rate, by far the most common, no number is drawn.
+    keep = rate >= _FULL_RATE or random() * 100 < rate
+    return Sampled(keep, weight_for(rate))
+
+
+def rate_for(config: RemoteConfig, facts: CallFacts, user_id: object = None, company_id: object = None) -> float:
+    """Give a call's rate: that of the first matching entry, else the user's, the company's, the general one."""
+    if config.sample_rules:
+        allowance = Allowance()
+        for rule in config.sample_rules:
+            try:
+                if all(
+                    (text := _fact(facts, condition.field)) is not None and condition.pattern.matches(text, allowance)
+                    for condition in rule.conditions
+                ):
+                    return rule.rate
+            except OutOfTimeError:
+                continue  # that entry alone is skipped
+    for identity, rates in ((user_id, config.user_sample_rates), (company_id, config.company_sample_rates)):
+        if rates:
+            key = _safe_id(identity)
+            if key is not None and key in rates:
+                return rates[key]
+    return config.sample_rate
+
+
+def weight_for(rate: float) -> int:
+    """Give the weight of an event kept at a rate in per cent."""
+    if rate <= 0:
+        return 1
+    return max(1, min(math.floor(min(_FULL_RATE / rate, float(_MAX_WEIGHT))), _MAX_WEIGHT))
+
+
+def _fact(facts: CallFacts, field: Field) -> str | None:
+    kind = field.kind
+    if kind == "route":
+        value: int | str | None = facts.route
+    elif kind == "verb":
+        value = facts.verb
+    elif kind == "ip_address":
+        value = facts.ip_address
+    elif kind == "status":
+        value = facts.status
+    else:
+        return None
+    return str(value)[:MAX_TEXT_CHARS] if value is not None and value != "" else None
+
+
+def _safe_id(identity: object) -> str | None:
+    try:
+        return as_id(identity)
+    except Exception:  # an identity object of the user's whose __str__ raises is no identity
+        return None

@@ -1,0 +1,67 @@
+"""Before the program starts: what OpenTelemetry's distro would choose, and is not installed, is left out."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moesif_otel._autoinstrument.environment import leave_out_missing_exporters
+from moesif_otel.settings import OPTIONS
+
+ID = {"MOESIF_APPLICATION_ID": "a"}
+OTEL = ["opentelemetry.distro"]
+
+
+def after(environ: dict[str, str], arguments: list[str] | None = None, distros: list[str] = OTEL, present: tuple[str, ...] = ()) -> dict[str, str]:  # fmt: skip
+    left = dict(environ)
+    leave_out_missing_exporters(left, arguments or [], distros, present)
+    return {name: value for name, value in left.items() if name not in environ}
+
+
+def test_every_option_is_a_flag() -> None:
+    """The command finds one name for each."""
+    from moesif_otel._autoinstrument import environment as auto_environment
+
+    assert {f"OTEL_MOESIF_{name}" for name in OPTIONS} <= set(dir(auto_environment))
+
+
+def test_only_what_is_missing_and_not_chosen_is_left_out() -> None:
+    """A signal with its exporter, or with a choice, stays as it is."""
+    assert after(ID) == {f"OTEL_{name}_EXPORTER": "none" for name in ("TRACES", "METRICS", "LOGS")}
+    assert after({**ID, "OTEL_TRACES_EXPORTER": "console"}, present=("logs",)) == {"OTEL_METRICS_EXPORTER": "none"}
+    assert after({"OTEL_MOESIF_APPLICATION_ID": "a"}, present=("logs", "metrics")) == {"OTEL_TRACES_EXPORTER": "none"}
+    assert after({}, ["--moesif_application_id", "a", "python"], present=("logs", "metrics", "traces")) == {}
+
+
+@pytest.mark.parametrize(
+    ("environ", "distros"),
+    [
+        ({}, OTEL),
+        (ID, []),
+        (ID, ["vendor.distro"]),
+        (ID, [*OTEL, "vendor.distro"]),
+        ({**ID, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, OTEL),
+        ({**ID, "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"}, OTEL),
+        ({**ID, "OTEL_CONFIG_FILE": "file.yaml"}, OTEL),
+    ],
+)
+def test_whoever_has_said_something_is_left_alone(environ: dict[str, str], distros: list[str]) -> None:
+    """No application id, another distro, a protocol or a configuration file: nothing is touched."""
+    assert after(environ, distros=distros) == {}
+
+
+def test_the_command_with_nothing_but_an_application_id_instruments() -> None:
+    """`MOESIF_APPLICATION_ID=… opentelemetry-instrument python …` starts its instrumentation whatever is installed."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "MOESIF_"))}
+    environ |= {"MOESIF_APPLICATION_ID": "a", "MOESIF_BASE_URI": "http://127.0.0.1:9"}
+    command = Path(sys.executable).with_name("opentelemetry-instrument")
+    program = "import sys; print('moesif_otel._autoinstrument.instrumentor' in sys.modules)"
+    ended = subprocess.run(
+        [str(command), sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "Failed to auto initialize" not in ended.stderr
+    assert ended.stdout.strip() == "True"

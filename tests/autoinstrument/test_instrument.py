@@ -1,0 +1,223 @@
+"""`instrument` from code: what it meets, what it joins, and that it can be taken back."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import subprocess
+import sys
+import textwrap
+from typing import TYPE_CHECKING, Any
+from wsgiref.util import setup_testing_defaults
+
+import flask
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+import moesif_otel
+from moesif_otel._autoinstrument import instrument as auto
+from moesif_otel._autoinstrument.targets import ROWS, ServedApplication
+from moesif_otel.errors import MoesifConfigError
+from moesif_otel.sandbox.server import Sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    yield
+    for handle in auto._handles:
+        handle.stop(500)
+
+
+def settings(sandbox: Sandbox, name: str = "auto", **options: Any) -> dict[str, Any]:
+    return {"APPLICATION_ID": name, "BASE_URI": sandbox.url, "EVENT_BATCH_TIMEOUT": 0.05, **options}
+
+
+def make_app() -> flask.Flask:
+    app = flask.Flask("auto")
+
+    @app.get("/hello")
+    def hello() -> dict[str, str]:
+        moesif_otel.identify(company_id="company")
+        return {"hello": "world"}
+
+    return app
+
+
+def test_calls_are_captured_until_it_is_stopped(sandbox: Sandbox) -> None:
+    """From the next request on, with `identify`; after `stop` the application is served on, unobserved."""
+    app = make_app()
+    client = app.test_client()
+    handle = moesif_otel.instrument(settings(sandbox))
+    answer = client.get("/hello")
+    assert answer.json == {"hello": "world"}
+    assert not [name for name in answer.headers.keys() if "moesif" in name.lower()]
+    assert handle.force_flush()
+    assert handle.stats()["delivered"] == 1
+    handle.stop()
+    handle.stop()
+    assert client.get("/hello").status_code == 200
+    (event,) = sandbox.events()
+    assert event["company_id"] == "company"
+    assert handle.stats()["accepted"] == 1
+
+
+def test_a_wrong_option_raises_before_anything_changes(sandbox: Sandbox) -> None:
+    """From code a mistake is heard of at once."""
+    with pytest.raises(MoesifConfigError, match="BATCH_SIZE"):
+        moesif_otel.instrument(settings(sandbox, BATCH_SIZE="many"))
+    assert auto._handles == ()
+
+
+def test_a_processor_of_equal_settings_is_joined(sandbox: Sandbox) -> None:
+    """One pipeline, whichever exporter it has; `stop` leaves the processor to its owner."""
+    exporter = InMemorySpanExporter()
+    processor = moesif_otel.MoesifSpanProcessor(settings(sandbox), exporter=exporter)
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(processor)
+    handle = moesif_otel.instrument(settings(sandbox))
+    assert handle.pipeline() is processor
+    client = make_app().test_client()
+    client.get("/hello")
+    handle.stop()
+    client.get("/hello")
+    assert processor.force_flush()
+    assert len(exporter.get_finished_spans()) == 1
+    assert processor.is_live
+    processor.shutdown()
+    other = moesif_otel.instrument(settings(sandbox))
+    assert other.pipeline() is not processor
+
+
+def test_other_settings_are_another_pipeline(sandbox: Sandbox) -> None:
+    """Two application ids both get the call; the same id twice gets it once, by what was said last."""
+    first = moesif_otel.instrument(settings(sandbox, "first"))
+    second = moesif_otel.instrument(settings(sandbox, "second"))
+    again = moesif_otel.instrument(settings(sandbox, "second", IDENTIFY_USER=lambda *_: "mary"))
+    make_app().test_client().get("/hello")
+    for handle in (first, second, again):
+        assert handle.force_flush()
+    assert len(sandbox.events(application_id="first")) == 1
+    (event,) = sandbox.events(application_id="second")
+    assert event["user_id"] == "mary"
+
+
+def test_equal_settings_twice_are_one_pipeline_until_both_have_stopped(sandbox: Sandbox) -> None:
+    """Libraries and applications may both call it."""
+    first, second = moesif_otel.instrument(settings(sandbox)), moesif_otel.instrument(settings(sandbox))
+    assert first.pipeline() is second.pipeline()
+    first.stop()
+    make_app().test_client().get("/hello")
+    assert second.force_flush()
+    second.stop()
+    assert not second.pipeline().is_live
+    assert len(sandbox.events()) == 1
+
+
+def test_a_middleware_in_the_code_takes_over(sandbox: Sandbox) -> None:
+    """The same application id from the middleware: one event, the middleware's, with its header."""
+    handle = moesif_otel.instrument(settings(sandbox))
+    app = make_app()
+    middleware = moesif_otel.MoesifMiddleware(app.wsgi_app, settings(sandbox, GET_METADATA=lambda *_: {"by": "middleware"}))
+    app.wsgi_app = middleware  # type: ignore[method-assign]
+    answer = app.test_client().get("/hello")
+    assert "X-Moesif-Transaction-Id" in answer.headers
+    assert middleware.force_flush()
+    assert handle.force_flush()
+    middleware.shutdown()
+    (event,) = sandbox.events()
+    assert event["metadata"]["by"] == "middleware"
+
+
+def test_outgoing_calls_where_nothing_is_served(sandbox: Sandbox) -> None:
+    """A script that only calls others: captured with the option, and no more after `stop`."""
+    import requests
+
+    with Sandbox() as upstream:
+        handle = moesif_otel.instrument(settings(sandbox, CAPTURE_OUTGOING_REQUESTS=True))
+        before = requests.get(f"{upstream.url}/", timeout=5)
+        assert before.status_code == 200
+        assert handle.force_flush()
+        handle.stop()
+        requests.get(f"{upstream.url}/", timeout=5)
+    (event,) = sandbox.events()
+    assert event["direction"] == "Outgoing"
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.module)
+def test_the_place_of_each_row_is_there(row: Any) -> None:
+    """The canary: a release that has moved it fails here, and by name."""
+    module = pytest.importorskip(row.module)
+    class_name, _, method = row.attribute.partition(".")
+    assert inspect.isroutine(inspect.getattr_static(getattr(module, class_name), method))
+
+
+def test_a_row_whose_place_is_gone_harms_nothing(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is logged once, and the import that met it goes on."""
+    from moesif_otel._autoinstrument.targets import _put_on, when_imported
+
+    row = ROWS[0]._replace(module="json.tool", attribute="Gone.__call__")
+    monkeypatch.delitem(sys.modules, "json.tool", raising=False)
+    when_imported(row.module, lambda: _put_on(auto._EveryHandle(), row))
+    importlib.import_module("json.tool")
+    assert "json.tool" in caplog.text
+
+
+def test_a_served_application_is_the_application_to_everyone() -> None:
+    """Type, attributes, equality and calls that are no WSGI calls go through."""
+
+    class App:
+        name = "mine"
+
+        def __call__(self, *args: Any) -> Any:
+            return args
+
+    app = App()
+    served = ServedApplication(app, auto._EveryHandle())
+    assert isinstance(served, App)
+    assert served.name == "mine"
+    assert served == app
+    assert served("scope", "receive", "send") == ("scope", "receive", "send")
+    assert served(1, 2) == (1, 2)
+    served.name = "changed"
+    assert app.name == "changed"
+
+
+def test_calls_that_are_no_wsgi_calls_pass(sandbox: Sandbox) -> None:
+    """What is called by other means, with other arguments, raises or answers as without us."""
+    moesif_otel.instrument(settings(sandbox))
+    app = make_app()
+    with pytest.raises(TypeError):
+        app()
+    environ: dict[str, Any] = {"PATH_INFO": "/hello"}
+    setup_testing_defaults(environ)
+    answered: list[str] = []
+    assert b"".join(app(environ=environ, start_response=lambda status, *_: answered.append(status))) == b'{"hello":"world"}\n'
+    assert answered == ["200 OK"]
+
+
+def test_nothing_that_delivers_is_imported_before_it_is_needed() -> None:
+    """The zero-code entry points import no `requests`: gevent must be able to patch before."""
+    code = textwrap.dedent(
+        """
+        import os, sys
+        os.environ["MOESIF_APPLICATION_ID"] = "light"
+        from moesif_otel._autoinstrument.instrumentor import MoesifInstrumentor
+        from moesif_otel._autoinstrument.exporter import AutoSpanExporter
+        import moesif_otel._autoinstrument.environment
+        MoesifInstrumentor().instrument()
+        AutoSpanExporter()
+        print(sorted({"requests", "urllib3", "moesifapi", "orjson", "flask", "tornado"} & set(sys.modules)))
+        """
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    assert shown.stdout.strip() == "[]", shown.stderr

@@ -1,0 +1,545 @@
+"""The WSGI tap: client and application see what they would see without it, and the call is noted."""
+
+from __future__ import annotations
+
+import gc
+import io
+from typing import Any
+from wsgiref.util import FileWrapper, setup_testing_defaults
+from wsgiref.validate import validator
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
+
+from moesif_otel._capture.exchange import Outcome, current_exchange
+from moesif_otel._capture.wsgi import span as wsgi_span
+from moesif_otel._capture.wsgi.capture import WsgiTap
+from moesif_otel._capture.wsgi.span import ServerSpans
+from moesif_otel._remote.verdict import Verdict
+from tests.recording import RecordingPipeline
+
+
+def make_environ(body: bytes = b"", **values: Any) -> dict[str, Any]:
+    environ: dict[str, Any] = {"SCRIPT_NAME": "", "REMOTE_ADDR": "10.0.0.9", "PATH_INFO": "/items", "QUERY_STRING": "a=1"}
+    setup_testing_defaults(environ)
+    if body:
+        environ["REQUEST_METHOD"] = "POST"
+        environ["CONTENT_LENGTH"] = str(len(body))
+        environ["CONTENT_TYPE"] = "application/json"
+    environ["wsgi.input"] = io.BytesIO(body)
+    environ.update(values)
+    return environ
+
+
+class Server:
+    """What a WSGI server does with a result, with everything it sees kept."""
+
+    def __init__(self) -> None:
+        self.status: str | None = None
+        self.headers: list[tuple[str, str]] | None = None
+        self.arguments: tuple[Any, ...] = ()
+        self.written: list[bytes] = []
+
+    def start_response(self, *arguments: Any) -> Any:
+        self.arguments = arguments
+        self.status, self.headers = arguments[:2]
+        return self.written.append
+
+    def run(self, call: Any, environ: dict[str, Any]) -> bytes:
+        result = call(environ, self.start_response)
+        try:
+            return b"".join(self.written) + b"".join(result)
+        finally:
+            if hasattr(result, "close"):
+                result.close()
+
+
+def tapped(app: Any, pipeline: RecordingPipeline, **options: Any) -> Any:
+    spans = options.pop("spans", None)
+    tap = WsgiTap(pipeline, **options)
+    return lambda environ, start_response: tap.call(app, environ, start_response, spans=spans)
+
+
+def simple_app(environ: dict[str, Any], start_response: Any) -> Any:
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"hello ", b"world"]
+
+
+@pytest.fixture(params=["no spans", "private spans", "shared spans"])
+def spans(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    if request.param == "no spans":
+        return None
+    # Another test of the process may have loaded one; here nobody else makes spans.
+    monkeypatch.setattr(wsgi_span, "_framework_instrumentor_loaded", lambda: False)
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.finished = InMemorySpanExporter()  # type: ignore[attr-defined]
+    provider.add_span_processor(SimpleSpanProcessor(provider.finished))  # type: ignore[attr-defined]
+    made = ServerSpans(provider, shared=request.param == "shared spans", app=simple_app)
+    made_provider[made] = provider.finished  # type: ignore[attr-defined]
+    return made
+
+
+made_provider: dict[Any, InMemorySpanExporter] = {}
+
+
+def test_a_list_reaches_the_server_as_the_same_object(spans: Any) -> None:
+    """A list or tuple result is returned as it is, captured, and complete at return."""
+    for result in ([b"a", b"b"], (b"ab",)):
+        pipeline = RecordingPipeline()
+
+        def app(environ: Any, start_response: Any, result: Any = result) -> Any:
+            start_response("201 Created", [("X-One", "1"), ("X-One", "2")])
+            return result
+
+        server = Server()
+        assert tapped(app, pipeline, spans=spans)(make_environ(), server.start_response) is result
+        assert server.arguments == ("201 Created", [("X-One", "1"), ("X-One", "2")])
+        (call,) = pipeline.calls
+        assert call.outcome is Outcome.COMPLETE
+        assert call.status == 201
+        assert call.response_headers == [("X-One", "1"), ("X-One", "2")]
+        assert call.response_body.data() == b"ab"
+        assert call.url == "http://127.0.0.1/items?a=1"
+        assert pipeline.guard.counts() == {}
+
+
+def test_a_stream_leaves_piece_by_piece(spans: Any) -> None:
+    """Each piece is handed on when the application yields it, none is asked for ahead of the server."""
+    pipeline, steps = RecordingPipeline(), []
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [])
+        for piece in (b"one", b"", b"two"):
+            steps.append(piece)
+            yield piece
+
+    server = Server()
+    result = tapped(app, pipeline, spans=spans)(make_environ(), server.start_response)
+    assert steps == []
+    iterator = iter(result)
+    assert next(iterator) == b"one"
+    assert steps == [b"one"]
+    assert server.status == "200 OK"
+    assert pipeline.calls == []
+    assert list(iterator) == [b"", b"two"]
+    (call,) = pipeline.calls
+    result.close()
+    assert pipeline.calls == [call]
+    assert call.outcome is Outcome.COMPLETE
+    assert call.response_body.data() == b"onetwo"
+
+
+def test_the_contexts_are_the_applications_own_between_the_steps(spans: Any) -> None:
+    """Code in a generator sees the Exchange (and a shared span), the server's thread is clean between steps."""
+    pipeline, seen = RecordingPipeline(), []
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [])
+        seen.append((current_exchange.get(), trace.get_current_span().get_span_context().is_valid))
+        yield b"x"
+        seen.append((current_exchange.get(), trace.get_current_span().get_span_context().is_valid))
+
+    result = tapped(app, pipeline, spans=spans)(make_environ(), Server().start_response)
+    iterator = iter(result)
+    next(iterator)
+    assert current_exchange.get() is None
+    assert not trace.get_current_span().get_span_context().is_valid
+    assert list(iterator) == []
+    result.close()
+    shared = spans is not None and spans.shared
+    assert seen == [(pipeline.calls[0], shared), (pipeline.calls[0], shared)]
+
+
+def test_close_reaches_the_application_as_often_as_the_server_calls_it() -> None:
+    """Closing midway is the client leaving: `close()` passes, the call is recorded as aborted, once."""
+    pipeline, closes = RecordingPipeline(), []
+
+    class Body:
+        def __iter__(self) -> Any:
+            return iter([b"a", b"b"])
+
+        def close(self) -> None:
+            closes.append(1)
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [])
+        return Body()
+
+    result = tapped(app, pipeline)(make_environ(), Server().start_response)
+    assert next(iter(result)) == b"a"
+    result.close()
+    assert closes == [1]
+    assert [call.outcome for call in pipeline.calls] == [Outcome.ABORTED]
+    result.close()
+    assert closes == [1, 1]
+    assert len(pipeline.calls) == 1
+
+
+def test_close_before_the_first_step_closes_a_generator(spans: Any) -> None:
+    """A server that closes without iterating has the application's object closed, and the span ends."""
+    pipeline, closes = RecordingPipeline(), []
+
+    class Body:
+        def __iter__(self) -> Any:
+            raise AssertionError
+
+        def close(self) -> None:
+            closes.append(1)
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [])
+        return Body()
+
+    tapped(app, pipeline, spans=spans)(make_environ(), Server().start_response).close()
+    assert closes == [1]
+    assert [call.outcome for call in pipeline.calls] == [Outcome.ABORTED]
+    if spans is not None:
+        assert len(made_provider[spans].get_finished_spans()) == 1
+
+
+@pytest.mark.parametrize("error", [ValueError("boom"), SystemExit(3), KeyboardInterrupt()])
+def test_an_exception_passes_unchanged(spans: Any, error: BaseException) -> None:
+    """What the application raises is what the server catches; without a sent status the call has none."""
+    pipeline = RecordingPipeline()
+
+    def app(environ: Any, start_response: Any) -> Any:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        tapped(app, pipeline, spans=spans)(make_environ(), Server().start_response)
+    assert caught.value is error
+    (call,) = pipeline.calls
+    assert (call.outcome, call.error_type, call.status) == (Outcome.FAILED, type(error).__qualname__, None)
+    assert current_exchange.get() is None
+    if spans is not None:
+        (span,) = made_provider[spans].get_finished_spans()
+        assert span.kind is SpanKind.SERVER
+
+
+def test_an_exception_midway_keeps_the_status_that_was_sent(spans: Any) -> None:
+    """After the first piece the client has seen 200; before it the server answers 500 in its place."""
+    for pieces, status in (([b"first"], 200), ([b""], None), ([], None)):
+        pipeline = RecordingPipeline()
+
+        def app(environ: Any, start_response: Any, pieces: Any = pieces) -> Any:
+            start_response("200 OK", [("X-A", "b")])
+            yield from pieces
+            raise ValueError("midway")
+
+        with pytest.raises(ValueError, match="midway"):
+            Server().run(tapped(app, pipeline, spans=spans), make_environ())
+        (call,) = pipeline.calls
+        assert (call.outcome, call.status) == (Outcome.FAILED, status)
+
+
+def test_write_is_passed_on_and_captured() -> None:
+    """The callable that `start_response` gives works as the server's, and its bytes are captured."""
+    pipeline = RecordingPipeline()
+
+    def app(environ: Any, start_response: Any) -> Any:
+        write = start_response("200 OK", [])
+        write(b"written ")
+        return [b"returned"]
+
+    assert Server().run(tapped(app, pipeline), make_environ()) == b"written returned"
+    assert pipeline.calls[0].response_body.data() == b"written returned"
+
+
+def test_a_late_start_response_works(spans: Any) -> None:
+    """A generator may call `start_response` at its first step, with a status that has no phrase."""
+    pipeline = RecordingPipeline()
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("202", [])
+        yield b"late"
+
+    server = Server()
+    assert server.run(tapped(app, pipeline, spans=spans), make_environ()) == b"late"
+    assert server.status == "202"
+    assert pipeline.calls[0].status == 202
+    assert pipeline.guard.counts() == {}
+
+
+def test_start_response_again_with_exc_info_replaces_the_status() -> None:
+    """The second call reaches the server with its `exc_info`, and is the status on record."""
+    pipeline, server = RecordingPipeline(), Server()
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [])
+        start_response("500 Oops", [("X-B", "c")], (ValueError, ValueError(), None))
+        return [b"error page"]
+
+    server.run(tapped(app, pipeline), make_environ())
+    assert server.arguments[0] == "500 Oops"
+    assert server.arguments[2][0] is ValueError
+    assert pipeline.calls[0].status == 500
+
+
+def test_a_file_reaches_the_server_as_it_is(spans: Any) -> None:
+    """A `wsgi.file_wrapper` result is the very object; its size is known from `Content-Length`."""
+    pipeline = RecordingPipeline()
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [("Content-Length", "4")])
+        return environ["wsgi.file_wrapper"](io.BytesIO(b"file"))
+
+    environ = make_environ(**{"wsgi.file_wrapper": FileWrapper})
+    result = tapped(app, pipeline, spans=spans)(environ, Server().start_response)
+    assert type(result) is FileWrapper
+    (call,) = pipeline.calls
+    assert (call.response_body.total_bytes, call.response_body.kept_bytes) == (4, 0)
+    if spans is not None:
+        assert len(made_provider[spans].get_finished_spans()) == 1
+
+
+def test_a_result_with_a_length_keeps_it() -> None:
+    """Servers derive `Content-Length` from `len(result) == 1`; a list subclass must not lose that, nor its close."""
+    pipeline, closes = RecordingPipeline(), []
+
+    class Closing(list):  # type: ignore[type-arg]
+        def close(self) -> None:
+            closes.append(1)
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [])
+        return Closing([b"one"])
+
+    result = tapped(app, pipeline)(make_environ(), Server().start_response)
+    assert len(result) == 1
+    assert list(result) == [b"one"]
+    result.close()
+    assert closes == [1]
+
+
+def test_a_dropped_response_is_recorded_by_the_finalizer(spans: Any) -> None:
+    """A response that the server forgets is handed to our thread; no error, no span left open."""
+    pipeline = RecordingPipeline()
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [])
+        yield b"a"
+        yield b"b"
+
+    result = tapped(app, pipeline, spans=spans)(make_environ(), Server().start_response)
+    next(iter(result))
+    del result
+    gc.collect()
+    (call,) = pipeline.late_calls()
+    assert call.outcome is Outcome.DROPPED
+    if spans is not None:
+        assert made_provider[spans].get_finished_spans() == ()
+        call.closing()
+        assert len(made_provider[spans].get_finished_spans()) == 1
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda stream: stream.read(),
+        lambda stream: b"".join(iter(lambda: stream.read(3), b"")),
+        lambda stream: b"".join(iter(stream.readline, b"")),
+        lambda stream: b"".join(stream.readlines()),
+        lambda stream: b"".join(stream),
+        lambda stream: io.BufferedReader(stream).read() if hasattr(stream, "readable") else stream.read(),
+        lambda stream: stream.read(4) + (stream.seek(0), stream.read())[1][4:],
+    ],
+)
+def test_the_application_reads_its_input_in_any_way(read: Any) -> None:
+    """read, read(n), readline, readlines, iteration, readinto and seeking back give the bytes, captured once."""
+    body, pipeline, got = b'{"a": 1}\n{"b": 2}\nend', RecordingPipeline(), []
+
+    def app(environ: Any, start_response: Any) -> Any:
+        got.append(read(environ["wsgi.input"]))
+        start_response("200 OK", [])
+        return []
+
+    Server().run(tapped(app, pipeline), make_environ(body))
+    assert got == [body]
+    assert pipeline.calls[0].request_body.data() == body
+
+
+def test_an_input_that_is_not_read_is_not_read_for_us() -> None:
+    """An upload the application refuses stays in the socket."""
+    pipeline = RecordingPipeline()
+
+    class Refused(io.BytesIO):
+        def read(self, *size: Any) -> bytes:
+            raise AssertionError
+
+        readline = readlines = __iter__ = __next__ = read  # type: ignore[assignment]
+
+    environ = make_environ(b"x" * 100)
+    environ["wsgi.input"] = Refused()
+    assert Server().run(tapped(simple_app, pipeline), environ) == b"hello world"
+    assert pipeline.calls[0].request_body.total_bytes == 0
+
+
+def test_bodies_are_capped_and_their_true_size_is_known() -> None:
+    """The first part is kept, up to the option's bytes; the rest is counted."""
+    pipeline = RecordingPipeline(REQUEST_MAX_BODY_SIZE=4, RESPONSE_MAX_BODY_SIZE=6)
+
+    def app(environ: Any, start_response: Any) -> Any:
+        environ["wsgi.input"].read()
+        start_response("200 OK", [])
+        yield b"1234"
+        yield b"5678"
+
+    Server().run(tapped(app, pipeline), make_environ(b"abcdefgh"))
+    (call,) = pipeline.calls
+    assert (call.request_body.data(), call.request_body.total_bytes) == (b"abcd", 8)
+    assert (call.response_body.data(), call.response_body.total_bytes) == (b"123456", 8)
+    assert pipeline.budget.held_bytes == 10
+
+
+def test_log_body_false_touches_no_body() -> None:
+    """Without LOG_BODY the application has the server's own input, and nothing of a body is kept."""
+    pipeline, inputs = RecordingPipeline(LOG_BODY=False), []
+
+    def app(environ: Any, start_response: Any) -> Any:
+        inputs.append(environ["wsgi.input"])
+        return simple_app(environ, start_response)
+
+    environ = make_environ(b"secret")
+    original = environ["wsgi.input"]
+    Server().run(tapped(app, pipeline), environ)
+    assert inputs == [original]
+    assert pipeline.calls[0].request_body is None
+    assert pipeline.calls[0].response_body is None
+
+
+def test_validator_is_clean_on_both_sides(spans: Any) -> None:
+    """Wsgiref's validator finds nothing wrong between server and tap, nor between tap and application."""
+    pipeline = RecordingPipeline()
+
+    def app(environ: Any, start_response: Any) -> Any:
+        assert environ["wsgi.input"].read(5) == b"hello"
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return iter([b"a", b"b"])
+
+    call = validator(tapped(validator(app), pipeline, spans=spans))
+    assert Server().run(call, make_environ(b"hello")) == b"ab"
+    assert len(pipeline.calls) == 1
+    assert pipeline.guard.counts() == {}
+
+
+def test_the_transaction_id_header_is_appended_to_a_copy() -> None:
+    """The header comes last; the application's own list and its own header of that name stay as they are."""
+    pipeline, server = RecordingPipeline(), Server()
+    headers = [("Content-Type", "text/plain")]
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", headers)
+        return []
+
+    server.run(tapped(app, pipeline, transaction_id=lambda exchange: "the-id"), make_environ())
+    assert server.headers == [("Content-Type", "text/plain"), ("X-Moesif-Transaction-Id", "the-id")]
+    assert headers == [("Content-Type", "text/plain")]
+    headers.append(("x-moesif-transaction-id", "mine"))
+    server.run(tapped(app, pipeline, transaction_id=lambda exchange: "the-id"), make_environ())
+    assert server.headers == headers
+
+
+def test_one_call_is_captured_once_for_each_application_id() -> None:
+    """A second tap of the same id passes through, one of another id captures, a middleware replaces a provisional tap."""
+    one, two = RecordingPipeline(), RecordingPipeline(APPLICATION_ID="two")
+    Server().run(tapped(tapped(tapped(simple_app, one), two), one), make_environ())
+    assert (len(one.calls), len(two.calls)) == (1, 1)
+    outer, inner = RecordingPipeline(), RecordingPipeline()
+    Server().run(tapped(tapped(simple_app, inner), outer, provisional=True), make_environ())
+    assert (len(outer.calls), len(outer.superseded_calls), len(inner.calls)) == (0, 1, 1)
+
+
+def test_an_error_of_ours_leaves_the_application_alone() -> None:
+    """Whatever breaks inside the tap, the client gets the application's answer, and the error is counted."""
+    pipeline = RecordingPipeline()
+    pipeline.opened = lambda exchange: None  # type: ignore[method-assign]
+
+    class Broken:
+        shared = True
+
+        def start(self, environ: Any) -> Any:
+            raise RuntimeError
+
+        def observe(self, exchange: Any, *, made: bool) -> None:
+            raise RuntimeError
+
+    assert Server().run(tapped(simple_app, pipeline, spans=Broken()), make_environ()) == b"hello world"
+    assert pipeline.guard.counts() == {"a SERVER span": 2}
+    pipeline.budget = None  # type: ignore[assignment]
+    assert Server().run(tapped(simple_app, pipeline), make_environ(b"in")) == b"hello world"
+    assert sum(pipeline.guard.counts().values()) > 2
+
+
+def test_callbacks_find_what_moesifwsgi_documents() -> None:
+    """Response headers are an argument; the three environ keys are there, the request body parsed when looked at."""
+    pipeline = RecordingPipeline()
+    pipeline.callbacks_wanted = True
+
+    def app(environ: Any, start_response: Any) -> Any:
+        environ["wsgi.input"].read()
+        start_response("200 OK", [("X-User", "u1")])
+        return [b"out"]
+
+    Server().run(tapped(app, pipeline), make_environ(b'{"name": "n"}'))
+    arguments = pipeline.calls[0].identify_arguments
+    assert arguments[2] == {"X-User": "u1"}
+    environ = arguments[1]
+    assert environ["moesif.request_body"]["name"] == "n"
+    assert environ["moesif.response_body_chunks"] == [b"out"]
+    assert environ["moesif.response_headers"] == {"X-User": "u1"}
+
+
+def test_a_blocked_call_is_answered_without_the_application() -> None:
+    """The rule's status, headers and body reach the client; the application is not called; the call is on record."""
+    pipeline, server, called = RecordingPipeline(), Server(), []
+    pipeline.decision = lambda exchange, read: Verdict(
+        blocked=True, status=429, headers=[("X-Q", "1"), ("Content-Length", "2")], body=b"{}", blocked_by="r1"
+    )
+    call = tapped(lambda environ, start_response: called.append(1), pipeline)
+    assert server.run(call, make_environ()) == b"{}"
+    assert (server.status, server.headers) == ("429 Too Many Requests", [("X-Q", "1"), ("Content-Length", "2")])
+    assert called == []
+    (exchange,) = pipeline.calls
+    assert (exchange.status, exchange.response_body.data()) == (429, b"{}")
+    assert server.run(call, make_environ(REQUEST_METHOD="HEAD")) == b""
+
+
+def test_a_rules_headers_come_behind_the_applications() -> None:
+    """Order and repetition of the application's own headers stay as they are."""
+    pipeline, server = RecordingPipeline(), Server()
+    pipeline.decision = lambda exchange, read: Verdict(
+        blocked=False, status=0, headers=[("X-Plan", "gold")], body=None, blocked_by=None
+    )
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [("Set-Cookie", "a=1"), ("X", "y"), ("Set-Cookie", "b=2")])
+        return [b""]
+
+    server.run(tapped(app, pipeline), make_environ())
+    assert server.headers == [("Set-Cookie", "a=1"), ("X", "y"), ("Set-Cookie", "b=2"), ("X-Plan", "gold")]
+    assert pipeline.calls[0].response_headers == server.headers
+
+
+def test_a_rule_may_look_into_the_body_first() -> None:
+    """What was read for a rule is what the application reads, and is captured once."""
+    pipeline, got = RecordingPipeline(), []
+    pipeline.decision = lambda exchange, read: got.append(read())
+
+    def app(environ: Any, start_response: Any) -> Any:
+        got.append(environ["wsgi.input"].read(4))
+        start_response("200 OK", [])
+        return []
+
+    class Socket:
+        def __init__(self, data: bytes) -> None:
+            self.read = io.BytesIO(data).read
+
+    environ = make_environ(b"body")
+    environ["wsgi.input"] = Socket(b"body")
+    Server().run(tapped(app, pipeline), environ)
+    assert got == [b"body", b"body"]
+    assert (pipeline.calls[0].request_body.data(), pipeline.calls[0].request_body.total_bytes) == (b"body", 4)

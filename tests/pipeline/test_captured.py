@@ -1,0 +1,86 @@
+"""The private copy of a span: a canary for `ReadableSpan`, whose constructor and members are half private."""
+
+from __future__ import annotations
+
+import inspect
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+
+from moesif_otel._capture.exchange import Exchange, Outcome
+from moesif_otel._pipeline.captured import CapturedSpan
+from moesif_otel._pipeline.trace_ids import fix_ids
+from tests.recording import RecordingPipeline
+
+USED = (
+    *("name", "context", "parent", "resource", "attributes", "events", "links", "kind", "status"),
+    *("start_time", "end_time", "instrumentation_scope"),
+)
+
+
+def make_span():
+    provider = TracerProvider(resource=Resource({"service.name": "shop"}), shutdown_on_exit=False)
+    other = SpanContext(5, 6, is_remote=True, trace_flags=TraceFlags(1))
+    span = provider.get_tracer("scope", "1.0").start_span("GET /x", kind=SpanKind.INTERNAL, links=[Link(other)])
+    span.set_attribute("shop.cart", 5)
+    span.add_event("exception", {"exception.type": "ValueError"})
+    span.set_status(Status(StatusCode.ERROR, "why"))
+    return span
+
+
+def make_exchange() -> Exchange:
+    exchange = Exchange(RecordingPipeline(), "Incoming", "GET")
+    exchange.finish(Outcome.COMPLETE)
+    return exchange
+
+
+def test_the_constructor_still_takes_what_the_copy_gives() -> None:
+    """`ReadableSpan.__init__` has every parameter that we use; on a new release this fails first."""
+    assert set(USED) <= set(inspect.signature(ReadableSpan.__init__).parameters)
+
+
+def test_a_copy_shows_everything_of_its_span() -> None:
+    """All that an exporter reads is there, the kind that of the call; the span itself is not touched."""
+    span = make_span()
+    span.end()
+    before = span.to_json()
+    copy = CapturedSpan(make_exchange(), span)
+    for name in USED:
+        if name not in {"kind", "attributes"}:
+            assert getattr(copy, name) == getattr(span, name), name
+    assert copy.kind is SpanKind.SERVER
+    assert copy.get_span_context() == span.get_span_context()
+    assert '"name": "GET /x"' in copy.to_json()
+    assert span.to_json() == before
+
+
+def test_a_copy_of_a_span_that_has_not_ended_has_an_end() -> None:
+    """Exporters compute with `end_time`; the Exchange's end stands in."""
+    exchange = make_exchange()
+    assert CapturedSpan(exchange, make_span()).end_time == exchange.ended_ns
+
+
+def test_without_a_span_the_exchange_makes_one() -> None:
+    """Ids, parent, kind and times are the Exchange's."""
+    exchange = Exchange(RecordingPipeline(), "Outgoing", "POST")
+    exchange.parent_span_id, exchange.trace_id = 7, 9
+    exchange.finish(Outcome.COMPLETE)
+    fix_ids(exchange)
+    made = CapturedSpan(exchange, None)
+    assert (made.name, made.kind) == ("POST", SpanKind.CLIENT)
+    assert made.context is not None
+    assert made.parent is not None
+    assert (made.context.trace_id, made.context.span_id) == (9, exchange.span_id)
+    assert (made.parent.span_id, made.parent.trace_id) == (7, 9)
+    assert (made.start_time, made.end_time) == (exchange.started_ns, exchange.ended_ns)
+    assert made.context.trace_flags.sampled
+
+
+def test_nothing_is_copied_before_somebody_looks() -> None:
+    """Our own exporter looks at the two parts only; a name that neither has is an AttributeError, not a loop."""
+    copy = CapturedSpan(make_exchange(), make_span())
+    assert "_name" not in vars(copy)
+    assert not hasattr(copy, "nothing_like_that")
+    assert not hasattr(copy, "_nothing_like_that")
+    assert copy.name == "GET /x"
