@@ -201,6 +201,9 @@ class Drain(Generic[T]):
                 return
             if isinstance(entry, RawItem):
                 self._drop_one(entry, let_go=True)
+            elif isinstance(entry, bytes):
+                self._budget.release(len(entry))
+                self._ledger.drop(DropReason.SHUTDOWN)
 
     def _drop_one(self, entry: RawItem[T], *, let_go: bool) -> None:
         self._budget.release(entry.held_bytes)

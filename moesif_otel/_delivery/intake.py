@@ -103,9 +103,20 @@ class Intake(Generic[T]):
                     lane.queue.close()
                     entry.families = lane.queue.unsettled_families()
                     lane.note_change()
+            elif isinstance(entry, bytes):
+                self._add_prepared(lane, entry)
             else:
                 self._take(lane, entry)
         return bool(count)
+
+    def _add_prepared(self, lane: Lane[T], payload: bytes) -> None:
+        with lane.changed:
+            if not lane.stopped:
+                if lane.queue.add(Prepared(payload, len(payload)), self._clock.monotonic(), self._clock.time()):
+                    lane.note_change()
+                return
+        self._budget.release(len(payload))
+        self._ledger.drop(DropReason.SHUTDOWN)
 
     def _take(self, lane: Lane[T], entry: RawItem[T]) -> None:
         lane.hand = [entry]

@@ -95,7 +95,7 @@ class Lane(Generic[T]):
     )
 
     def __init__(self, queue: BatchQueue, health: ServerHealth) -> None:
-        self.raw: deque[RawItem[T] | FlushMark] = deque()
+        self.raw: deque[RawItem[T] | bytes | FlushMark] = deque()
         self._signals: dict[str, Any] = {}
         # Grows with every change that a waiting thread may want to know of.
         self.version = 0

@@ -495,3 +495,16 @@ def test_pid_check_alone_makes_a_child_start_anew(monkeypatch) -> None:
         with parent_lane.changed:
             parent_lane.note_change()
         rig.transport.then = None
+
+
+def test_a_prepared_payload_is_delivered_as_it_is():
+    """`submit_prepared` takes JSON bytes past preparation, counts them, and gives their bytes back when they are settled."""
+    transport = MemoryTransport()
+    with Rig(transport) as rig:
+        assert rig.delivery.submit_prepared(payload(1))
+        rig.submit(2)
+        rig.delivery.ensure_started()
+        assert rig.delivery.force_flush(5)
+        assert transport.delivered == [payload(1), payload(2)]
+    assert not rig.delivery.submit_prepared(payload(3))
+    assert rig.stats.dropped == {"shutdown": 1}
