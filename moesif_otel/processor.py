@@ -27,8 +27,8 @@ from moesif_otel._events.spans import has_http_method
 from moesif_otel._guard import PROCESS_GUARD
 from moesif_otel._otlp.exporter import ForwardingExporter
 from moesif_otel._pipeline import governance as govern
-from moesif_otel._pipeline.captured import CapturedSpan
 from moesif_otel._pipeline.claims import claims_of
+from moesif_otel._pipeline.sink import EventSink
 from moesif_otel._pipeline.trace_ids import fix_ids
 from moesif_otel.exporter import MoesifSpanExporter
 from moesif_otel.settings import Settings
@@ -92,16 +92,16 @@ class MoesifSpanProcessor(SpanProcessor):
         elif not isinstance(settings, Settings):
             settings = Settings.from_mapping(settings)
         self.settings: Settings = settings
-        self.exporter: MoesifSpanExporter | ForwardingExporter
+        self.sink: EventSink | ForwardingExporter
         if exporter is None:
-            self.exporter = MoesifSpanExporter.of(settings)
+            self.sink = EventSink(settings)
         elif isinstance(exporter, MoesifSpanExporter):
             settings.check_protects_as(exporter.settings)
-            self.exporter = exporter
+            self.sink = exporter.sink
         else:
-            self.exporter = ForwardingExporter(exporter, settings)
-        self.guard = self.exporter.guard
-        self.budget = self.exporter.budget
+            self.sink = ForwardingExporter(exporter, settings)
+        self.guard = self.sink.guard
+        self.budget = self.sink.budget
         self._claims = claims_of(settings.pipeline_key)
         self._callbacks = {
             "Incoming": Callbacks(settings, "Incoming", self.guard),
@@ -119,8 +119,8 @@ class MoesifSpanProcessor(SpanProcessor):
         # A door that made its processor also ends it: nobody else may count on that one.
         self.may_be_joined = True
         _processors.add(self)
-        self.exporter.add_housekeeping(_weakly(self, MoesifSpanProcessor.housekeeping))
-        self.exporter.add_after_fork(_weakly(self, MoesifSpanProcessor.after_fork))
+        self.sink.delivery.add_housekeeping(_weakly(self, MoesifSpanProcessor.housekeeping))
+        self.sink.delivery.add_after_fork(_weakly(self, MoesifSpanProcessor.after_fork))
 
     # The taps' side.
 
@@ -131,7 +131,7 @@ class MoesifSpanProcessor(SpanProcessor):
     def opened(self, exchange: Exchange) -> None:
         """Take note of a new Exchange: threads start, the span that is current may be its own."""
         try:
-            self.exporter.ensure_started()
+            self.sink.ensure_started()
             # Where no at-fork hook runs (uWSGI) the line above is the first to notice a fork.
             exchange.generation = self.generation
             key = id(exchange)
@@ -142,7 +142,7 @@ class MoesifSpanProcessor(SpanProcessor):
 
     def govern(self, exchange: Exchange, read_ahead: Callable[[], bytes | None]) -> Verdict | None:
         """Ask the governance rules about a request; None when there are none, or none has anything to say."""
-        remote = self.exporter.remote
+        remote = self.sink.remote
         if remote is None:
             return None
         rules = remote.rules
@@ -167,7 +167,7 @@ class MoesifSpanProcessor(SpanProcessor):
                 if exchange.skipped:
                     self._unbind(exchange)
                     exchange.discard()
-                    self.exporter.count("skipped")
+                    self.sink.count("skipped")
                     return
             fix_ids(exchange)
             exchange.let_go()
@@ -179,7 +179,7 @@ class MoesifSpanProcessor(SpanProcessor):
     def finished_late(self, exchange: Exchange) -> None:
         """Take a call that a finalizer ended; the rest happens on our own thread."""
         self._late.put(exchange)
-        self.exporter.wake()
+        self.sink.delivery.wake()
 
     def superseded(self, exchange: Exchange) -> None:
         """Forget a call that another pipeline delivers."""
@@ -197,7 +197,7 @@ class MoesifSpanProcessor(SpanProcessor):
         if _has_ended(exchange):  # just now, in another thread that did not see us waiting
             self._hand_on(exchange)
         else:
-            self.exporter.wake()
+            self.sink.delivery.wake()
 
     def _hand_on(self, exchange: Exchange) -> None:
         try:
@@ -205,9 +205,10 @@ class MoesifSpanProcessor(SpanProcessor):
         except IndexError:
             return
         self._waiting.pop(id(exchange), None)
-        base = exchange.span
-        self._unbind(exchange)
-        self.exporter.export((CapturedSpan(exchange, base),))
+        span = exchange.span
+        if span is not None:
+            self._bound.pop(_span_id(span), None)
+        self.sink.submit(exchange)
 
     # The spans' side.
 
@@ -331,7 +332,7 @@ class MoesifSpanProcessor(SpanProcessor):
             True if everything that had finished was delivered or is counted as dropped.
         """
         self._hand_on_everything()
-        return self.exporter.force_flush(timeout_millis)
+        return self.sink.force_flush(timeout_millis / 1_000)
 
     def shutdown(self, timeout_millis: int | None = None) -> None:
         """End the pipeline: running calls are sent as far as they came (`unfinished`), then everything is delivered.
@@ -342,7 +343,7 @@ class MoesifSpanProcessor(SpanProcessor):
         """
         self.is_live = False
         self.end_open_calls()
-        self.exporter.shutdown(timeout_millis)
+        self.sink.shutdown(None if timeout_millis is None else timeout_millis / 1_000)
 
     def end_open_calls(self) -> None:
         """Hand on the calls that are being served as far as they came, and those that wait for their span."""
@@ -365,7 +366,7 @@ class MoesifSpanProcessor(SpanProcessor):
 
     def stats(self) -> Stats:
         """Give the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
-        return self.exporter.stats()
+        return self.sink.stats()
 
 
 def _weakly(processor: MoesifSpanProcessor, method: Callable[[MoesifSpanProcessor], _T]) -> Callable[[], _T | None]:

@@ -52,10 +52,11 @@ class AutoSpanExporter(SpanExporter):
     def _exporter(self) -> tuple[MoesifSpanExporter, bool] | None:
         made = self._made.get("made")
         if made is None and self._settings is not None:
+            from moesif_otel._pipeline.sink import EventSink
             from moesif_otel.exporter import MoesifSpanExporter
 
-            found = auto.exporter_of(self._settings)
-            made = (found, True) if found is not None else (MoesifSpanExporter.of(self._settings), False)
+            found = auto.sink_of(self._settings)
+            made = (MoesifSpanExporter.of(found or EventSink(self._settings)), found is not None)
             made = self._made.setdefault("made", made)
         return made
 

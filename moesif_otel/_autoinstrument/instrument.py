@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from moesif_otel._capture.wsgi.capture import WsgiTap
     from moesif_otel._delivery.stats import Stats
     from moesif_otel._pipeline.providers import Dispatcher
-    from moesif_otel.exporter import MoesifSpanExporter
+    from moesif_otel._pipeline.sink import EventSink
     from moesif_otel.processor import MoesifSpanProcessor
 
-__all__ = ["Instrumentation", "exporter_of", "instrument"]
+__all__ = ["Instrumentation", "instrument", "sink_of"]
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -300,12 +300,12 @@ def _name_application(environ: dict[str, Any], app: Any) -> None:
             exchange.callback_arguments = (app, *exchange.callback_arguments[1:])
 
 
-def exporter_of(settings: Settings) -> MoesifSpanExporter | None:
-    """Give the exporter of an active capture with equal settings, or None; for spans that no tap has met."""
+def sink_of(settings: Settings) -> EventSink | None:
+    """Return the sink of an active capture with equal settings, or None; for spans that no tap has met."""
     for handle in _handles:
         if handle.settings == settings:
-            exporter = handle.pipeline().exporter
-            from moesif_otel.exporter import MoesifSpanExporter
+            sink = handle.pipeline().sink
+            from moesif_otel._pipeline.sink import EventSink
 
-            return exporter if isinstance(exporter, MoesifSpanExporter) else None
+            return sink if isinstance(sink, EventSink) else None
     return None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from opentelemetry.trace import TracerProvider
 
+from moesif_otel._pipeline.sink import EventSink
 from moesif_otel.client import ProfileCalls, ProfileSender
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.exporter import MoesifSpanExporter
@@ -46,11 +47,11 @@ class Door(ProfileCalls):
             )
         self.settings = settings
         self._explicit_provider = tracer_provider
-        exporter = MoesifSpanExporter.of(settings)
-        self._processor = MoesifSpanProcessor(settings, exporter=exporter)
+        sink = EventSink(settings)
+        self._processor = MoesifSpanProcessor(settings, exporter=MoesifSpanExporter.of(sink))
         self._processor.may_be_joined = False
         self._set_up_profiles(
-            ProfileSender(exporter.transport, settings.export_timeout), exporter.submit_profile, exporter.guard
+            ProfileSender(sink.transport, settings.export_timeout), sink.submit_profile, sink.guard
         )
         self._outgoing: OutgoingCapture | None = None
         if settings.capture_outgoing_requests:

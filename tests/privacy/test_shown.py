@@ -18,7 +18,6 @@ from moesif_otel._events.body import Body
 from moesif_otel._events.build import build_event
 from moesif_otel._events.call import Call, Content
 from moesif_otel._events.codings import decode_content
-from moesif_otel._pipeline.captured import CapturedSpan
 from moesif_otel.errors import MoesifConfigError, MoesifDeliveryError, MoesifError
 from moesif_otel.outgoing import start_capture_outgoing
 from moesif_otel.sandbox import Sandbox
@@ -79,7 +78,6 @@ def test_records_of_a_call() -> None:
         exchange,
         exchange.request_body,
         CapturedBody(10, ByteBudget(10)),
-        CapturedSpan(exchange, None),
         build_event(exchange, None, calls.settings, parse_bodies=True),
         call,
         Content(data, len(data)),
