@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import trace
 
-from moesif_otel._autoinstrument.targets import install, when_imported
+from moesif_otel._autoinstrument.targets import install
+from moesif_otel._capture.patching import when_imported
 from moesif_otel._guard import PROCESS_GUARD
 from moesif_otel.settings import Settings
 

@@ -163,11 +163,11 @@ def test_the_place_of_each_row_is_there(row: Any) -> None:
 
 def test_a_row_whose_place_is_gone_harms_nothing(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is logged once, and the import that met it goes on."""
-    from moesif_otel._autoinstrument.targets import _put_on, when_imported
+    from moesif_otel._autoinstrument import targets
 
-    row = ROWS[0]._replace(module="json.tool", attribute="Gone.__call__")
+    monkeypatch.setattr(targets, "ROWS", [ROWS[0]._replace(module="json.tool", attribute="Gone.__call__")])
     monkeypatch.delitem(sys.modules, "json.tool", raising=False)
-    when_imported(row.module, lambda: _put_on(auto._EveryHandle(), row))
+    targets.install(auto._EveryHandle())
     importlib.import_module("json.tool")
     assert "json.tool" in caplog.text
 
@@ -221,3 +221,34 @@ def test_nothing_that_delivers_is_imported_before_it_is_needed() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
     assert shown.stdout.strip() == "[]", shown.stderr
+
+
+def test_falcons_own_test_client_knows_the_application_for_wsgi(sandbox: Sandbox) -> None:
+    """It counts the arguments of `App.__call__`; a layer that said `(*args)` was taken for ASGI, and every test failed."""
+    falcon = pytest.importorskip("falcon")
+    from falcon import testing
+
+    class Hello:
+        def on_get(self, request: Any, response: Any) -> None:
+            response.media = {"hello": "world"}
+
+    app = falcon.App()
+    app.add_route("/hello", Hello())
+    handle = moesif_otel.instrument(settings(sandbox))
+    assert testing.TestClient(app).simulate_get("/hello").json == {"hello": "world"}
+    assert handle.force_flush()
+    assert [event["request"]["uri"] for event in sandbox.events()] == ["http://falconframework.org/hello"]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.module)
+def test_a_layer_has_the_signature_of_what_it_wraps(sandbox: Sandbox, row: Any) -> None:
+    """To `inspect`, also to those who do not follow `__wrapped__`, and to those who count arguments."""
+    module = pytest.importorskip(row.module)
+    moesif_otel.instrument(settings(sandbox))
+    class_name, _, method = row.attribute.partition(".")
+    layer = inspect.getattr_static(getattr(module, class_name), method)
+    original = layer.__wrapped__
+    assert inspect.getfullargspec(layer) == inspect.getfullargspec(original)
+    assert inspect.signature(layer, follow_wrapped=False) == inspect.signature(original)
+    assert (layer.__name__, layer.__qualname__, layer.__module__) == (method, row.attribute, original.__module__)
+    assert layer.__code__.co_argcount == original.__code__.co_argcount

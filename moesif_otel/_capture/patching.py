@@ -1,0 +1,301 @@
+"""The one way to put our functions around those of frameworks, servers and clients, and to take them away again.
+
+A layer has exactly the name, module, signature, defaults and attributes of what it wraps, and is a coroutine function
+where that is one: test clients and frameworks look at signatures, and callers pass any argument by name. Nothing is
+imported for a patch: it is put on when its module is imported, or at once if it is.
+
+Somebody may wrap the same attribute before or after us. Taking away restores what was there if our layer is outermost;
+below another patch it stays, and whoever wrote it has it pass through while nobody captures.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+import threading
+import types
+import weakref
+from inspect import Parameter
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import wrapt
+
+from moesif_otel._guard import PROCESS_GUARD
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = ["InstancePatches", "Patch", "PatchSet", "layer_around", "when_imported"]
+
+
+class Patch(NamedTuple):
+    """A method or function to be wrapped."""
+
+    module: str
+    attribute: str
+    """`Class.method`, or the name of a function of the module."""
+    around: Callable[..., Any]
+    """Called in its place with the original (which takes the instance first) and the call's arguments.
+
+    Its own parameters must be positional-only: the caller may use any name. Async where the original is.
+    """
+
+
+class _Layer(NamedTuple):
+    """A layer of ours and what it replaced."""
+
+    owner: Any
+    name: str
+    layer: Any
+    replaced: Any
+    twin: _Layer | None
+    """The layer that `__wrapped__` names, where somebody's patch lies below."""
+    inherited: bool
+
+
+_lock = threading.Lock()
+
+
+def _renew_lock() -> None:
+    """Replace, in a forked child, a lock that another thread may have held."""
+    global _lock  # noqa: PLW0603 - a lock cannot be reset
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+class PatchSet:
+    """Patches that are there as long as somebody holds them. Thread-safe.
+
+    Args:
+        patches: What to put on at the first `hold` and take away at the last `release`.
+    """
+
+    __slots__ = ("__weakref__", "_holders", "_hooked", "_layers", "_patches")
+
+    def __init__(self, patches: Iterable[Patch]) -> None:
+        self._patches = tuple(patches)
+        # Weak: a holder that was dropped without a word wants nothing any more.
+        self._holders: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._layers: list[_Layer] = []
+        self._hooked: set[str] = set()
+
+    def hold(self, holder: object) -> None:
+        """Put the patches on for `holder`, each now or when its module is imported; twice is once.
+
+        Raises:
+            AttributeError: A module that is imported lacks what was to be patched; the other patches are on.
+        """
+        error: AttributeError | None = None
+        with _lock:
+            self._holders.add(holder)
+            for patch in self._patches:
+                if patch.module in sys.modules:
+                    try:
+                        self._put(patch)
+                    except AttributeError as exc:
+                        error = exc
+        # Not under the lock: an import that is going on runs hooks in this thread.
+        for module in {patch.module for patch in self._patches} - self._hooked:
+            self._hooked.add(module)
+            if module not in sys.modules:
+                when_imported(module, functools.partial(_put_imported, weakref.ref(self), module))
+        if error is not None:
+            raise error
+
+    def release(self, holder: object) -> None:
+        """Want the patches no longer; the last one takes them away."""
+        with _lock:
+            self._holders.discard(holder)
+            if not self._holders:
+                self._take_away()
+
+    def put_imported(self, module: str) -> None:
+        """Put on what waits for a module, which is imported now, unless nobody holds the patches any more.
+
+        Raises:
+            AttributeError: The module lacks what was to be patched.
+        """
+        with _lock:
+            if self._holders:
+                for patch in self._patches:
+                    if patch.module == module:
+                        self._put(patch)
+
+    def _put(self, patch: Patch) -> None:
+        path, _, name = patch.attribute.rpartition(".")
+        owner = getattr(sys.modules[patch.module], path) if path else sys.modules[patch.module]
+        replaced = inspect.getattr_static(owner, name)
+        if not any(self._layer_of(one) for one in _unwrapped(replaced)):
+            layer = self._add_layer(owner, name, replaced, patch.around)
+            setattr(owner, name, layer.layer)
+
+    def _add_layer(self, owner: Any, name: str, replaced: Any, around: Callable[..., Any]) -> _Layer:
+        layer, twin = layer_around(replaced, around), None
+        below = getattr(replaced, "__wrapped__", None)
+        if below is not None and isinstance(layer, types.FunctionType):
+            # Somebody's patch is below, and whoever looks for it finds ours, which has its attributes: OpenTelemetry's
+            # `uninstrument` puts `__wrapped__` back. So let that be ours around what the other patch wraps.
+            twin = self._add_layer(owner, name, below, around)
+            layer.__wrapped__ = twin.layer  # type: ignore[attr-defined] # a function takes any attribute
+        made = _Layer(owner, name, layer, replaced, twin, inherited=name not in vars(owner))
+        self._layers.append(made)
+        return made
+
+    def _layer_of(self, function: Any) -> _Layer | None:
+        # By identity: a wrapper of another library (wrapt's) may be equal to what it wraps.
+        return next((one for one in self._layers if one.layer is function), None)
+
+    def _take_away(self) -> None:
+        # What lies below somebody else's patch is kept in mind: theirs may be gone when we stop the next time.
+        for owner, name in {(one.owner, one.name) for one in self._layers}:
+            while (found := self._layer_of(vars(owner).get(name))) is not None:
+                if found.inherited:
+                    delattr(owner, name)
+                else:
+                    setattr(owner, name, found.replaced)
+                self._forget(found)
+
+    def _forget(self, layer: _Layer) -> None:
+        self._layers = [one for one in self._layers if one is not layer]
+        if layer.twin is not None:
+            self._forget(layer.twin)
+
+
+def _put_imported(reference: weakref.ref[PatchSet], module: str) -> None:
+    patches = reference()
+    if patches is not None:
+        patches.put_imported(module)
+
+
+def _unwrapped(function: Any) -> Iterable[Any]:
+    seen: set[int] = set()
+    while function is not None and id(function) not in seen:
+        seen.add(id(function))
+        yield function
+        function = getattr(function, "__wrapped__", None)
+
+
+def when_imported(module: str, run: Callable[[], None]) -> None:
+    """Call `run` once a module is imported, at once if it is. What it raises is counted, never passed on."""
+
+    def hook(_module: Any) -> None:
+        PROCESS_GUARD.run(f"preparing for {module}", run)
+
+    PROCESS_GUARD.run("an import hook", wrapt.register_post_import_hook, hook, module)
+
+
+def layer_around(original: Any, around: Callable[..., Any]) -> Any:
+    """Return what stands in the place of a function or method and calls `around(original, *arguments)`.
+
+    Args:
+        original: What stands in the class or module: a function, a static or class method, or any callable.
+        around: See `Patch.around`; `original` takes what the layer was called with.
+    """
+    if isinstance(original, (staticmethod, classmethod)):
+        return type(original)(layer_around(original.__func__, around))
+    is_function = type(original) is types.FunctionType
+    signature = _signature_of(original, takes_instance=not is_function)
+    inner = original if is_function else functools.partial(_call_bound, original)
+    layer = _compile(signature, is_async=inspect.iscoroutinefunction(original))(around, inner)
+    functools.update_wrapper(layer, original)
+    layer.__defaults__ = tuple(
+        p.default
+        for p in signature.parameters.values()
+        if p.default is not p.empty and p.kind is not Parameter.KEYWORD_ONLY
+    ) or None
+    layer.__kwdefaults__ = {
+        p.name: p.default
+        for p in signature.parameters.values()
+        if p.default is not p.empty and p.kind is Parameter.KEYWORD_ONLY
+    } or None
+    return layer
+
+
+def _call_bound(original: Any, instance: Any, /, *args: Any, **kwargs: Any) -> Any:
+    # As attribute access would bind it: what stands there is somebody's wrapper, a mock, or compiled.
+    if hasattr(original, "__get__"):
+        original = original.__get__(instance, type(instance))
+    return original(*args, **kwargs)
+
+
+_ANYTHING: Final = inspect.Signature(
+    [
+        Parameter("self", Parameter.POSITIONAL_ONLY),
+        Parameter("args", Parameter.VAR_POSITIONAL),
+        Parameter("kwargs", Parameter.VAR_KEYWORD),
+    ]
+)
+
+
+def _signature_of(original: Any, *, takes_instance: bool) -> inspect.Signature:
+    try:
+        signature = inspect.signature(original, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return _ANYTHING
+    if takes_instance and not hasattr(original, "__get__"):
+        return _ANYTHING  # a mock: as an attribute of a class it is called without the instance
+    return signature
+
+
+# Functions of the same parameters share their code: a layer costs no compilation where one like it was made before.
+@functools.lru_cache(maxsize=64)
+def _factory(parameters: str, arguments: str, is_async: bool) -> Callable[..., Any]:
+    source = (
+        "def make(_moesif_otel_around, _moesif_otel_inner):\n"
+        f"    {'async ' if is_async else ''}def layer({parameters}):\n"
+        f"        return {'await ' if is_async else ''}_moesif_otel_around(_moesif_otel_inner, {arguments})\n"
+        "    return layer\n"
+    )
+    namespace: dict[str, Any] = {}
+    exec(compile(source, "<moesif_otel layer>", "exec"), namespace)  # noqa: S102 - made of parameter names alone
+    made: Callable[..., Any] = namespace["make"]
+    return made
+
+
+def _compile(signature: inspect.Signature, *, is_async: bool) -> Callable[..., Any]:
+    """Return what makes a function of exactly these parameters that passes its arguments on."""
+    parameters: list[str] = []
+    arguments: list[str] = []
+    before: Any = None
+    for parameter in signature.parameters.values():
+        kind, name = parameter.kind, parameter.name
+        if before is Parameter.POSITIONAL_ONLY and kind is not before:
+            parameters.append("/")
+        if kind is Parameter.KEYWORD_ONLY and before not in {Parameter.VAR_POSITIONAL, kind}:
+            parameters.append("*")
+        stars = "*" if kind is Parameter.VAR_POSITIONAL else "**" if kind is Parameter.VAR_KEYWORD else ""
+        parameters.append(f"{stars}{name}{'' if parameter.default is Parameter.empty else '=None'}")
+        arguments.append(f"{name}={name}" if kind is Parameter.KEYWORD_ONLY else f"{stars}{name}")
+        before = kind
+    if before is Parameter.POSITIONAL_ONLY:
+        parameters.append("/")
+    return _factory(", ".join(parameters), ", ".join(arguments), is_async)
+
+
+class InstancePatches:
+    """Functions put on single objects, in the way of their class's methods: no class and no other object is touched.
+
+    Belongs to the thread or loop that works with the objects.
+    """
+
+    __slots__ = ("_put",)
+
+    def __init__(self) -> None:
+        self._put: list[tuple[Any, str, Any]] = []
+
+    def put(self, owner: Any, name: str, function: Any) -> None:
+        """Put a function on an object."""
+        setattr(owner, name, function)
+        self._put.append((owner, name, function))
+
+    def take_away(self) -> None:
+        """Take away what is still there, and forget the objects."""
+        put, self._put = self._put, []
+        for owner, name, function in put:
+            if vars(owner).get(name) is function:
+                delattr(owner, name)
