@@ -5,7 +5,7 @@
     └── MoesifDeliveryError                        Moesif did not take what a synchronous call sent
 
 Nothing else of ours is ever raised into an application: what fails while a request is served is counted and
-logged by `guard.Guard`. No message carries a body, a credential, an identity or the application id.
+logged by `_guard.Guard`. No message carries a body, a credential, an identity or the application id.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ class MoesifError(Exception):
 
 
 class MoesifConfigError(MoesifError, ValueError):
-    """An option has a wrong type or value; the message names the option, what it got and what it takes."""
+    """An option has a wrong type or value; the message names the option, what it got and what it takes.
+
+    Attributes:
+        option: Name of the option in upper case; None when the error is about something else.
+    """
+
+    def __init__(self, message: str, *, option: str | None = None) -> None:
+        super().__init__(message)
+        self.option = option
 
 
 class MoesifDeliveryError(MoesifError):

@@ -8,7 +8,6 @@ Never: raises (an instrumentor that does ends all later ones); imports what deli
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import logging
 from typing import TYPE_CHECKING, Any, Final, get_type_hints
@@ -21,7 +20,7 @@ from opentelemetry.util._importlib_metadata import entry_points
 from moesif_otel._autoinstrument.instrument import Instrumentation
 from moesif_otel._autoinstrument.settings import is_switched_off, read_settings
 from moesif_otel._guard import PROCESS_GUARD
-from moesif_otel.settings import OPTIONS, Settings
+from moesif_otel.settings import OPTIONS, Settings, warn_of_unknown
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -36,9 +35,7 @@ def _take_options(self: Any, **options: Any) -> None:
     for option in OPTIONS.values():
         setattr(self, option.field_name, options.pop(option.field_name, None))
     for name in options:
-        near = difflib.get_close_matches(str(name).lower(), [o.field_name for o in OPTIONS.values()], n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        _logger.warning("moesif_otel: unknown option %.100r is ignored%s", name, hint)
+        warn_of_unknown(str(name))
 
 
 _HINTS: Final = get_type_hints(Settings)

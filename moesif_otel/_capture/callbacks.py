@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from moesif_otel._guard import place_of
-from moesif_otel.options import ImportedCallback
+from moesif_otel.settings import ImportedCallback
 
 if TYPE_CHECKING:
     from collections.abc import Callable

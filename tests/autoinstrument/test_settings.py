@@ -13,8 +13,7 @@ from moesif_otel._autoinstrument import settings as auto_settings
 from moesif_otel._autoinstrument.exporter import AutoSpanExporter
 from moesif_otel._autoinstrument.instrumentor import MoesifInstrumentor, MoesifOptions
 from moesif_otel._autoinstrument.settings import is_switched_off, read_settings
-from moesif_otel.options import ImportedCallback
-from moesif_otel.settings import OPTIONS
+from moesif_otel.settings import OPTIONS, ImportedCallback
 
 ID = {"MOESIF_APPLICATION_ID": "from the environment"}
 
@@ -55,7 +54,7 @@ def test_a_wrong_value_is_named_once_and_its_default_used(caplog: pytest.LogCapt
         found = read_settings({"batch_timeout": 1, "batch_size": "many"}, ID)
         assert found is not None
         assert found.batch_size == 100
-    (message,) = messages(caplog)
+    (message,) = [message for message in messages(caplog) if "unknown option" not in message]
     assert "BATCH_SIZE: got 'many'" in message
 
 

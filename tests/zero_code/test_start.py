@@ -25,7 +25,9 @@ USER = {"MOESIF_IDENTIFY_USER": "hooks:identify_user"}
 RUNS: dict[str, tuple[list[str], dict[str, str]]] = {
     "no id": (["echo"], {}),
     "no id, exporter": (["echo"], {"OTEL_TRACES_EXPORTER": "moesif"}),
-    "wrong": (["echo"], {"MOESIF_BATCH_SIZE": "many", "OTEL_MOESIF_LOG_BODY": "maybe"}),
+    "wrong": (["echo"], {"MOESIF_BATCH_SIZE": "many", "OTEL_MOESIF_DEBUG": "maybe"}),
+    "wrong protective": (["echo"], {"MOESIF_BATCH_SIZE": "many", "OTEL_MOESIF_LOG_BODY": "maybe"}),
+    "wrong destination": (["echo"], {"MOESIF_BASE_URI": "localhost:8765"}),
     "switched off": (["echo"], {"OTEL_SDK_DISABLED": "true", "OTEL_TRACES_EXPORTER": "moesif"}),
     "path not absolute": (["echo"], {"MOESIF_IDENTIFY_USER": ".hooks:identify_user"}),
     "path leads nowhere": (["echo", "echo"], {"MOESIF_IDENTIFY_USER": "nowhere.hooks:identify_user"}),
@@ -102,14 +104,26 @@ def test_without_an_application_id_one_line_says_what_to_set(name: str, runs: di
     assert "MOESIF_APPLICATION_ID" in line
 
 
-def test_a_wrong_option_is_named_and_its_default_used(runs: dict[str, Ended]) -> None:
+def test_a_wrong_harmless_option_is_named_and_its_default_used(runs: dict[str, Ended]) -> None:
     """One error for each, and calls are captured."""
     run = runs["wrong"]
     assert len(run.lines) == 2
-    assert "LOG_BODY: got 'maybe', takes True or False" in run.output
-    assert "BATCH_SIZE: got 'many', takes a whole number" in run.output
+    assert "DEBUG: got 'maybe' from OTEL_MOESIF_DEBUG, takes True or False" in run.output
+    assert "BATCH_SIZE: got 'many' from MOESIF_BATCH_SIZE, takes a whole number" in run.output
     (event,) = run.events
     assert event["response"]["body"]["secret_answer"] == 42
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [("wrong protective", "LOG_BODY: got 'maybe'"), ("wrong destination", "BASE_URI: got 'localhost:8765'")]
+)
+def test_a_wrong_destination_or_protective_option_captures_nothing(name: str, option: str, runs: dict[str, Ended]) -> None:
+    """Said once; data never goes where, or as, the user did not mean it to."""
+    run = runs[name]
+    (line,) = run.lines
+    assert "no calls are captured" in line
+    assert option in line
+    assert run.events == []
 
 
 def test_otel_sdk_disabled_turns_us_off_too(runs: dict[str, Ended]) -> None:
