@@ -8,6 +8,7 @@ Never: keeps framework objects after the finish; takes a lock; calls back into t
 from __future__ import annotations
 
 import os
+import re
 import time
 from contextvars import ContextVar
 from enum import Enum
@@ -47,6 +48,11 @@ class Outcome(str, Enum):
         """Whether the span of such an Exchange can be expected to end soon."""
         return self in _AWAITS_SPAN
 
+
+# W3C Trace Context, "traceparent": version, trace id, parent id, flags; later versions may append fields.
+_TRACEPARENT: Final = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-|$)"
+)
 
 _AWAITS_SPAN: Final = frozenset({Outcome.COMPLETE, Outcome.FAILED, Outcome.DROPPED})
 
@@ -324,6 +330,30 @@ class Exchange:
         self.callback_arguments = ()
         self.identify_arguments = ()
         self.outer = None
+
+    def fix_ids(self) -> None:
+        """Fix trace and span id unless they are: the trace is the enclosing call's, else that of the span around it,
+        else `traceparent`'s, else a new one.
+        """
+        if self.span_id:
+            return
+        outer = self.outer
+        if outer is not None and not self.trace_id:
+            outer.fix_ids()
+            self.trace_id, self.parent_span_id = outer.trace_id, outer.span_id
+        if not self.trace_id and self.has_remote_parent:
+            self._take_remote_parent()
+        if not self.trace_id:
+            self.trace_id = random_id(16)
+        self.span_id = random_id(8)
+
+    def _take_remote_parent(self) -> None:
+        for name, value in self.request_headers:
+            if name.lower() == "traceparent":
+                found = _TRACEPARENT.match(value.strip())
+                if found is not None:
+                    self.trace_id, self.parent_span_id = int(found[1], 16), int(found[2], 16)
+                return
 
     def supersede(self) -> None:
         """Make room for another Exchange of the same call: this one ends here and is never delivered."""

@@ -1,9 +1,4 @@
-"""What the doors have in common: a pipeline, its flush and end, its counters, the profile calls, outgoing capture.
-
-Owns: `Door`, the base of both `MoesifMiddleware` classes.
-Threads: any; construction starts none.
-Never: knows a framework.
-"""
+"""What every `MoesifMiddleware` has: a pipeline, its flush and end, its counters, profile calls, outgoing capture."""
 
 from __future__ import annotations
 
@@ -11,22 +6,24 @@ from typing import TYPE_CHECKING
 
 from opentelemetry.trace import TracerProvider
 
+from moesif_otel._pipeline.pipeline import Pipeline, live_pipeline
+from moesif_otel._pipeline.providers import resolve_provider
 from moesif_otel._pipeline.sink import EventSink
 from moesif_otel.client import ProfileCalls, ProfileSender
 from moesif_otel.errors import MoesifConfigError
-from moesif_otel.exporter import MoesifSpanExporter
-from moesif_otel.processor import MoesifSpanProcessor
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from moesif_otel._delivery.stats import Stats
     from moesif_otel.outgoing import OutgoingCapture
     from moesif_otel.settings import Settings
 
-__all__ = ["Door"]
+__all__ = ["Middleware"]
 
 
-class Door(ProfileCalls):
-    """A pipeline and the calls of its users on it.
+class Middleware(ProfileCalls):
+    """The base of the middlewares of all frameworks; it knows none of them.
 
     Args:
         settings: Validated.
@@ -35,7 +32,7 @@ class Door(ProfileCalls):
     Raises:
         MoesifConfigError: `tracer_provider` is none.
 
-    Thread-safe.
+    Thread-safe. Construction starts nothing.
     """
 
     settings: Settings
@@ -47,17 +44,22 @@ class Door(ProfileCalls):
             )
         self.settings = settings
         self._explicit_provider = tracer_provider
-        sink = EventSink(settings)
-        self._processor = MoesifSpanProcessor(settings, exporter=MoesifSpanExporter.of(sink))
-        self._processor.may_be_joined = False
-        self._set_up_profiles(
-            ProfileSender(sink.transport, settings.export_timeout), sink.submit_profile, sink.guard
-        )
+        self._pipeline = live_pipeline(settings, of_processor=True) or Pipeline(EventSink(settings))
+        self._pipeline.join(self)
+        self._is_shut_down = False
+        self._set_up_profiles(settings, self._pipeline.sink)
         self._outgoing: OutgoingCapture | None = None
         if settings.capture_outgoing_requests:
             from moesif_otel.outgoing import start_capture_for
 
-            self._outgoing = start_capture_for(self._processor, tracer_provider)
+            self._outgoing = start_capture_for(self._pipeline, tracer_provider)
+
+    def _provider_to_watch(self) -> Any:
+        """Choose the tracer provider, at the first request, and let the pipeline see its spans; None without one."""
+        provider = resolve_provider(self._explicit_provider)
+        if provider is not None:
+            self._pipeline.watch(provider)
+        return provider
 
     def force_flush(self, timeout_millis: int = 5_000) -> bool:
         """Deliver every call that has finished. It waits: on an event loop use `asyncio.to_thread`.
@@ -68,18 +70,20 @@ class Door(ProfileCalls):
         Returns:
             True if everything that had finished was delivered or is counted as dropped.
         """
-        return self._processor.force_flush(timeout_millis)
+        return self._pipeline.force_flush(timeout_millis / 1_000)
 
-    def shutdown(self, timeout_millis: int = 5_000) -> None:
+    def shutdown(self, timeout_millis: int | None = None) -> None:
         """Stop capturing and deliver what is pending; the application is served on. It waits, as `force_flush` does.
 
         Args:
-            timeout_millis: Return after this time at the latest.
+            timeout_millis: Return after this time at the latest; `SHUTDOWN_TIMEOUT` by default.
         """
-        if self._outgoing is not None:
-            self._outgoing.stop()
-        self._processor.shutdown(timeout_millis)
+        self._is_shut_down = True
+        outgoing, self._outgoing = self._outgoing, None
+        if outgoing is not None:
+            outgoing.stop()
+        self._pipeline.leave(self, None if timeout_millis is None else timeout_millis / 1_000)
 
     def stats(self) -> Stats:
-        """Give the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
-        return self._processor.stats()
+        """Return the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
+        return self._pipeline.stats()

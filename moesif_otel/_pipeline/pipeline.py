@@ -1,0 +1,443 @@
+"""From a finished call to its event: `Pipeline`, of which one settings value has one.
+
+Captures tell it of calls that begin and end, tracer providers of spans that start and end; it joins the two, runs the
+callbacks and submits each call to its sink, once. The Exchange decides, the span decorates: a call is submitted when its
+Exchange is finished and no span is bound, or the bound span has ended, or has not ended a second later, or is not worth
+waiting for (the client left, a WebSocket).
+
+It runs in the application's threads (calls and spans begin and end there), in finalizers, and on the sink's thread
+(calls that finalizers ended, spans that did not end). It takes no lock on the way of a call, never waits there, never
+raises there, and does not touch the spans that others see.
+"""
+
+from __future__ import annotations
+
+import atexit
+import queue
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind
+
+from moesif_otel._capture.callbacks import Callbacks
+from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
+from moesif_otel._events.spans import has_http_method
+from moesif_otel._guard import PROCESS_GUARD
+from moesif_otel._pipeline import governance
+from moesif_otel._pipeline.claims import claims_of
+from moesif_otel._pipeline.providers import dispatcher_on
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from opentelemetry.sdk.trace import ReadableSpan, Span
+
+    from moesif_otel._delivery.stats import Stats
+    from moesif_otel._pipeline.providers import Dispatcher
+    from moesif_otel._capture.body import ByteBudget
+    from moesif_otel._delivery.worker import Delivery
+    from moesif_otel._guard import Guard
+    from moesif_otel._remote.poller import ConfigPoller
+    from moesif_otel._remote.verdict import Verdict
+    from moesif_otel.settings import Settings
+
+__all__ = ["Pipeline", "Sink", "live_pipeline"]
+
+_T = TypeVar("_T")
+_SPAN_GRACE_S: Final = 1.0
+_MAX_LIVE_SPANS: Final = 10_000
+
+_pipelines: Final[weakref.WeakSet[Pipeline]] = weakref.WeakSet()
+
+
+def live_pipeline(settings: Settings, *, of_processor: bool) -> Pipeline | None:
+    """Return a pipeline of equal settings that has not been shut down, to be joined, or None.
+
+    A `MoesifSpanProcessor` and the middlewares of the same settings are one pipeline, whichever is made first; two
+    middlewares are two, each with its own counters and its own end.
+
+    Args:
+        settings: The settings.
+        of_processor: Whether to look for one that a processor or `instrument` opened, or for one that they have not.
+    """
+    found = (one for one in tuple(_pipelines) if one.is_live and one.of_processor is of_processor)
+    return next((one for one in found if one.settings == settings), None)
+
+
+def _at_exit() -> None:
+    for pipeline in tuple(_pipelines):
+        PROCESS_GUARD.run("ending open calls at exit", pipeline.end_open_calls)
+
+
+# Registered after delivery's exit handler (imported above), so it runs before that one takes no more.
+atexit.register(_at_exit)
+
+
+class Sink(Protocol):
+    """Where the calls of a pipeline go: `EventSink`, or somebody else's exporter. Thread-safe and fork-safe."""
+
+    settings: Settings
+    guard: Guard
+    budget: ByteBudget
+    delivery: Delivery[Any]
+
+    @property
+    def remote(self) -> ConfigPoller | None:
+        """What Moesif says back; None where sampling and governance do not apply."""
+        ...
+
+    def submit(self, exchange: Exchange) -> None:
+        """Take over a finished call with its captured bytes. Never raises, never waits."""
+        ...
+
+    def count(self, name: str) -> None:
+        """Count something that is no event's fate."""
+        ...
+
+    def ensure_started(self) -> None:
+        """Start the threads of this process unless they run."""
+        ...
+
+    def force_flush(self, timeout_s: float) -> bool:
+        """Deliver everything that was submitted, within the time."""
+        ...
+
+    def shutdown(self, timeout_s: float) -> None:
+        """Deliver what is pending within the time, then end the threads."""
+        ...
+
+    def stats(self) -> Stats:
+        """Return the counters."""
+        ...
+
+
+class Pipeline:
+    """Joins the calls and the spans of one settings value and submits them to a sink.
+
+    Args:
+        sink: Where the calls go; it has the settings, the guard and the byte budget.
+
+    Thread-safe and fork-safe.
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        self.sink = sink
+        self.settings: Settings = sink.settings
+        self.guard = sink.guard
+        self.budget = sink.budget
+        self._claims = claims_of(self.settings.pipeline_key)
+        self._callbacks = {
+            "Incoming": Callbacks(self.settings, "Incoming", self.guard),
+            "Outgoing": Callbacks(self.settings, "Outgoing", self.guard),
+        }
+        # Keyed by span id (64 random bits). Plain dicts and sets: single operations on them are atomic.
+        self._bound: dict[int, Exchange] = {}
+        self._live: dict[int, None] = {}
+        self._waiting: dict[int, tuple[float, Exchange]] = {}
+        self._opened: dict[int, weakref.ref[Exchange]] = {}
+        self._late: queue.SimpleQueue[Exchange] = queue.SimpleQueue()
+        # Grows in a forked child. A plain number: to ask delivery each time is to ask for the process id each time.
+        self.generation = 0
+        self.is_live = True
+        self.of_processor = False
+        self._owners: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._dispatchers: list[Dispatcher] = []
+        _pipelines.add(self)
+        sink.delivery.add_housekeeping(_weakly(self, Pipeline.housekeeping))
+        sink.delivery.add_after_fork(_weakly(self, Pipeline.after_fork))
+
+    # Who uses it.
+
+    def join(self, owner: Any) -> None:
+        """Note one who uses the pipeline; it lives until the last of them has left it or is gone."""
+        self._owners.add(owner)
+
+    def leave(self, owner: Any, timeout_s: float | None = None) -> None:
+        """Take leave: the last owner ends the pipeline, the others only deliver what has finished.
+
+        Args:
+            owner: One that has joined; leaving twice is harmless.
+            timeout_s: Return after this time at the latest; `SHUTDOWN_TIMEOUT` by default.
+        """
+        self._owners.discard(owner)
+        if len(self._owners):
+            self.force_flush(self.settings.shutdown_timeout if timeout_s is None else timeout_s)
+        else:
+            self.shutdown(timeout_s)
+
+    def watch(self, provider: Any) -> None:
+        """See the spans of a provider from now on, until the shutdown; twice is once. Never raises."""
+        try:
+            dispatcher = dispatcher_on(provider)
+            if dispatcher not in self._dispatchers and self.is_live:
+                self._dispatchers.append(dispatcher)
+                dispatcher.register(self)
+        except Exception as exc:
+            self.guard.caught("watching a tracer provider", exc)
+
+    # The captures' side.
+
+    def has_callbacks(self, exchange: Exchange) -> bool:
+        """Whether a callback will look at this Exchange."""
+        return self._callbacks[exchange.direction].any
+
+    def opened(self, exchange: Exchange) -> None:
+        """Take note of a new Exchange: threads start, the span that is current may be its own."""
+        try:
+            self.sink.ensure_started()
+            # Where no at-fork hook runs (uWSGI) the line above is the first to notice a fork.
+            exchange.generation = self.generation
+            key = id(exchange)
+            self._opened[key] = weakref.ref(exchange, lambda _ref, key=key: self._opened.pop(key, None))  # type: ignore[misc]
+            self._bind_current(exchange)
+        except Exception as exc:
+            self.guard.caught("opening a call", exc)
+
+    def govern(self, exchange: Exchange, read_ahead: Callable[[], bytes | None]) -> Verdict | None:
+        """Ask the governance rules about a request; None when there are none, or none has anything to say."""
+        remote = self.sink.remote
+        if remote is None:
+            return None
+        rules = remote.rules
+        if not rules:
+            return None
+        try:
+            return governance.decide(rules, remote.config, exchange, self._callbacks["Incoming"], read_ahead)
+        except Exception as exc:
+            self.guard.caught("governance", exc)
+            return None
+
+    def finished(self, exchange: Exchange) -> None:
+        """Run the callbacks, then submit the call or wait a moment for its span."""
+        try:
+            self._opened.pop(id(exchange), None)
+            if not exchange.is_ours:
+                exchange.discard()
+                return
+            callbacks = self._callbacks[exchange.direction]
+            if callbacks.any:
+                callbacks.run(exchange)
+                if exchange.skipped:
+                    self._unbind(exchange)
+                    exchange.discard()
+                    self.sink.count("skipped")
+                    return
+            exchange.fix_ids()
+            exchange.let_go()
+            self._submit_or_wait(exchange)
+        except Exception as exc:
+            self.guard.caught("finishing a call", exc)
+            exchange.discard()
+
+    def finished_late(self, exchange: Exchange) -> None:
+        """Take a call that a finalizer ended; the rest happens on our own thread."""
+        self._late.put(exchange)
+        self.sink.delivery.wake()
+
+    def superseded(self, exchange: Exchange) -> None:
+        """Forget a call that another pipeline delivers."""
+        self._opened.pop(id(exchange), None)
+        self._unbind(exchange)
+        exchange.discard()
+
+    def _submit_or_wait(self, exchange: Exchange) -> None:
+        outcome = exchange.outcome
+        if exchange.span is None or exchange.span_ended or outcome is None or not outcome.awaits_span:
+            self._submit(exchange)
+            return
+        self._waiting[id(exchange)] = (time.monotonic() + _SPAN_GRACE_S, exchange)
+        if _has_ended(exchange):  # just now, in another thread that did not see us waiting
+            self._submit(exchange)
+        else:
+            self.sink.delivery.wake()
+
+    def _submit(self, exchange: Exchange) -> None:
+        try:
+            exchange.emit_token.pop()
+        except IndexError:
+            return
+        span = exchange.span
+        if span is not None:
+            self._waiting.pop(id(exchange), None)
+            self._bound.pop(_span_id(span), None)
+        self.sink.submit(exchange)
+
+    # The spans' side.
+
+    def on_start(self, span: Span) -> None:
+        """Bind a starting span to the Exchange it belongs to."""
+        try:
+            kind = span.kind
+            exchange = current_exchange.get()
+            while exchange is not None:
+                if exchange.pipeline is self and exchange.is_open and self._offer(exchange, span, kind):
+                    return
+                exchange = exchange.outer
+            if kind is SpanKind.SERVER or kind is SpanKind.CLIENT:
+                self._live[_span_id(span)] = None
+                if len(self._live) > _MAX_LIVE_SPANS:
+                    self._live.pop(next(iter(self._live)), None)
+        except Exception as exc:
+            self.guard.caught("binding a span", exc)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Let an ended span decorate its call; lock-free, a finalizer may end spans."""
+        try:
+            span_id = _span_id(span)
+            exchange = self._bound.pop(span_id, None)
+            if exchange is None:
+                self._live.pop(span_id, None)
+                return
+            exchange.span = span
+            exchange.span_ended = True
+            if id(exchange) in self._waiting:
+                self._submit(exchange)
+        except Exception as exc:
+            self.guard.caught("the end of a span", exc)
+
+    def _offer(self, exchange: Exchange, span: Span, kind: SpanKind) -> bool:
+        """Bind `span` to `exchange` if it describes that very call; True when the span has found its place."""
+        if exchange.direction == "Outgoing":
+            if kind is not SpanKind.CLIENT or exchange.span is not None:
+                return False
+        elif kind is not SpanKind.SERVER and (kind is not SpanKind.INTERNAL or not has_http_method(span)):
+            return False
+        if exchange.span is None:
+            self._bind(exchange, span)
+        elif exchange.span is not span:
+            exchange.inner_server_span = True
+        return True
+
+    def _bind(self, exchange: Exchange, span: Span) -> None:
+        context = span.get_span_context()
+        exchange.span = span
+        exchange.trace_id, exchange.span_id = context.trace_id, context.span_id
+        parent = span.parent
+        exchange.parent_span_id = parent.span_id if parent is not None else None
+        self._bound[context.span_id] = exchange
+        self._claims.add(context.trace_id, context.span_id)
+
+    def _bind_current(self, exchange: Exchange) -> None:
+        """Bind the span that was current before the capture began, where it is this call's own.
+
+        Its instrumentor's patch then lies outside our capture.
+        """
+        if exchange.span is not None:
+            return
+        span: Any = trace.get_current_span()
+        context = span.get_span_context()
+        if not context.is_valid:
+            return
+        wanted = SpanKind.CLIENT if exchange.direction == "Outgoing" else SpanKind.SERVER
+        nested = exchange.direction == "Incoming" and exchange.outer is not None
+        if context.span_id in self._live and getattr(span, "kind", None) is wanted and not nested:
+            self._live.pop(context.span_id, None)
+            self._bind(exchange, span)
+        elif exchange.trace_id == 0:
+            # Somebody's span around the call: the event joins its trace.
+            exchange.trace_id, exchange.parent_span_id = context.trace_id, context.span_id
+            outer = exchange.outer
+            if outer is not None and outer.pipeline is self and outer.span is None and not outer.trace_id:
+                # A span that was sampled out, or that another provider made: the call being served is in that trace.
+                outer.fix_ids()
+                outer.trace_id, outer.span_id = context.trace_id, context.span_id
+                self._claims.add(context.trace_id, context.span_id)
+
+    def _unbind(self, exchange: Exchange) -> None:
+        span = exchange.span
+        if span is not None:
+            self._bound.pop(_span_id(span), None)
+        exchange.span = None
+
+    # Our own thread's side.
+
+    def housekeeping(self) -> float | None:
+        """Finish what finalizers left and submit calls whose span does not end; return the seconds to the next wish."""
+        while True:
+            try:
+                exchange = self._late.get_nowait()
+            except queue.Empty:
+                break
+            closing, exchange.closing = exchange.closing, None
+            if closing is not None:
+                self.guard.run("the end of a dropped call", closing)
+            self.finished(exchange)
+        now = time.monotonic()
+        soonest: float | None = None
+        for due, exchange in tuple(self._waiting.values()):
+            if due <= now:
+                self.guard.run("submitting a call", self._submit, exchange)
+            else:
+                soonest = due if soonest is None else min(soonest, due)
+        return None if soonest is None else soonest - now
+
+    def force_flush(self, timeout_s: float) -> bool:
+        """Deliver every call that has finished; calls that are still running (a stream, say) are not waited for.
+
+        Args:
+            timeout_s: Return after this time at the latest.
+
+        Returns:
+            True if everything that had finished was delivered or is counted as dropped.
+        """
+        self._submit_everything()
+        return self.sink.force_flush(timeout_s)
+
+    def shutdown(self, timeout_s: float | None = None) -> None:
+        """End the pipeline: running calls are sent as far as they came (`unfinished`), then everything is delivered.
+
+        Args:
+            timeout_s: Return after this time at the latest; `SHUTDOWN_TIMEOUT` by default. What could not be
+                delivered goes to the spool if there is one, and is counted otherwise.
+        """
+        self.is_live = False
+        dispatchers, self._dispatchers = self._dispatchers, []
+        for dispatcher in dispatchers:
+            dispatcher.unregister(self)
+        self.end_open_calls()
+        self.sink.shutdown(self.settings.shutdown_timeout if timeout_s is None else timeout_s)
+
+    def end_open_calls(self) -> None:
+        """Submit the calls that are being served as far as they came, and those that wait for their span."""
+        for reference in tuple(self._opened.values()):
+            exchange = reference()
+            if exchange is not None:
+                self.guard.run("ending an open call", exchange.finish, Outcome.UNFINISHED)
+        self._submit_everything()
+
+    def _submit_everything(self) -> None:
+        self.guard.run("housekeeping", self.housekeeping)
+        for _due, exchange in tuple(self._waiting.values()):
+            self.guard.run("submitting a call", self._submit, exchange)
+
+    def after_fork(self) -> None:
+        """Forget, in a forked child, the calls that the parent serves and delivers."""
+        self.generation += 1
+        self._bound, self._live, self._waiting, self._opened = {}, {}, {}, {}
+        self._late = queue.SimpleQueue()
+
+    def stats(self) -> Stats:
+        """Return the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
+        return self.sink.stats()
+
+
+def _weakly(pipeline: Pipeline, method: Callable[[Pipeline], _T]) -> Callable[[], _T | None]:
+    """Make a function that delivery may keep without keeping the pipeline."""
+    reference = weakref.ref(pipeline)
+
+    def run() -> _T | None:
+        found = reference()
+        return method(found) if found is not None else None
+
+    return run
+
+
+def _has_ended(exchange: Exchange) -> bool:
+    return exchange.span_ended
+
+
+def _span_id(span: Any) -> int:
+    span_id: int = span.get_span_context().span_id
+    return span_id
