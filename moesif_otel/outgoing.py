@@ -13,9 +13,9 @@ from opentelemetry import trace
 
 from moesif_otel._capture.requests.capture import Route, requests_tap
 from moesif_otel._capture.requests.span import ClientSpans
-from moesif_otel._pipeline.providers import Dispatcher, dispatcher_on
+from moesif_otel._pipeline.pipeline import Pipeline, live_pipeline
+from moesif_otel._pipeline.sink import EventSink
 from moesif_otel.errors import MoesifConfigError
-from moesif_otel.processor import MoesifSpanProcessor
 from moesif_otel.settings import Settings
 
 if TYPE_CHECKING:
@@ -56,24 +56,29 @@ def start_capture_outgoing(
         raise MoesifConfigError(
             f"tracer_provider: got {type(tracer_provider).__name__}, takes an OpenTelemetry TracerProvider"
         )
-    return OutgoingCapture(MoesifSpanProcessor(settings), tracer_provider, everywhere=True, ends_pipeline=True)
+    return OutgoingCapture(
+        live_pipeline(settings, of_processor=True) or Pipeline(EventSink(settings)),
+        tracer_provider,
+        everywhere=True,
+        ends_pipeline=True,
+    )
 
 
 def start_capture_for(
-    processor: MoesifSpanProcessor, tracer_provider: trace.TracerProvider | None = None
+    pipeline: Pipeline, tracer_provider: trace.TracerProvider | None = None
 ) -> OutgoingCapture:
     """Capture for a middleware with `CAPTURE_OUTGOING_REQUESTS`, on the middleware's own pipeline.
 
     It gets the calls made while its application is served, and those made outside of any request.
 
     Args:
-        processor: The middleware's pipeline; it stays the middleware's to shut down.
+        pipeline: The middleware's; it stays the middleware's to shut down.
         tracer_provider: The provider that the middleware was given, if any.
 
     Returns:
         The capture, for `stop()` in the middleware's `shutdown`.
     """
-    return OutgoingCapture(processor, tracer_provider, everywhere=False, ends_pipeline=False)
+    return OutgoingCapture(pipeline, tracer_provider, everywhere=False, ends_pipeline=False)
 
 
 class OutgoingCapture:
@@ -84,23 +89,22 @@ class OutgoingCapture:
 
     def __init__(
         self,
-        processor: MoesifSpanProcessor,
+        pipeline: Pipeline,
         tracer_provider: trace.TracerProvider | None,
         *,
         everywhere: bool,
         ends_pipeline: bool,
     ) -> None:
-        self._processor = processor
+        self._pipeline = pipeline
         if ends_pipeline:
-            processor.may_be_joined = False
+            pipeline.join(self)
         self._ends_pipeline = ends_pipeline
         self._provider: Any = None
-        self._dispatchers: list[Dispatcher] = []
         spans = ClientSpans(tracer_provider) if tracer_provider is not None else None
         if tracer_provider is not None:
             self._watch(tracer_provider)
         before = None if tracer_provider is not None else self._watch_global_provider
-        self._route: Route | None = requests_tap.add(processor, everywhere=everywhere, before=before, spans=spans)
+        self._route: Route | None = requests_tap.add(pipeline, everywhere=everywhere, before=before, spans=spans)
 
     def _watch_global_provider(self) -> None:
         """Look for spans that others make: an application may set its provider up in any order."""
@@ -111,9 +115,7 @@ class OutgoingCapture:
     def _watch(self, provider: Any) -> None:
         self._provider = provider
         if callable(getattr(provider, "add_span_processor", None)):
-            dispatcher = dispatcher_on(provider)
-            dispatcher.register(self._processor)
-            self._dispatchers.append(dispatcher)
+            self._pipeline.watch(provider)
 
     def stop(self, timeout_millis: int | None = None) -> None:
         """Restore `requests`, then deliver what is pending. Idempotent.
@@ -129,9 +131,7 @@ class OutgoingCapture:
             return
         requests_tap.remove(route)
         if self._ends_pipeline:
-            for dispatcher in self._dispatchers:
-                dispatcher.unregister(self._processor)
-            self._processor.shutdown(timeout_millis)
+            self._pipeline.leave(self, None if timeout_millis is None else timeout_millis / 1_000)
 
     def force_flush(self, timeout_millis: int = 5_000) -> bool:
         """Deliver every call that has finished.
@@ -142,9 +142,9 @@ class OutgoingCapture:
         Returns:
             True if everything that had finished was delivered or is counted as dropped.
         """
-        return self._processor.force_flush(timeout_millis)
+        return self._pipeline.force_flush(timeout_millis / 1_000)
 
-    def shutdown(self, timeout_millis: int = 5_000) -> None:
+    def shutdown(self, timeout_millis: int | None = None) -> None:
         """Do what `stop` does, under the name that OpenTelemetry's users expect.
 
         Args:
@@ -154,7 +154,7 @@ class OutgoingCapture:
 
     def stats(self) -> Stats:
         """Give the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
-        return self._processor.stats()
+        return self._pipeline.stats()
 
     def __enter__(self) -> Self:
         return self

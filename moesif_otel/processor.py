@@ -27,7 +27,8 @@ class MoesifSpanProcessor(SpanProcessor):
     """Attaches bodies and identity to the calls of a process and hands them to an exporter.
 
     Add it to your tracer provider, and let `instrument(settings)` or a `MoesifMiddleware` with the same settings
-    capture the calls: they and the processor are one pipeline. Spans of other exporters of the provider are not touched.
+    capture the calls: they and the processor are one pipeline. Spans of other exporters of the provider are not
+    touched.
 
     Args:
         settings: The dict of options that Moesif users know, or a `Settings`; None reads the environment.

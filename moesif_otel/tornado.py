@@ -15,8 +15,7 @@ from tornado.web import Application, RequestHandler
 
 from moesif_otel._capture.tornado.capture import TornadoTap
 from moesif_otel._capture.tornado.spans import instrumentation
-from moesif_otel._pipeline.middleware import Door
-from moesif_otel._pipeline.providers import Dispatcher, dispatcher_on, resolve_provider
+from moesif_otel._pipeline.middleware import Middleware
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.settings import TORNADO_BATCH_SIZE, Settings
 
@@ -43,7 +42,7 @@ def tornado_access_log(handler: RequestHandler) -> None:
     Application.log_request(_WITHOUT_LOG_FUNCTION, handler)
 
 
-class MoesifMiddleware(Door):
+class MoesifMiddleware(Middleware):
     """Records the API calls of Tornado applications in Moesif.
 
     Drop-in for `moesiftornado.MoesifMiddleware`:
@@ -86,9 +85,8 @@ class MoesifMiddleware(Door):
             settings = Settings.from_mapping(settings, batch_size_default=TORNADO_BATCH_SIZE)
         super().__init__(settings, tracer_provider)
         self._log_function = log_function
-        self._dispatcher: Dispatcher | None = None
         # The tap finds itself here, from the `log_function` of an application.
-        self._tornado_tap = TornadoTap(self._processor, before_first=self._resolve)
+        self._tornado_tap = TornadoTap(self._pipeline, before_first=self._resolve)
         self._tornado_tap.start()
 
     def log_event(self, handler: RequestHandler) -> None:
@@ -108,7 +106,7 @@ class MoesifMiddleware(Door):
         log_function = self._log_function
         if log_function is tornado_access_log:
             if tap.is_log_function_of(handler):
-                self._processor.guard.run("Tornado's access log", log_function, handler)
+                self._pipeline.guard.run("Tornado's access log", log_function, handler)
         elif log_function is not None:
             log_function(handler)
 
@@ -116,13 +114,9 @@ class MoesifMiddleware(Door):
         return super()._tell(kind, argument, wait=wait and not _on_event_loop(), batch=batch)
 
     def _resolve(self) -> None:
-        provider, shared = resolve_provider(self._explicit_provider)
-        if not shared:
-            # Nobody would see spans of a private provider: calls are recorded as they are, Tornado stays as it is.
-            return
-        self._dispatcher = dispatcher_on(provider)
-        self._dispatcher.register(self._processor)
-        instrumentation.hold(self, provider)
+        provider = self._provider_to_watch()
+        if provider is not None:
+            instrumentation.hold(self, provider)
 
     def stop(self) -> None:
         """Stop capturing; calls that are being served are recorded to their end.
@@ -135,15 +129,12 @@ class MoesifMiddleware(Door):
         if outgoing is not None:
             outgoing.stop()
         instrumentation.release(self)
-        dispatcher, self._dispatcher = self._dispatcher, None
-        if dispatcher is not None:
-            dispatcher.unregister(self._processor)
 
-    def shutdown(self, timeout_millis: int = 5_000) -> None:
+    def shutdown(self, timeout_millis: int | None = None) -> None:
         """Stop capturing and deliver what is pending. It waits: on an event loop use `asyncio.to_thread`.
 
         Args:
-            timeout_millis: Return after this time at the latest.
+            timeout_millis: Return after this time at the latest; `SHUTDOWN_TIMEOUT` by default.
         """
         self.stop()
         super().shutdown(timeout_millis)

@@ -1,9 +1,4 @@
-"""The WSGI door: `MoesifMiddleware`, a drop-in for the class of the same name in moesifwsgi.
-
-Owns: the middleware, and choosing the tracer provider at its first request.
-Threads: any; construction starts none.
-Never: raises into a request, waits for the network, changes the application's own telemetry.
-"""
+"""The WSGI middleware: `MoesifMiddleware`, a drop-in for the class of the same name in moesifwsgi."""
 
 from __future__ import annotations
 
@@ -13,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 from moesif_otel._capture.wsgi.capture import WsgiTap
 from moesif_otel._capture.wsgi.span import ServerSpans
 from moesif_otel._events.build import transaction_id_for
-from moesif_otel._pipeline.middleware import Door
-from moesif_otel._pipeline.providers import dispatcher_on, resolve_provider
-from moesif_otel._pipeline.trace_ids import fix_ids
+from moesif_otel._pipeline.middleware import Middleware
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.settings import Settings
 
@@ -29,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["MoesifMiddleware"]
 
 
-class MoesifMiddleware(Door):
+class MoesifMiddleware(Middleware):
     """WSGI middleware that records API calls in Moesif.
 
     Drop-in for `moesifwsgi.MoesifMiddleware`: `app.wsgi_app = MoesifMiddleware(app.wsgi_app, settings)`.
@@ -38,7 +31,7 @@ class MoesifMiddleware(Door):
         app: The WSGI application (PEP 3333).
         settings: Dict of options, `{"APPLICATION_ID": "…", …}`; the README lists them all.
         tracer_provider: Provider for the SERVER spans; by default the global one if it is an SDK provider at the first
-            request, else a private one that nothing else sees.
+            request, else none: then no spans are made, nobody could see them.
 
     Raises:
         MoesifConfigError: An option is wrong; nothing has been changed or started.
@@ -56,7 +49,7 @@ class MoesifMiddleware(Door):
         )
         self.app = app
         self._tap = WsgiTap(
-            self._processor, transaction_id=None if self.settings.disabled_transaction_id else self._transaction_id
+            self._pipeline, transaction_id=None if self.settings.disabled_transaction_id else self._transaction_id
         )
         self._spans: dict[str, ServerSpans | None] = {}
 
@@ -68,12 +61,12 @@ class MoesifMiddleware(Door):
     def _resolve(self) -> ServerSpans | None:
         spans = None
         try:
-            provider, shared = resolve_provider(self._explicit_provider)
-            dispatcher_on(provider).register(self._processor)
-            given = self._explicit_provider is not None
-            spans = ServerSpans(provider, shared=shared, app=self.app, given=given)
+            provider = self._provider_to_watch()
+            if provider is not None:
+                given = self._explicit_provider is not None
+                spans = ServerSpans(provider, shared=True, app=self.app, given=given)
         except Exception as exc:
-            self._processor.guard.caught("choosing a tracer provider", exc)
+            self._pipeline.guard.caught("choosing a tracer provider", exc)
         # No lock (a forked child could inherit it held): of first requests at the same time one wins, atomically.
         return self._spans.setdefault("made", spans)
 
@@ -82,7 +75,7 @@ class MoesifMiddleware(Door):
         environ = exchange.callback_arguments[1]
         found = _uuid_text(environ.get("HTTP_X_MOESIF_TRANSACTION_ID"))
         if found is None:
-            fix_ids(exchange)
+            exchange.fix_ids()
             found = transaction_id_for(exchange.trace_id, exchange.span_id, self.settings.application_id)
         exchange.transaction_id = found
         return found

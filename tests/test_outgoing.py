@@ -193,7 +193,7 @@ def test_starting_twice_is_harmless(upstream, sandbox):
     processor = MoesifSpanProcessor(options(sandbox))
     first = start_capture_outgoing(options(sandbox))
     second = StartCapture().start_capture_outgoing(options(sandbox))
-    third = start_capture_for(processor)
+    third = start_capture_for(processor.pipeline)
     requests.get(upstream.url + "/json?1")
     first.stop()
     first.stop()
@@ -329,7 +329,7 @@ def test_as_a_middleware_captures(upstream, sandbox):
 
     middleware = MoesifMiddleware(app, options(sandbox))
     other = MoesifSpanProcessor(options(sandbox, APPLICATION_ID="another application"))
-    captures = [start_capture_for(middleware._processor), start_capture_for(other)]
+    captures = [start_capture_for(middleware._pipeline), start_capture_for(other)]
     environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "SERVER_NAME": "h", "SERVER_PORT": "80", "wsgi.url_scheme": "http"}
     list(middleware(environ, lambda *_: None))
     for capture in captures:

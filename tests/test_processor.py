@@ -14,7 +14,6 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind
 
 from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
-from moesif_otel._pipeline.providers import dispatcher_on
 from moesif_otel.processor import MoesifSpanProcessor
 from moesif_otel.sandbox.server import Sandbox
 
@@ -33,15 +32,16 @@ class Service:
         self.sandbox = sandbox
         self.processor = MoesifSpanProcessor({"APPLICATION_ID": "processor", "BASE_URI": sandbox.url, **options})
         self.provider = provider or TracerProvider(shutdown_on_exit=False)
-        dispatcher_on(self.provider).register(self.processor)
+        self.pipeline = self.processor.pipeline
+        self.pipeline.watch(self.provider)
         self.tracer = self.provider.get_tracer("test")
 
     def open(self, direction: Any = "Incoming") -> Exchange:
-        exchange = Exchange(self.processor, direction, "GET")
+        exchange = Exchange(self.pipeline, direction, "GET")
         exchange.url = "http://shop.example/x"
         exchange.status = 200
         current_exchange.set(exchange)
-        self.processor.opened(exchange)
+        self.pipeline.opened(exchange)
         return exchange
 
     def events(self) -> list[dict[str, Any]]:
@@ -102,7 +102,7 @@ def test_a_span_that_does_not_end_is_waited_for_a_moment(moesif: Sandbox) -> Non
     assert event["span"]["id"] == span_id(span)
     span.end()
     assert len(service.events()) == 1
-    assert service.processor._bound == {}
+    assert service.pipeline._bound == {}
     # Without a flush our own thread hands it on by itself.
     exchange = service.open()
     span = service.tracer.start_span("never ends either", kind=SpanKind.SERVER)
@@ -192,8 +192,8 @@ def test_nothing_of_a_request_is_kept_after_it(moesif: Sandbox) -> None:
     assert len(service.events()) == 1
     gc.collect()
     assert [reference() for reference in kept] == [None, None]
-    processor = service.processor
-    assert not any((processor._bound, processor._waiting, processor._opened, processor._live))
+    pipeline = service.pipeline
+    assert not any((pipeline._bound, pipeline._waiting, pipeline._opened, pipeline._live))
 
 
 def test_spans_that_never_end_do_not_gather(moesif: Sandbox) -> None:
@@ -201,7 +201,7 @@ def test_spans_that_never_end_do_not_gather(moesif: Sandbox) -> None:
     service = Service(moesif)
     for _ in range(10_050):
         service.tracer.start_span("leaked", kind=SpanKind.SERVER)
-    assert len(service.processor._live) <= 10_000
+    assert len(service.pipeline._live) <= 10_000
 
 
 def test_an_error_of_ours_never_reaches_a_span(moesif: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,8 +211,8 @@ def test_an_error_of_ours_never_reaches_a_span(moesif: Sandbox, monkeypatch: pyt
     def fail(*_: Any) -> Any:
         raise RuntimeError
 
-    monkeypatch.setattr(service.processor, "_offer", fail)
-    monkeypatch.setattr(service.processor, "_bound", None)
+    monkeypatch.setattr(service.pipeline, "_offer", fail)
+    monkeypatch.setattr(service.pipeline, "_bound", None)
     exchange = service.open()
     service.tracer.start_span("x", kind=SpanKind.SERVER).end()
     monkeypatch.undo()

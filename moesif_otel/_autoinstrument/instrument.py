@@ -27,9 +27,8 @@ if TYPE_CHECKING:
     from moesif_otel._capture.tornado.capture import TornadoTap
     from moesif_otel._capture.wsgi.capture import WsgiTap
     from moesif_otel._delivery.stats import Stats
-    from moesif_otel._pipeline.providers import Dispatcher
+    from moesif_otel._pipeline.pipeline import Pipeline
     from moesif_otel._pipeline.sink import EventSink
-    from moesif_otel.processor import MoesifSpanProcessor
 
 __all__ = ["Instrumentation", "instrument", "sink_of"]
 
@@ -81,10 +80,9 @@ class Instrumentation:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         # Filled once, by `dict.setdefault`: no lock that a forked child could inherit held.
-        self._made: dict[str, tuple[MoesifSpanProcessor, WsgiTap]] = {}
+        self._made: dict[str, tuple[Pipeline, WsgiTap]] = {}
         self._active = False
         self._provider: Any = None
-        self._dispatcher: Dispatcher | None = None
         self._route: Route | None = None
         self._tornado: TornadoTap | None = None
 
@@ -99,22 +97,22 @@ class Instrumentation:
             when_imported("tornado.web", _weakly(self, Instrumentation.prepare_tornado))
         when_imported("tornado.autoreload", _weakly(self, Instrumentation._flush_before_reload))
 
-    def pipeline(self) -> MoesifSpanProcessor:
+    def pipeline(self) -> Pipeline:
         """Give the pipeline, joining a live one of equal settings or making one."""
         return self._pipeline()[0]
 
-    def _pipeline(self) -> tuple[MoesifSpanProcessor, WsgiTap]:
+    def _pipeline(self) -> tuple[Pipeline, WsgiTap]:
         made = self._made.get("made")
         if made is None:
             # Late imports: what delivers brings `requests`, and locks that belong on the far side of gevent's patches.
             from moesif_otel._capture.wsgi.capture import WsgiTap
-            from moesif_otel.processor import MoesifSpanProcessor, live_processor
+            from moesif_otel._pipeline.pipeline import Pipeline, live_pipeline
+            from moesif_otel._pipeline.sink import EventSink
 
-            processor = live_processor(self.settings)
-            if processor is None:
-                processor = MoesifSpanProcessor(self.settings)
-                _ours.add(processor)
-            made = self._made.setdefault("made", (processor, WsgiTap(processor, provisional=True)))
+            pipeline = live_pipeline(self.settings, of_processor=True) or Pipeline(EventSink(self.settings))
+            made = self._made.setdefault("made", (pipeline, WsgiTap(pipeline, provisional=True)))
+            made[0].of_processor = True
+            made[0].join(self)
         return made
 
     def prepare(self) -> None:
@@ -124,32 +122,27 @@ class Instrumentation:
     def wrapped(self, app: Any, callback_app: Any) -> Any:
         """Give the application with our tap around it, for one call. Never raises."""
         try:
-            processor, tap = self._pipeline()
-            self._watch_provider(processor)
+            pipeline, tap = self._pipeline()
+            self._watch_provider(pipeline)
         except Exception as exc:
             PROCESS_GUARD.caught("preparing the capture", exc)
             return app
         return functools.partial(tap.call, app, callback_app=callback_app)
 
-    def _watch_provider(self, processor: MoesifSpanProcessor) -> None:
+    def _watch_provider(self, pipeline: Pipeline) -> None:
         """See to it that our dispatcher is on the global provider, once that is an SDK provider."""
-        if self._dispatcher is not None:
-            return
         provider = trace.get_tracer_provider()
         if provider is self._provider:
             return
         self._provider = provider
         if callable(getattr(provider, "add_span_processor", None)):
-            from moesif_otel._pipeline.providers import dispatcher_on
-
-            self._dispatcher = dispatcher_on(provider)
-            self._dispatcher.register(processor)
+            pipeline.watch(provider)
 
     def _start_outgoing(self) -> None:
         from moesif_otel._capture.requests.capture import requests_tap
 
-        processor = self.pipeline()
-        self._route = requests_tap.add(processor, before=functools.partial(self._watch_provider, processor))
+        pipeline = self.pipeline()
+        self._route = requests_tap.add(pipeline, before=functools.partial(self._watch_provider, pipeline))
 
     def prepare_tornado(self) -> None:
         """Begin to capture every Tornado application, unless it has begun."""
@@ -164,9 +157,9 @@ class Instrumentation:
                 exc.name,
             )
             return
-        processor = self.pipeline()
+        pipeline = self.pipeline()
         self._tornado = TornadoTap(
-            processor, before_first=functools.partial(self._watch_provider, processor), everywhere=True
+            pipeline, before_first=functools.partial(self._watch_provider, pipeline), everywhere=True
         )
         if self._active:
             self._tornado.start()
@@ -190,12 +183,12 @@ class Instrumentation:
         Returns:
             True if everything that had finished was delivered or is counted as dropped.
         """
-        return self.pipeline().force_flush(timeout_millis)
+        return self.pipeline().force_flush(timeout_millis / 1_000)
 
     def stop(self, timeout_millis: int = 5_000) -> None:
         """Stop capturing; the application is served on, unobserved. Idempotent.
 
-        What is pending is delivered, and the pipeline ends, if `instrument` made it and no other handle uses it.
+        What is pending is delivered, and the pipeline ends, if nobody else uses it.
 
         Args:
             timeout_millis: Return after this time at the latest.
@@ -208,20 +201,9 @@ class Instrumentation:
             from moesif_otel._capture.requests.capture import requests_tap
 
             requests_tap.remove(route)
-        if not self._made:
-            return
-        processor = self.pipeline()
-        if any(other.uses(processor) for other in _handles):
-            return
-        if self._dispatcher is not None:
-            self._dispatcher.unregister(processor)
-            self._dispatcher = self._provider = None
-        if processor in _ours:
-            processor.shutdown(timeout_millis)
-
-    def uses(self, processor: MoesifSpanProcessor) -> bool:
-        """Whether this handle's calls go there."""
-        return bool(self._made) and self.pipeline() is processor
+        if self._made:
+            self._provider = None
+            self.pipeline().leave(self, timeout_millis / 1_000)
 
     def stats(self) -> Stats:
         """Give the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
@@ -240,10 +222,9 @@ def _weakly(handle: Instrumentation, method: Callable[[Instrumentation], None]) 
     return run
 
 
-# The handles that capture, newest first, and the pipelines that are ours to end.
+# The handles that capture, newest first.
 
 _handles: tuple[Instrumentation, ...] = ()
-_ours: Final[weakref.WeakSet[MoesifSpanProcessor]] = weakref.WeakSet()
 _installed: Final[list[bool]] = []
 
 

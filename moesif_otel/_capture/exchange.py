@@ -332,8 +332,9 @@ class Exchange:
         self.outer = None
 
     def fix_ids(self) -> None:
-        """Fix trace and span id unless they are: the trace is the enclosing call's, else that of the span around it,
-        else `traceparent`'s, else a new one.
+        """Fix trace and span id unless they are fixed.
+
+        The trace is the enclosing call's, else that of the span around it, else `traceparent`'s, else a new one.
         """
         if self.span_id:
             return

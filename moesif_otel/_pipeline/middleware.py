@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from opentelemetry.trace import TracerProvider
 
+from moesif_otel._delivery.client import MoesifTransport
+from moesif_otel._delivery.profile_queue import ProfileQueue
 from moesif_otel._pipeline.pipeline import Pipeline, live_pipeline
 from moesif_otel._pipeline.providers import resolve_provider
 from moesif_otel._pipeline.sink import EventSink
@@ -47,7 +49,13 @@ class Middleware(ProfileCalls):
         self._pipeline = live_pipeline(settings, of_processor=True) or Pipeline(EventSink(settings))
         self._pipeline.join(self)
         self._is_shut_down = False
-        self._set_up_profiles(settings, self._pipeline.sink)
+        sink = self._pipeline.sink
+        if isinstance(sink, EventSink):
+            transport, submit = sink.transport, sink.submit_profile
+        else:  # the calls go to somebody else's exporter, profiles to Moesif itself
+            transport = MoesifTransport(settings)
+            submit = ProfileQueue(settings, transport, sink.guard).submit
+        self._set_up_profiles(ProfileSender(transport, settings.export_timeout), submit, sink.guard)
         self._outgoing: OutgoingCapture | None = None
         if settings.capture_outgoing_requests:
             from moesif_otel.outgoing import start_capture_for

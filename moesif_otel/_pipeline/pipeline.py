@@ -1,9 +1,9 @@
 """From a finished call to its event: `Pipeline`, of which one settings value has one.
 
 Captures tell it of calls that begin and end, tracer providers of spans that start and end; it joins the two, runs the
-callbacks and submits each call to its sink, once. The Exchange decides, the span decorates: a call is submitted when its
-Exchange is finished and no span is bound, or the bound span has ended, or has not ended a second later, or is not worth
-waiting for (the client left, a WebSocket).
+callbacks and submits each call to its sink, once. The Exchange decides, the span decorates: a call is submitted when
+its Exchange is finished and no span is bound, or the bound span has ended, or has not ended a second later, or is not
+worth waiting for (the client left, a WebSocket).
 
 It runs in the application's threads (calls and spans begin and end there), in finalizers, and on the sink's thread
 (calls that finalizers ended, spans that did not end). It takes no lock on the way of a call, never waits there, never
@@ -13,6 +13,7 @@ raises there, and does not touch the spans that others see.
 from __future__ import annotations
 
 import atexit
+import functools
 import queue
 import time
 import weakref
@@ -34,11 +35,11 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk.trace import ReadableSpan, Span
 
-    from moesif_otel._delivery.stats import Stats
-    from moesif_otel._pipeline.providers import Dispatcher
     from moesif_otel._capture.body import ByteBudget
+    from moesif_otel._delivery.stats import Stats
     from moesif_otel._delivery.worker import Delivery
     from moesif_otel._guard import Guard
+    from moesif_otel._pipeline.providers import Dispatcher
     from moesif_otel._remote.poller import ConfigPoller
     from moesif_otel._remote.verdict import Verdict
     from moesif_otel.settings import Settings
@@ -66,13 +67,15 @@ def live_pipeline(settings: Settings, *, of_processor: bool) -> Pipeline | None:
     return next((one for one in found if one.settings == settings), None)
 
 
+@functools.cache
+def _watch_exit() -> None:
+    """Register our exit handler, once; a sink exists by now, so it runs before delivery's, which takes no more."""
+    atexit.register(_at_exit)
+
+
 def _at_exit() -> None:
     for pipeline in tuple(_pipelines):
         PROCESS_GUARD.run("ending open calls at exit", pipeline.end_open_calls)
-
-
-# Registered after delivery's exit handler (imported above), so it runs before that one takes no more.
-atexit.register(_at_exit)
 
 
 class Sink(Protocol):
@@ -117,14 +120,15 @@ class Pipeline:
     """Joins the calls and the spans of one settings value and submits them to a sink.
 
     Args:
-        sink: Where the calls go; it has the settings, the guard and the byte budget.
+        sink: Where the calls go; it has the guard and the byte budget.
+        settings: What capture and callbacks follow; the sink's by default.
 
     Thread-safe and fork-safe.
     """
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Sink, settings: Settings | None = None) -> None:
         self.sink = sink
-        self.settings: Settings = sink.settings
+        self.settings: Settings = settings or sink.settings
         self.guard = sink.guard
         self.budget = sink.budget
         self._claims = claims_of(self.settings.pipeline_key)
@@ -144,6 +148,7 @@ class Pipeline:
         self.of_processor = False
         self._owners: weakref.WeakSet[Any] = weakref.WeakSet()
         self._dispatchers: list[Dispatcher] = []
+        _watch_exit()
         _pipelines.add(self)
         sink.delivery.add_housekeeping(_weakly(self, Pipeline.housekeeping))
         sink.delivery.add_after_fork(_weakly(self, Pipeline.after_fork))

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import ReadableSpan, Span
 
-    from moesif_otel._pipeline.pipeline import Pipeline
-
 __all__ = ["Dispatcher", "dispatcher_on", "resolve_provider"]
 
 
@@ -46,18 +44,18 @@ class Dispatcher(SpanProcessor):
     """
 
     def __init__(self) -> None:
-        self._pipelines: tuple[weakref.ref[Pipeline], ...] = ()
+        self._pipelines: tuple[weakref.ref[Any], ...] = ()
         self._lock = threading.Lock()
 
-    def register(self, pipeline: Pipeline) -> None:
+    def register(self, pipeline: Any) -> None:
         """Let a pipeline see the provider's spans from now on; twice is once."""
         self._replace(pipeline, (weakref.ref(pipeline),))
 
-    def unregister(self, pipeline: Pipeline) -> None:
+    def unregister(self, pipeline: Any) -> None:
         """Let it see no more of them."""
         self._replace(pipeline, ())
 
-    def _replace(self, pipeline: Pipeline, by: tuple[weakref.ref[Pipeline], ...]) -> None:
+    def _replace(self, pipeline: Any, by: tuple[weakref.ref[Any], ...]) -> None:
         with self._lock:
             others = tuple(one for one in self._pipelines if one() not in {None, pipeline})
             self._pipelines = others + by

@@ -85,17 +85,17 @@ def test_a_processor_of_equal_settings_is_joined(sandbox: Sandbox) -> None:
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(processor)
     handle = moesif_otel.instrument(settings(sandbox))
-    assert handle.pipeline() is processor
+    assert handle.pipeline() is processor.pipeline
     client = make_app().test_client()
     client.get("/hello")
     handle.stop()
     client.get("/hello")
     assert processor.force_flush()
     assert len(exporter.get_finished_spans()) == 1
-    assert processor.is_live
+    assert processor.pipeline.is_live
     processor.shutdown()
     other = moesif_otel.instrument(settings(sandbox))
-    assert other.pipeline() is not processor
+    assert other.pipeline() is not processor.pipeline
 
 
 def test_other_settings_are_another_pipeline(sandbox: Sandbox) -> None:

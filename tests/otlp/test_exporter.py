@@ -77,7 +77,7 @@ class Caller:
         self.provider = TracerProvider(shutdown_on_exit=False)
         self.provider.add_span_processor(SimpleSpanProcessor(self.other))
         self.provider.add_span_processor(self.processor)
-        self.tap = WsgiTap(self.processor)
+        self.tap = WsgiTap(self.processor.pipeline)
         self.server_spans = ServerSpans(self.provider, shared=True, app=self.app)
         self.answer: bytes = b'{"answer": 42, "password": "hunter2"}'
         self.during: Any = None
@@ -121,7 +121,7 @@ def test_the_copy_says_what_was_captured_and_other_exporters_see_nothing_of_it(c
     """Bodies, headers, identity by the semantic conventions in ours; the span of the others is as it was."""
     caller.call(HTTP_AUTHORIZATION="Bearer secret", HTTP_X_MINE="1")
     assert caller.ended()["delivered"] == 1
-    (copy,), (theirs,) = caller.processor.sink._exporter.spans, caller.other.get_finished_spans()  # type: ignore[union-attr]
+    (copy,), (theirs,) = caller.processor.pipeline.sink._exporter.spans, caller.other.get_finished_spans()  # type: ignore[union-attr]
     assert copy.context == theirs.context
     assert copy.name == theirs.name
     assert copy.kind is SpanKind.SERVER
@@ -145,7 +145,7 @@ def test_a_call_without_a_span_is_forwarded_too(caller: Caller) -> None:
     caller.server_spans = None  # type: ignore[assignment]
     caller.call(HTTP_TRACEPARENT="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00")
     assert caller.ended()["delivered"] == 1
-    (copy,) = caller.processor.sink._exporter.spans  # type: ignore[union-attr]
+    (copy,) = caller.processor.pipeline.sink._exporter.spans  # type: ignore[union-attr]
     assert copy.context is not None
     assert copy.parent is not None
     assert f"{copy.context.trace_id:032x}" == "0af7651916cd43dd8448eb211c80319c"
@@ -172,7 +172,7 @@ def test_odd_text_costs_no_batch_and_secrets_in_messages_do_not_leave(caller: Ca
     caller.during = None
     caller.call()
     assert caller.ended()["delivered"] == 2
-    first, _ = caller.processor.sink._exporter.spans  # type: ignore[union-attr]
+    first, _ = caller.processor.pipeline.sink._exporter.spans  # type: ignore[union-attr]
     everything = str((first.name, first.status.description, dict(first.attributes or {}), [(e.name, dict(e.attributes or {})) for e in first.events]))
     assert "hunter2" not in everything
     everything.encode()
@@ -182,7 +182,7 @@ def test_nothing_of_the_request_is_kept_alive(caller: Caller) -> None:
     """What waits is the plain copy: no Exchange, and the captured bytes are given back."""
     caller.call()
     caller.ended()
-    (copy,) = caller.processor.sink._exporter.spans  # type: ignore[union-attr]
+    (copy,) = caller.processor.pipeline.sink._exporter.spans  # type: ignore[union-attr]
     assert not hasattr(copy, "exchange")
     assert caller.processor.stats()["held_bytes"] == 0
 

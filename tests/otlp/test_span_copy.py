@@ -10,7 +10,6 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 
 from moesif_otel._capture.exchange import Exchange, Outcome
 from moesif_otel._otlp.span_copy import private_copy
-from moesif_otel._pipeline.trace_ids import fix_ids
 from tests.recording import RecordingPipeline
 
 USED = (
@@ -73,7 +72,7 @@ def test_without_a_span_the_exchange_makes_one() -> None:
     exchange = Exchange(RecordingPipeline(), "Outgoing", "POST")
     exchange.parent_span_id, exchange.trace_id = 7, 9
     exchange.finish(Outcome.COMPLETE)
-    fix_ids(exchange)
+    exchange.fix_ids()
     made, _weight = private_copy(exchange, SETTINGS)
     assert (made.name, made.kind) == ("POST", SpanKind.CLIENT)
     assert made.context is not None

@@ -93,7 +93,7 @@ def test_rates_decide_what_is_sent_and_weigh_it(sandbox: Any) -> None:
     middleware = MoesifMiddleware(app, {"APPLICATION_ID": ID, "BASE_URI": sandbox.url})
     client = Client(middleware)
     client.get("/first")
-    assert until(lambda: middleware._processor.sink.remote.config.sample_rules)
+    assert until(lambda: middleware._pipeline.sink.remote.config.sample_rules)
     assert middleware.force_flush(5_000)
     sandbox.clear()
     for _ in range(60):

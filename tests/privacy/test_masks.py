@@ -158,7 +158,7 @@ def test_a_hanging_mask(sandbox: Sandbox) -> None:
     cases = [_case()]
     settings = {"APPLICATION_ID": "masks", "BASE_URI": sandbox.url, "MASK_EVENT_MODEL": mask}
     middleware = MoesifMiddleware(wsgi_app(cases), settings)
-    middleware._processor.sink._mask._timeout_s = 0.2  # type: ignore[union-attr] # five seconds otherwise
+    middleware._pipeline.sink._mask._timeout_s = 0.2  # type: ignore[union-attr] # five seconds otherwise
     with Logs().listening() as logs, wsgi_server(middleware) as port:
         send(port, cases[0])
         send(port, cases[0])
@@ -220,7 +220,7 @@ def test_only_masked_events_are_spooled(sandbox: Sandbox, tmp_path: Path) -> Non
     assert any(b'"masked"' in data for data in files)
     sandbox.behave()
     later = MoesifMiddleware(lambda *_: [], {"APPLICATION_ID": "masks", "BASE_URI": sandbox.url, **options})
-    later._processor.sink.ensure_started()
+    later._pipeline.sink.ensure_started()
     (event,) = sandbox.wait_for_events(1)
     later.shutdown()
     assert event["request"]["body"] == {"pet": "masked", "note": "kept"}

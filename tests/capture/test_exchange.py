@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from moesif_otel._capture.exchange import Exchange, current_exchange
-from moesif_otel._pipeline.trace_ids import fix_ids
 from tests.recording import RecordingPipeline
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -22,7 +21,7 @@ def exchange_with(traceparent: str | None = None) -> Exchange:
 def test_traceparent_gives_trace_and_parent() -> None:
     """W3C Trace Context: the caller's trace goes on, its span is the parent."""
     exchange = exchange_with(TRACEPARENT)
-    fix_ids(exchange)
+    exchange.fix_ids()
     assert exchange.trace_id == 0x0AF7651916CD43DD8448EB211C80319C
     assert exchange.parent_span_id == 0xB7AD6B7169203331
     assert 0 < exchange.span_id < 2**64
@@ -34,7 +33,7 @@ def test_traceparent_gives_trace_and_parent() -> None:
 def test_a_malformed_traceparent_is_no_parent(bad: str) -> None:
     """The call has a trace of its own then."""
     exchange = exchange_with(bad)
-    fix_ids(exchange)
+    exchange.fix_ids()
     assert exchange.parent_span_id is None
     assert 0 < exchange.trace_id < 2**128
 
@@ -45,7 +44,7 @@ def test_an_inner_call_joins_the_outer_ones_trace() -> None:
     token = current_exchange.set(outer)
     inner = Exchange(outer.pipeline, "Outgoing", "GET")
     current_exchange.reset(token)
-    fix_ids(inner)
+    inner.fix_ids()
     ids = (outer.trace_id, outer.span_id)
-    fix_ids(outer)
+    outer.fix_ids()
     assert ids == (outer.trace_id, outer.span_id) == (inner.trace_id, inner.parent_span_id)
