@@ -149,7 +149,7 @@ def _words_of(exc: Exception) -> str:
     place = place_of(exc)
     if isinstance(exc, ModuleNotFoundError) and exc.name is not None:
         return f"no module named {exc.name!r}"
-    return str(exc) if place.startswith("options.py:") else f"{type(exc).__qualname__} at {place}"
+    return str(exc) if place.startswith("settings.py:") else f"{type(exc).__qualname__} at {place}"
 
 
 def _not_a_coroutine(said: Any) -> Any:
