@@ -200,12 +200,6 @@ class Pipeline:
         except Exception as exc:
             self.guard.caught("opening a call", exc)
 
-    @property
-    def has_rules(self) -> bool:
-        """Whether there are governance rules to ask."""
-        remote = self.sink.remote
-        return remote is not None and bool(remote.rules)
-
     def govern(self, exchange: Exchange, read_ahead: Callable[[], bytes | None]) -> Verdict | None:
         """Ask the governance rules about a request; None when there are none, or none has anything to say."""
         remote = self.sink.remote

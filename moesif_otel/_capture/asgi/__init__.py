@@ -1,1 +1,0 @@
-"""Capture of the calls of ASGI applications."""
