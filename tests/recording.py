@@ -34,6 +34,10 @@ class RecordingPipeline:
     def has_callbacks(self, exchange: Exchange) -> bool:
         return self.callbacks_wanted
 
+    @property
+    def has_rules(self) -> bool:
+        return self.decision is not None
+
     def govern(self, exchange: Exchange, read_ahead: object) -> object:
         return self.decision(exchange, read_ahead) if self.decision is not None else None
 

@@ -115,6 +115,11 @@ class Pipeline(Protocol):
         """Whether callbacks will look at this Exchange's `callback_arguments`."""
         ...
 
+    @property
+    def has_rules(self) -> bool:
+        """Whether there are governance rules to ask."""
+        ...
+
     def govern(self, exchange: Exchange, read_ahead: Callable[[], bytes | None]) -> Decision | None:
         """Ask the governance rules about a request before the application sees it.
 
@@ -137,6 +142,10 @@ class Pipeline(Protocol):
 
     def superseded(self, exchange: Exchange) -> None:
         """Forget an Exchange whose call another one delivers. Never raises."""
+        ...
+
+    def force_flush(self, timeout_s: float) -> bool:
+        """Deliver every call that has finished, within the time."""
         ...
 
 
@@ -176,6 +185,7 @@ class Exchange:
         "ended_ns",
         "error_type",
         "generation",
+        "governed",
         "has_remote_parent",
         "identified",
         "identify_arguments",
@@ -234,6 +244,7 @@ class Exchange:
         self.inner_server_span = False  # an instrumentor inside made a span of its own for this very request
         # A tap that knows only the server or the framework opened it; a middleware in the code takes over.
         self.provisional = False
+        self.governed = False  # the governance rules have been asked
         self._transaction_id: str | None = None
         # What callbacks and `identify` said.
         self.skipped = False

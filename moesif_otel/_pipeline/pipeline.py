@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from moesif_otel._delivery.worker import Delivery
     from moesif_otel._guard import Guard
     from moesif_otel._pipeline.providers import Dispatcher
+    from moesif_otel._remote.governance import Verdict
     from moesif_otel._remote.poller import ConfigPoller
-    from moesif_otel._remote.verdict import Verdict
     from moesif_otel.settings import Settings
 
 __all__ = ["Pipeline", "Sink", "live_pipeline"]
@@ -199,6 +199,12 @@ class Pipeline:
             self._bind_current(exchange)
         except Exception as exc:
             self.guard.caught("opening a call", exc)
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether there are governance rules to ask."""
+        remote = self.sink.remote
+        return remote is not None and bool(remote.rules)
 
     def govern(self, exchange: Exchange, read_ahead: Callable[[], bytes | None]) -> Verdict | None:
         """Ask the governance rules about a request; None when there are none, or none has anything to say."""

@@ -21,7 +21,7 @@ from moesif_otel._guard import Guard
 from moesif_otel._pipeline.mask import EventMask
 from moesif_otel._remote import sampling
 from moesif_otel._remote.facts import CallFacts, route_of
-from moesif_otel._remote.poller import shared_poller
+from moesif_otel._remote.poller import ConfigPoller
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -65,7 +65,7 @@ class EventSink:
         self._mask = EventMask(settings.mask_event_model, self.guard)
         self.transport = MoesifTransport(settings, on_tags=self._note_tags)
         self._profiles: ProfileQueue | None = None
-        self.remote = shared_poller(settings, self.transport)
+        self.remote = ConfigPoller(settings, self.transport)
         self._told: set[str] = set()
         self.delivery: Delivery[Exchange | ReadableSpan] = Delivery(
             settings,

@@ -1,8 +1,6 @@
 """The configuration that Moesif gives an application: sampling rates, and who is in which cohort.
 
-Owns: reading `GET /v1/config` into a frozen `RemoteConfig`.
-Threads: made on the poller's thread, read by every thread; nothing in it changes.
-Never: lets one malformed piece spoil the rest: it is left out, counted, and the first of a kind is logged.
+Read on the poller's thread, used by every thread; nothing in it changes. A malformed piece is left out alone.
 """
 
 from __future__ import annotations
@@ -13,20 +11,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from moesif_otel._remote.facts import as_text
-from moesif_otel._remote.rules import Condition, Conditions, RuleError, read_conditions
-from moesif_otel._remote.skips import Skips
+from moesif_otel._remote.facts import Condition, as_text
+from moesif_otel._remote.rules import Conditions, MalformedError, RuleError, Skips, read_conditions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["DEFAULT_CONFIG", "CohortEntry", "MalformedError", "RemoteConfig", "SampleRule"]
+__all__ = ["DEFAULT_CONFIG", "CohortEntry", "RemoteConfig", "SampleRule"]
 
 _FULL_RATE: Final = 100.0
-
-
-class MalformedError(ValueError):
-    """An answer of Moesif as a whole is not what it should be; the last good one stays. Fixed text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +92,7 @@ DEFAULT_CONFIG: Final = RemoteConfig()
 
 
 class _Reader:
-    """Reads the members of one configuration, leaving out what is malformed."""
+    """Reads the members of one configuration."""
 
     __slots__ = ("_raw", "_skips")
 
@@ -130,23 +123,24 @@ class _Reader:
 
     def sample_rules(self) -> tuple[SampleRule, ...]:
         entries = self._raw.get("regex_config")
-        if entries is not None and not isinstance(entries, list):
-            self.skip("regex_config")
         if not isinstance(entries, list):
+            if entries is not None:
+                self.skip("regex_config")
             return ()
         conditions = Conditions()
         found = []
         for entry in entries:
             try:
-                rule = SampleRule(read_conditions(entry, conditions), _required_rate(entry))
+                read, rate = read_conditions(entry, conditions), _rate(entry.get("sample_rate"))
             except RuleError as exc:
                 self.skip("regex_config entry", str(exc))
             except Exception as exc:
                 self._skips.caught("configuration regex_config entry", exc)
             else:
-                # Without conditions it matches nothing, as in the Python SDK.
-                if rule.conditions:
-                    found.append(rule)
+                if rate is None:
+                    self.skip("regex_config entry", "sample_rate is not a number")
+                elif read:  # without conditions it matches nothing, as in the Python SDK
+                    found.append(SampleRule(read, rate))
         return tuple(found)
 
     def cohorts(self, name: str) -> dict[str, tuple[CohortEntry, ...]]:
@@ -173,14 +167,7 @@ class _Reader:
 
 
 def _rate(value: object) -> float | None:
-    """Read a rate in per cent, held to 0..100; None when it is no number."""
+    """Return a rate in per cent, held to 0..100; None when it is no number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     return min(max(float(value), 0.0), _FULL_RATE)
-
-
-def _required_rate(entry: dict[str, Any]) -> float:
-    rate = _rate(entry.get("sample_rate"))
-    if rate is None:
-        raise RuleError("sample_rate is not a number")
-    return rate

@@ -1,26 +1,26 @@
-"""What a rule can look at: the fields of a request, by the names that conditions use.
+"""What a rule can look at: the parts of a request, by the names that conditions use.
 
-Owns: reading a condition's path once (`read_path`), and giving the texts that a path stands for (`RequestFacts`).
-Threads: a `RequestFacts` belongs to the one thread or task that serves its request.
-Never: reads a body itself (it is given a function), keeps a request beyond the decision.
+A `RequestFacts` belongs to the thread or task that serves its request and is dropped after the decision.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import orjson
 
-from moesif_otel._remote.patterns import MAX_TEXT_CHARS
+from moesif_otel._remote.expressions import Allowance, OutOfTimeError, Pattern
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from moesif_otel._guard import Guard
 
-__all__ = ["UNKNOWN_FIELD", "CallFacts", "Field", "RequestFacts", "as_id", "as_text", "read_path", "route_of"]
+__all__ = ["BodyNeededError", "CallFacts", "Condition", "Field", "RequestFacts", "as_id", "as_text", "route_of"]
 
 _HEADERS: Final = "request.headers."
 _BODY: Final = "request.body."
@@ -31,6 +31,9 @@ _PLAIN_FIELDS: Final = {
     "request.ip": "ip_address",  # the Python SDK's name of it
     "response.status": "status",  # sampling only: governance decides before there is a response
 }
+_UNREADABLE: Final = "$unreadable"
+"""`request.body.$unreadable` is why a body could not be read as JSON; missing where it could, or there is none."""
+_NOT_ASKED: Final = object()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -43,23 +46,28 @@ class Field:
     kind: str
     name: str = ""
 
+    @classmethod
+    def of(cls, path: str) -> Field:
+        """Read a condition's path; one that nobody documented names a field that is always missing."""
+        if path in _PLAIN_FIELDS:
+            return cls(_PLAIN_FIELDS[path])
+        if path.startswith(_HEADERS):
+            return cls("header", path[len(_HEADERS) :].lower())
+        if path.startswith(_BODY):
+            return cls("body", path[len(_BODY) :])
+        return cls("unknown")
 
-UNKNOWN_FIELD: Final = Field("unknown")
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Condition:
+    """A path and the expression that its text must match; equal ones are one object, asked once a request."""
 
-def read_path(path: str) -> Field:
-    """Read a condition's path; one that nobody documented names a field that is always missing."""
-    if path in _PLAIN_FIELDS:
-        return Field(_PLAIN_FIELDS[path])
-    if path.startswith(_HEADERS):
-        return Field("header", path[len(_HEADERS) :].lower())
-    if path.startswith(_BODY):
-        return Field("body", path[len(_BODY) :])
-    return UNKNOWN_FIELD
+    field: Field
+    pattern: Pattern
 
 
 def route_of(uri: str) -> str:
-    """Give the path of a URI without its query, `/` when it has none; what cannot be split is given as it is."""
+    """Return the path of a URI without its query, `/` when it has none; what cannot be split comes back as it is."""
     try:
         return urlsplit(uri).path or "/"
     except ValueError:
@@ -67,9 +75,11 @@ def route_of(uri: str) -> str:
 
 
 def as_text(value: object) -> str | None:
-    """Give a JSON scalar as text (`true`, `5`, `1.5`); None for null, lists, objects and anything else."""
+    """Return a JSON scalar as text (`true`, `5`, `1.5`); None for null, lists, objects and anything else."""
     if isinstance(value, str):
         return value
+    if isinstance(value, float) and not math.isfinite(value):
+        return json.dumps(value)
     if isinstance(value, (bool, int, float)):
         try:
             return orjson.dumps(value).decode()
@@ -79,7 +89,7 @@ def as_text(value: object) -> str | None:
 
 
 def as_id(value: object) -> str | None:
-    """Give an identity as the text that Moesif keys its cohorts by; None when there is none."""
+    """Return an identity as the text that Moesif keys its cohorts by; None when there is none."""
     if value is None or value == "":
         return None
     return value if isinstance(value, str) else str(value)
@@ -102,74 +112,105 @@ class CallFacts:
     status: int | str | None = None
 
 
+class BodyNeededError(Exception):
+    """A rule that has come so far depends on the request's body, which has not been given yet."""
+
+
 class RequestFacts:
-    """What governance can look at.
+    """What governance can look at, and what has been found out about it so far.
 
     Args:
         verb: HTTP method.
         uri: Full URI, query included.
+        route: Path with the mount it lies under, without query; that of `uri` by default.
         ip_address: The client's address.
-        header: Gives a request header by its lower-case name, repeated ones joined with a comma; None without it.
-        body: Gives the parsed JSON body, or None when there is none; called once at most, and only when a rule that
-            has come so far has a body condition.
-        guard: Where a failing `header` or `body` is counted.
-
-    Belongs to one thread.
+        header: Returns a request header by its lower-case name, repeated ones joined with a comma; None without it.
+        guard: Where a failing `header` is counted.
     """
 
-    __slots__ = ("_body", "_guard", "_header", "_parsed", "_seen", "ip_address", "route", "uri", "verb")
+    __slots__ = ("_allowance", "_body", "_guard", "_header", "_held", "_ip", "_routes", "_seen", "_unreadable", "_verb")
 
     def __init__(
         self,
         *,
         verb: str,
         uri: str,
+        route: str | None = None,
         ip_address: str | None = None,
         header: Callable[[str], str | None] | None = None,
-        body: Callable[[], Any] | None = None,
         guard: Guard | None = None,
     ) -> None:
-        self.verb = verb
-        self.uri = uri
-        self.route = route_of(uri)
-        self.ip_address = ip_address
+        route = route_of(uri) if route is None else route
+        # The path first: a long query that makes a search slow then hides nothing. Decoded too where that differs,
+        # since the framework may route by `/admin` what a client wrote as `/%61dmin`.
+        self._routes = (route, unquote(route), uri) if "%" in route else (route, uri)
+        self._verb = verb
+        self._ip = ip_address
         self._header = header
-        self._body = body
         self._guard = guard
-        self._parsed: Any = None
+        self._body: Any = _NOT_ASKED
+        self._unreadable: str | None = None
+        self._allowance = Allowance()
+        self._held: dict[Condition, bool | None] = {}
         self._seen: dict[Field, tuple[str, ...]] = {}
 
-    def texts(self, field: Field) -> tuple[str, ...]:
-        """Give the texts that a path stands for, any of which may match; empty when the field is missing.
+    def give_body(self, value: Any, unreadable: str | None = None) -> None:
+        """Take the parsed body; `unreadable` says why there is a body and no value."""
+        self._body = value
+        self._unreadable = unreadable
+
+    def holds(self, condition: Condition) -> bool:
+        """Return whether a condition holds; each is asked once, all in one allowance of time.
+
+        Raises:
+            BodyNeededError: It depends on the body, which has not been given.
+            OutOfTimeError: Its expression ran out of time.
+        """
+        held = self._held.get(condition, _NOT_ASKED)
+        if held is _NOT_ASKED:
+            held = self._held[condition] = self._ask(condition)
+        if held is None:
+            raise OutOfTimeError
+        return bool(held)
+
+    def _ask(self, condition: Condition) -> bool | None:
+        answer: bool | None = False
+        for text in self._texts(condition.field):
+            try:
+                if condition.pattern.matches(text, self._allowance):
+                    return True
+            except OutOfTimeError:
+                answer = None  # unless another of the texts matches
+        return answer
+
+    def _texts(self, field: Field) -> tuple[str, ...]:
+        """Return the texts that a path stands for, any of which may match; empty when the field is missing.
 
         `request.route` stands for the full URI and for the path: rules are written for either.
         """
         found = self._seen.get(field)
         if found is None:
-            found = self._seen[field] = tuple(text[:MAX_TEXT_CHARS] for text in self._find(field) if text)
+            found = self._seen[field] = tuple(text for text in self._find(field) if text)
         return found
 
     def _find(self, field: Field) -> tuple[str | None, ...]:
         kind = field.kind
         if kind == "route":
-            return (self.uri, self.route)
+            return self._routes
         if kind == "verb":
-            return (self.verb,)
+            return (self._verb,)
         if kind == "ip_address":
-            return (self.ip_address,)
-        try:
-            if kind == "header" and self._header is not None:
+            return (self._ip,)
+        if kind == "body":
+            if self._body is _NOT_ASKED:
+                raise BodyNeededError
+            if field.name == _UNREADABLE:
+                return (self._unreadable,)
+            return (as_text(self._body.get(field.name)),) if isinstance(self._body, dict) else ()
+        if kind == "header" and self._header is not None:
+            try:
                 return (as_text(self._header(field.name)),)
-            if kind == "body":
-                body = self._body_once()
-                return (as_text(body.get(field.name)),) if isinstance(body, dict) else ()
-        except Exception as exc:
-            if self._guard is not None:
-                self._guard.caught("governance: reading a request", exc)
+            except Exception as exc:
+                if self._guard is not None:
+                    self._guard.caught("reading a request for governance", exc)
         return ()
-
-    def _body_once(self) -> Any:
-        if self._body is not None:
-            read, self._body = self._body, None
-            self._parsed = read()
-        return self._parsed

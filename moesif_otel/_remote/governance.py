@@ -1,34 +1,95 @@
 """Governance: what all rules together say about one request.
 
-Owns: `RuleSet`, the compiled answer of `GET /v1/rules`, and its evaluation: order, cohorts, merging.
-Threads: made on the poller's thread, evaluated by every request's; nothing in it changes.
-Never: raises into a request, waits, or looks at a body that no rule asks for. Whatever cannot be decided lets the
-call pass (fail open); the other rules still work.
+A `RuleSet` is made on the poller's thread and evaluated by every request's; nothing in it changes. Whatever cannot be
+decided lets the call pass and is counted; the other rules still work.
 """
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from moesif_otel._remote.config import CohortEntry, MalformedError
-from moesif_otel._remote.facts import as_id
-from moesif_otel._remote.patterns import Allowance, OutOfTimeError
-from moesif_otel._remote.rules import Condition, Conditions, Rule, RuleError, read_rule
-from moesif_otel._remote.skips import Skips
-from moesif_otel._remote.verdict import HeaderMerge, Verdict
+from moesif_otel._remote.expressions import OutOfTimeError
+from moesif_otel._remote.facts import BodyNeededError, as_id
+from moesif_otel._remote.rules import Conditions, MalformedError, Rule, RuleError, Skips, read_rule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from moesif_otel._remote.config import RemoteConfig
+    from moesif_otel._remote.config import CohortEntry, RemoteConfig
     from moesif_otel._remote.facts import RequestFacts
 
-__all__ = ["NO_RULES", "RuleSet"]
+__all__ = ["NO_RULES", "RuleSet", "Verdict"]
 
 _NO_VALUES: Final[Mapping[str, str]] = {}
-_Entries = tuple[CohortEntry, ...]
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
+_VALUE: Final = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")  # RFC 9110, 5.5, as latin-1: what PEP 3333 and Tornado send
+# The server's own business: PEP 3333 forbids hop-by-hop headers, and a wrong length breaks the connection.
+_FRAMING: Final = frozenset(
+    {
+        "connection",
+        "content-length",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "te",
+        "trailer",
+        "trailers",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+_CLASS_PHRASES: Final = {1: "Informational", 2: "Success", 3: "Redirection", 4: "Client Error", 5: "Server Error"}
+_NO_BODY: Final = frozenset({204, 205, 304})
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What governance decided about one request.
+
+    Attributes:
+        blocked: The application must not be called; answer with the rest of this verdict.
+        status: Status of the answer; 0 when not blocked.
+        headers: Headers to add; when blocked all of the answer's, `Content-Type` and `Content-Length` included.
+        body: Body of the answer; None when not blocked, empty when the rule has none.
+        blocked_by: Id of the rule that blocked, for the event.
+    """
+
+    blocked: bool
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes | None
+    blocked_by: str | None
+
+    @property
+    def phrase(self) -> str:
+        """The status's phrase, that of its class (RFC 9110, 15) when it has none of its own."""
+        try:
+            return HTTPStatus(self.status).phrase
+        except ValueError:
+            return _CLASS_PHRASES.get(self.status // 100, "Unknown Status")
+
+    @property
+    def status_line(self) -> str:
+        """Status and phrase, as WSGI's `start_response` takes them."""
+        return f"{self.status} {self.phrase}"
+
+    def added_to(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Return the application's headers with this verdict's behind them. Never raises.
+
+        Order and repetition of the application's own stay as they are. A `Content-Type` of the application is not
+        repeated: two of them make an answer that clients read differently.
+        """
+        try:
+            has_type = any(name.lower() == "content-type" for name, _ in headers)
+            added = (item for item in self.headers if not (has_type and item[0].lower() == "content-type"))
+            return [*headers, *added]
+        except Exception:  # no pairs of strings: the application's affair, and the server will tell it
+            return headers
 
 
 class RuleSet:
@@ -41,17 +102,15 @@ class RuleSet:
     Thread-safe: it never changes.
     """
 
-    __slots__ = ("_company", "_count", "_regex", "_skips", "_user", "needs_body", "needs_identity")
+    __slots__ = ("_company", "_count", "_regex", "_user", "needs_identity", "skips")
 
     def __init__(self, rules: Sequence[Rule] = (), skips: Skips | None = None) -> None:
-        self._skips = skips if skips is not None else Skips()
+        self.skips: Final = skips if skips is not None else Skips()
         self._count = len(rules)
         self._regex = tuple(rule for rule in rules if rule.kind == "regex")
         self._company = _Cohorts([rule for rule in rules if rule.kind == "company"])
         self._user = _Cohorts([rule for rule in rules if rule.kind == "user"])
-        self.needs_body: Final = any(rule.needs_body for rule in rules)
-        """Whether a rule looks into request bodies, so that they must be read ahead."""
-        self.needs_identity: Final = any(rule.kind != "regex" for rule in rules)
+        self.needs_identity: Final = len(self._regex) < len(rules)
         """Whether a rule depends on the user or the company, so that the callbacks must run early."""
 
     @classmethod
@@ -98,36 +157,43 @@ class RuleSet:
             config: The configuration, which has the cohorts.
 
         Returns:
-            The verdict, or None when no rule has anything to say. Never raises. Takes at most
-            `patterns.REQUEST_LIMIT_S` of CPU time in expressions.
+            The verdict, or None when no rule has anything to say.
+
+        Raises:
+            BodyNeededError: A rule that has come so far depends on the body. Nothing else is ever raised.
         """
         try:
             return self._evaluate(facts, as_id(user_id), as_id(company_id), config)
+        except BodyNeededError:
+            raise
         except Exception as exc:
-            self._skips.caught("governance", exc)
+            self.skips.caught("governance", exc)
             return None
 
     def _evaluate(
         self, facts: RequestFacts, user_id: str | None, company_id: str | None, config: RemoteConfig
     ) -> Verdict | None:
-        inquiry = _Inquiry(facts)
-        merged = HeaderMerge(self._skips)
+        merged: dict[str, tuple[str, str]] = {}  # a later header overrides an earlier one of that name, in any case
         status, body, blocked_by = 0, None, ""
         for rule, values in self._applicable(user_id, company_id, config):
             try:
-                if not inquiry.matches(rule):
+                if not _matches(rule, facts):
                     continue
-                answer = rule.answer
-                new_body = answer.body_for(values)  # before anything is merged: a rule applies whole or not at all
-                merged.add(answer.headers_for(values), rule.rule_id)
+                action = rule.action
+                new_body = action.body_for(values)  # before anything is merged: a rule applies whole or not at all
+                merged.update(self._sendable(action.headers_for(values), rule.rule_id))
+            except BodyNeededError:
+                raise
             except OutOfTimeError:
-                self._skips.note("slow governance rule", rule.rule_id, "its expressions take too long")
+                self.skips.note("slow governance rule", rule.rule_id, "its expressions take too long")
             except Exception as exc:
-                self._skips.caught("governance rule at a request", exc)
+                self.skips.caught("governance rule at a request", exc)
             else:
-                if answer.status is not None:
-                    status, body, blocked_by = answer.status, new_body, rule.rule_id
-        return merged.blocked(status, body, blocked_by) if blocked_by else merged.added()
+                if action.status is not None:
+                    status, body, blocked_by = action.status, new_body, rule.rule_id
+        if blocked_by:
+            return _block(status, merged, body, blocked_by)
+        return Verdict(False, 0, list(merged.values()), None, None) if merged else None
 
     def _applicable(
         self, user_id: str | None, company_id: str | None, config: RemoteConfig
@@ -137,9 +203,51 @@ class RuleSet:
         yield from self._company.applicable(company_id, config.company_rules)
         yield from self._user.applicable(user_id, config.user_rules)
 
+    def _sendable(self, headers: Iterable[tuple[str, str]], rule_id: str) -> Iterator[tuple[str, tuple[str, str]]]:
+        """Yield a rule's headers by lower-case name; one that cannot be sent is left out alone."""
+        for name, value in headers:
+            key = name.lower()
+            if _TOKEN.fullmatch(name) is None or _VALUE.fullmatch(value) is None:
+                self.skips.note("governance header", rule_id, "name or value cannot be sent in a header")
+            elif key in _FRAMING:
+                self.skips.note("governance header", rule_id, "the server sets this header itself")
+            else:
+                yield key, (name, value.strip(" \t"))
+
     def has_unknown_ids(self, config: RemoteConfig) -> bool:
-        """Whether a cohort entry of a configuration names a rule that is not here (one of both is stale)."""
+        """Return whether a cohort entry of a configuration names a rule that is not here (one of both is stale)."""
         return self._company.has_unknown(config.company_rules) or self._user.has_unknown(config.user_rules)
+
+
+def _matches(rule: Rule, facts: RequestFacts) -> bool:
+    """Return whether any group of the rule holds. Raises `BodyNeededError`, `OutOfTimeError`."""
+    if rule.groups is None:
+        return True
+    out_of_time = False
+    for group in rule.groups:
+        try:
+            # Written out: with 200 rules this loop is what a request pays, and generators would double it.
+            for condition in group:
+                if not facts.holds(condition):
+                    break
+            else:
+                return True
+        except OutOfTimeError:
+            out_of_time = True
+    if out_of_time:
+        raise OutOfTimeError
+    return False
+
+
+def _block(status: int, merged: dict[str, tuple[str, str]], body: bytes | None, rule_id: str) -> Verdict:
+    if status in _NO_BODY or status < 200:
+        body = None  # RFC 9110, 6.4.1: a body there would be read as the next answer
+    if body is not None:
+        merged.setdefault("content-type", ("Content-Type", "application/json"))
+    headers = list(merged.values())
+    if status not in {204, 304} and status >= 200:
+        headers.append(("Content-Length", str(len(body or b""))))
+    return Verdict(blocked=True, status=status, headers=headers, body=body or b"", blocked_by=rule_id)
 
 
 class _Cohorts:
@@ -153,9 +261,9 @@ class _Cohorts:
         self._for_unidentified = tuple(rule for rule in rules if rule.for_unidentified)
 
     def applicable(
-        self, identity: str | None, cohorts: Mapping[str, _Entries]
+        self, identity: str | None, cohorts: Mapping[str, tuple[CohortEntry, ...]]
     ) -> Iterator[tuple[Rule, Mapping[str, str]]]:
-        """Give the rules meant for an identity, with its values: its cohorts in their order, then the others."""
+        """Yield the rules meant for an identity, with its values: its cohorts in their order, then the others."""
         if identity is None:
             for rule in self._for_unidentified:
                 yield rule, _NO_VALUES
@@ -172,37 +280,8 @@ class _Cohorts:
             if rule.rule_id not in values:
                 yield rule, _NO_VALUES
 
-    def has_unknown(self, cohorts: Mapping[str, _Entries]) -> bool:
-        """Whether an entry names no rule of this kind."""
+    def has_unknown(self, cohorts: Mapping[str, tuple[CohortEntry, ...]]) -> bool:
         return any(entry.rule_id not in self._by_id for entries in cohorts.values() for entry in entries)
-
-
-class _Inquiry:
-    """One request's answers to conditions; each distinct condition is asked once, in one allowance of time."""
-
-    __slots__ = ("_allowance", "_facts", "_held")
-
-    def __init__(self, facts: RequestFacts) -> None:
-        self._facts = facts
-        self._allowance = Allowance()
-        self._held: dict[Condition, bool] = {}
-
-    def matches(self, rule: Rule) -> bool:
-        """Say whether any group of the rule holds. Raises `OutOfTimeError`."""
-        if rule.groups is None:
-            return True
-        held = self._held
-        # Written out: with 200 rules this loop is what a request pays, and generators would double it.
-        for group in rule.groups:
-            for condition in group:
-                holds = held.get(condition)
-                if holds is None:
-                    holds = held[condition] = condition.holds(self._facts, self._allowance)
-                if not holds:
-                    break
-            else:
-                return True
-        return False
 
 
 # Last: a rule set is made of the classes above.

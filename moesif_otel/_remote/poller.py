@@ -1,149 +1,158 @@
-"""Asking Moesif what it has to say: one poller for all pipelines with the same application id and base URI.
+"""Asking Moesif for its configuration and its rules: every minute, and when an answer to events brings a new tag.
 
-Owns: the poller thread, when it asks, what it keeps, and the sharing of pollers.
-Threads: one daemon thread a poller (`moesif-otel-config`), started at the first event, once in each process.
-Requests read `config` and `rules`; senders call `note_tags`; nobody waits for the thread, and the thread holds its
-poller weakly, so that pipelines that are thrown away without `release` take their poller with them.
-Never: raises; replaces what is known by an answer that failed or is malformed; blocks in `note_tags`.
-
-After a fork the child sees another process id and starts a thread of its own with queue and lock of its own; that
-needs no at-fork hook, which uWSGI would not run anyway. What the parent had learned stays valid.
+A poller has one daemon thread (`moesif-otel-config`), started at the first event and once in each process. Requests
+read `config` and `rules`, senders call `note_tags`; nobody waits for the thread. It holds the poller weakly, so that a
+pipeline that is thrown away takes its thread with it. What is known is never replaced by an answer that failed or is
+malformed. A forked child sees another process id and starts a thread of its own, without an at-fork hook (uWSGI runs
+none); what the parent had learned stays valid.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
 import time
 import weakref
+from random import SystemRandom
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
+from moesif_otel._delivery.outcome import retry_after_seconds
 from moesif_otel._remote.config import DEFAULT_CONFIG, RemoteConfig
 from moesif_otel._remote.governance import NO_RULES, RuleSet
-from moesif_otel._remote.skips import Skips
-from moesif_otel._remote.topic import POLL_INTERVAL_S, Topic
+from moesif_otel._remote.rules import MalformedError, Skips
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moesif_otel._remote.topic import Fetched, JsonSource
+    from moesif_otel._delivery.client import MoesifTransport
     from moesif_otel.settings import Settings
 
     # True: look what is due; False: end. Its `put` is safe in a finalizer.
     _Wakes = queue.SimpleQueue[bool]
 
-__all__ = ["ConfigPoller", "Feed", "shared_poller"]
+__all__ = ["ConfigPoller"]
+
+_logger: Final = logging.getLogger(__name__)
+
+POLL_INTERVAL_S: Final = 60.0
+"""Moesif is asked this often (its API documentation), give or take a tenth."""
+# Answers of two servers with two tags may take turns: one request a second at most.
+_LEAST_GAP_S: Final = 1.0
+# After a failure it is asked sooner than in a minute: a service that starts before its network shall not be without
+# rules for so long.
+_FIRST_RETRY_S: Final = 5.0
+_MAX_RETRY_AFTER_S: Final = 600.0  # whatever the server asks for: rules must not stay old for a day
+_START_AGAIN_S: Final = 1.0  # after the system refused a thread
+_JITTER: Final = 0.1  # processes that were started together must not ask together for ever
+_uniform = SystemRandom().uniform  # the application's `random` is left alone, and forked children do not share it
+
+
+class _Document:
+    """When to ask for the configuration, or the rules, again, and with which ETag.
+
+    Args:
+        name: For messages.
+        path: Where it is asked for.
+        tag_header: Lower-case name of the header, on answers to events and on its own, that carries its tag.
+    """
+
+    def __init__(self, name: str, path: str, tag_header: str) -> None:
+        self.name = name
+        self.path = path
+        self._tag_header = tag_header
+        self.etag: str | None = None
+        self._tags: frozenset[str] = frozenset()
+        self._noted_tag: str | None = None
+        self._requested = False
+        self._earliest_s = 0.0  # no new tag has it asked for before
+        self._next_s: float | None = None  # None: never asked
+        self._failures = 0
+
+    def note_tag(self, tag: str | None) -> bool:
+        """Take note of a tag on an answer to events; True when it is new, so that this should be asked for again."""
+        if not tag or tag == self._noted_tag or tag in self._tags:
+            return False
+        # Remembered even if the answer then carries another one: a tag has it asked for once, not with every batch.
+        self._noted_tag = tag
+        self._requested = True
+        return True
+
+    def wait_s(self, now_s: float) -> float:
+        """Return the seconds until it is due; 0 or less: now."""
+        if self._next_s is None:
+            return 0.0
+        at_s = min(self._next_s, self._earliest_s) if self._requested else self._next_s
+        return at_s - now_s
+
+    def begin(self, now_s: float) -> None:
+        """Take note that it is being asked for; a tag that comes from now on has it asked for again."""
+        self._earliest_s = now_s + _LEAST_GAP_S
+        self._requested = False
+
+    def worked(self, headers: dict[str, str], now_s: float, *, changed: bool) -> None:
+        """Take note of a good answer."""
+        tag, etag = headers.get(self._tag_header), headers.get("etag")
+        tags = frozenset(text for text in (tag, etag) if text)
+        self._tags = tags if changed else self._tags | tags
+        if changed:
+            self.etag = etag or tag
+        self._failures = 0
+        self._next_s = now_s + POLL_INTERVAL_S * _uniform(1 - _JITTER, 1 + _JITTER)
+
+    def failed(self, retry_after_s: float | None, now_s: float) -> None:
+        """Take note that no good answer came: ask again later each time, and never before the server wishes."""
+        asked_s = min(retry_after_s or 0.0, _MAX_RETRY_AFTER_S)
+        wait_s = max(asked_s, min(_FIRST_RETRY_S * 2.0 ** min(self._failures, 8), POLL_INTERVAL_S))
+        self._failures += 1
+        self._earliest_s = max(self._earliest_s, now_s + asked_s)
+        self._next_s = now_s + wait_s * _uniform(1, 1 + 2 * _JITTER)
 
 
 class ConfigPoller:
-    """One pipeline's hold on what Moesif says; pipelines with the same key share what is behind it.
-
-    Made by `shared_poller`. Thread-safe.
-    """
-
-    __slots__ = ("__weakref__", "_feed", "_source")
-
-    def __init__(self, feed: Feed, source: JsonSource) -> None:
-        self._feed = feed
-        self._source = source
-        feed.join(self)
-
-    @property
-    def source(self) -> JsonSource:
-        """The transport to ask with."""
-        return self._source
-
-    @property
-    def config(self) -> RemoteConfig:
-        """The last good configuration; before the first answer everything is kept."""
-        return self._feed.config
-
-    @property
-    def rules(self) -> RuleSet:
-        """The last good rules; none before the first answer."""
-        return self._feed.rules
-
-    def ensure_started(self) -> None:
-        """Start the poller's thread in this process, if it does not run: cheap, for every event. Never raises."""
-        self._feed.ensure_started()
-
-    def note_tags(self, config_etag: str | None, rules_tag: str | None) -> None:
-        """Take note of the tags of an events answer; another tag than the known one has it asked for soon.
-
-        Never blocks and never raises; called by sender threads.
-        """
-        self._feed.note_tags(config_etag, rules_tag)
-
-    def counts(self) -> dict[str, int]:
-        """Give the number of pieces left out, and of failed answers, by kind."""
-        return self._feed.skips.counts()
-
-    def release(self) -> None:
-        """Let go; the thread ends when the last pipeline has. What was known can still be read. Idempotent."""
-        self._feed.leave(self)
-
-
-class Feed:
-    """What Moesif said last, and the thread that asks; shared by its `ConfigPoller`s.
+    """What Moesif said last, and the thread that asks.
 
     Args:
-        timeout_s: Seconds that one question may take.
+        settings: The pipeline's; `EXPORT_TIMEOUT` bounds a request.
+        transport: Asks Moesif.
         clock: Monotonic seconds.
 
-    Thread-safe.
+    Thread-safe and fork-safe. Nothing is started or asked at construction.
+
+    Attributes:
+        config: The last good configuration; before the first answer everything is kept.
+        rules: The last good rules; none before the first answer.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_clock",
-        "_config_topic",
-        "_locks",
-        "_members",
-        "_rules_topic",
-        "_running_pid",
-        "_timeout_s",
-        "_wakes",
-        "config",
-        "rules",
-        "skips",
-    )
-
-    def __init__(self, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self.skips = Skips()
+    def __init__(
+        self, settings: Settings, transport: MoesifTransport, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.config = DEFAULT_CONFIG
         self.rules = NO_RULES
-        self._timeout_s = timeout_s
+        self._skips = Skips()
+        self._transport = transport
+        self._address = settings.address
+        self._timeout_s = settings.export_timeout
         self._clock = clock
-        self._config_topic = Topic("configuration", "/v1/config", "x-moesif-config-etag")
-        self._rules_topic = Topic("rules", "/v1/rules", "x-moesif-rules-tag")
-        self._members: tuple[weakref.ref[ConfigPoller], ...] = ()
+        self._config_document = _Document("configuration", "/v1/config", "x-moesif-config-etag")
+        self._rules_document = _Document("governance rules", "/v1/rules", "x-moesif-rules-tag")
+        self._released = False
         self._running_pid = 0
+        self._start_again_s = 0.0
         self._locks: dict[int, threading.Lock] = {}
         self._wakes: _Wakes = queue.SimpleQueue()
 
-    def join(self, poller: ConfigPoller) -> None:
-        """Count one pipeline in."""
-        with lock_of_process(self._locks):
-            alive = [ref for ref in self._members if ref() is not None]
-            self._members = (*alive, weakref.ref(poller))
-
-    def leave(self, poller: ConfigPoller) -> None:
-        """Count one pipeline out; after the last one the thread ends."""
-        with lock_of_process(self._locks):
-            self._members = tuple(ref for ref in self._members if ref() not in {None, poller})
-            if not self._members:
-                self._running_pid = 0
-                self._wakes.put(False)
-
     def ensure_started(self) -> None:
-        """Start the thread unless it runs in this process."""
-        if self._running_pid == os.getpid():
+        """Start the thread in this process, if it does not run: cheap, for every event. Never raises."""
+        pid = os.getpid()
+        if self._running_pid == pid or self._released or self._clock() < self._start_again_s:
             return
-        with lock_of_process(self._locks):
-            if self._running_pid == os.getpid() or not self._members:
+        # A lock for each process: a parent's may be held for ever in a forked child.
+        with self._locks.setdefault(pid, threading.Lock()):
+            if self._running_pid == pid or self._released:
                 return
             # A queue of its own for each thread: nothing of a parent process, or of a thread that is ending, is in it.
             self._wakes = queue.SimpleQueue()
@@ -152,109 +161,102 @@ class Feed:
             )
             try:
                 thread.start()
-            except RuntimeError as exc:  # Python 3.12+ starts no threads while it exits
-                self.skips.caught("starting the configuration poller", exc)
-            self._running_pid = os.getpid()
+            except RuntimeError as exc:  # no more threads for now, or the process ends (Python 3.12 and later)
+                self._skips.caught("starting the thread that asks Moesif for rules and sampling", exc)
+                self._start_again_s = self._clock() + _START_AGAIN_S
+            else:
+                self._running_pid = pid
 
     def note_tags(self, config_etag: str | None, rules_tag: str | None) -> None:
-        """Mark as due whatever has another tag now."""
-        # Both are asked, so no `or`.
-        changed = [self._config_topic.note_tag(config_etag), self._rules_topic.note_tag(rules_tag)]
+        """Take note of the tags of an answer to events; a new one has its document asked for soon.
+
+        Never blocks and never raises; called by sender threads.
+        """
+        # Both are noted, so no `or`.
+        changed = [self._config_document.note_tag(config_etag), self._rules_document.note_tag(rules_tag)]
         if any(changed):
             self._wakes.put(True)
 
+    def counts(self) -> dict[str, int]:
+        """Return the number of pieces left out, and of failed answers, by kind."""
+        return self._skips.counts()
+
+    def release(self) -> None:
+        """End the thread; what was known can still be read. Idempotent."""
+        self._released = True
+        self._wakes.put(False)
+
     def step(self) -> float:
-        """Ask for whatever is due; give the seconds until something is. Runs on the poller's thread."""
-        if self._config_topic.is_due(self._clock()):
-            self._refresh(self._config_topic, self._take_config)
-        if self._rules_topic.is_due(self._clock()):
-            self._refresh(self._rules_topic, self._take_rules)
+        """Ask for whatever is due; return the seconds until something is. Runs on the poller's thread."""
+        for document, take in ((self._config_document, self._take_config), (self._rules_document, self._take_rules)):
+            if document.wait_s(self._clock()) <= 0:
+                self._refresh(document, take)
         now_s = self._clock()
-        wait_s = min(self._config_topic.wait_s(now_s), self._rules_topic.wait_s(now_s))
-        return min(max(wait_s, 0.0), POLL_INTERVAL_S)
+        wait_s = min(self._config_document.wait_s(now_s), self._rules_document.wait_s(now_s))
+        return max(wait_s, 0.0)
 
     def _take_config(self, data: bytes) -> None:
-        self.config = RemoteConfig.from_json(data, self.skips)
+        self.config = RemoteConfig.from_json(data, self._skips)
 
     def _take_rules(self, data: bytes) -> None:
-        self.rules = RuleSet.from_json(data, self.skips)
+        self.rules = RuleSet.from_json(data, self._skips)
 
-    def _refresh(self, topic: Topic, take: Callable[[bytes], None]) -> None:
-        fetched = self._ask(topic)
-        if fetched is not None and fetched.body is not None:
-            try:
-                take(fetched.body)
+    def _refresh(self, document: _Document, take: Callable[[bytes], None]) -> None:
+        document.begin(self._clock())
+        retry_after_s: float | None = None
+        try:
+            status, body, raw_headers = self._transport.get_json(
+                document.path, etag=document.etag, timeout_s=self._timeout_s
+            )
+            headers = {name.lower(): value for name, value in raw_headers.items()}
+            if status == 200:
+                take(body)
+                document.worked(headers, self._clock(), changed=True)
                 self._note_stale()
-            except Exception as exc:
-                self.skips.caught(f"{topic.name} answer", exc)
-                fetched = None
-        topic.settle(fetched, self._clock())
+                return
+            if status == 304 and document.etag is not None:
+                document.worked(headers, self._clock(), changed=False)
+                return
+            retry_after_s = retry_after_seconds(headers.get("retry-after"), time.time())
+            why = f"status {status}"
+        except MalformedError as exc:
+            why = str(exc)
+        except OSError as exc:
+            why = f"no answer ({type(exc).__name__})"
+        except Exception as exc:  # ours to mend
+            self._skips.caught(f"{document.name} request", exc)
+            why = ""
+        document.failed(retry_after_s, self._clock())
+        if why:
+            self._skips.count(f"{document.name} request")
+            # At DEBUG: what fails for these fails for events as well, and delivery says it once, with what to do.
+            _logger.debug("moesif_otel: no %s from %s%s: %s", document.name, self._address, document.path, why)
 
     def _note_stale(self) -> None:
         # Before both have been read one of them is empty, which is not stale.
         if self.rules is not NO_RULES and self.config is not DEFAULT_CONFIG and self.rules.has_unknown_ids(self.config):
-            self.skips.note("cohort entry of an unknown rule", reason="configuration and rules differ in age")
-
-    def _ask(self, topic: Topic) -> Fetched | None:
-        topic.begin(self._clock())
-        for member in self._members:
-            poller = member()
-            if poller is None:
-                continue
-            try:
-                return topic.ask(poller.source, self._timeout_s)
-            except Exception as exc:  # another pipeline's transport may still be open
-                self.skips.caught(f"{topic.name} request", exc)
-        return None
+            self._skips.note("cohort entry of an unknown rule", reason="configuration and rules differ in age")
 
     def __del__(self) -> None:
         # Finalizer: the queue's `put` takes no lock that could be held here.
         self._wakes.put(False)
 
 
-def _poll(feed_ref: weakref.ref[Feed], wakes: _Wakes) -> None:
-    """Run a feed's thread. It holds the feed only while it asks."""
+def _poll(reference: weakref.ref[ConfigPoller], wakes: _Wakes) -> None:
+    """Run a poller's thread. It holds the poller only while it asks."""
     with suppress_instrumentation():
         while True:
-            feed = feed_ref()
-            if feed is None:
+            poller = reference()
+            if poller is None or poller._released:
                 return
             try:
-                wait_s = feed.step()
+                wait_s = poller.step()
             except Exception as exc:  # ours to mend; the thread lives on
-                feed.skips.caught("configuration poller", exc)
+                poller._skips.caught("asking Moesif for rules and sampling", exc)
                 wait_s = POLL_INTERVAL_S
-            del feed
+            del poller
             try:
                 if not wakes.get(timeout=wait_s):
                     return
             except queue.Empty:
                 continue
-
-
-_feeds: weakref.WeakValueDictionary[tuple[str, str], Feed] = weakref.WeakValueDictionary()
-_feeds_locks: Final[dict[int, threading.Lock]] = {}
-
-
-def shared_poller(
-    settings: Settings, transport: JsonSource, *, clock: Callable[[], float] = time.monotonic
-) -> ConfigPoller:
-    """Give a pipeline its hold on the poller of its application id and base URI; nothing is started or asked yet.
-
-    Args:
-        settings: The pipeline's; `EXPORT_TIMEOUT` bounds a question.
-        transport: Asks Moesif; used for as long as the pipeline holds its poller.
-        clock: Monotonic seconds.
-
-    Thread-safe.
-    """
-    with lock_of_process(_feeds_locks):
-        feed = _feeds.get(settings.pipeline_key)
-        if feed is None:
-            feed = _feeds[settings.pipeline_key] = Feed(settings.export_timeout, clock)
-        return ConfigPoller(feed, transport)
-
-
-def lock_of_process(locks: dict[int, threading.Lock]) -> threading.Lock:
-    """Give the lock of this process: a parent's, which may be held for ever in a forked child, is not used there."""
-    return locks.setdefault(os.getpid(), threading.Lock())

@@ -1,55 +1,78 @@
 """One governance rule, compiled: whom it is for, which requests it matches, what it answers.
 
-Owns: reading one rule of `GET /v1/rules` strictly, so that a request meets no surprise later.
-Threads: read on the poller's thread, used by every thread; nothing in a `Rule` changes.
-Never: lets a malformed rule through; a `RuleError` names what is wrong in fixed words, without its content.
+Rules are read on the poller's thread, strictly, so that a request meets no surprise later; what cannot be used is left
+out, counted and logged once a kind (`Skips`). Nothing in a `Rule` changes afterwards.
 """
 
 from __future__ import annotations
 
+import logging
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from moesif_otel._remote.facts import Field, as_text, read_path
-from moesif_otel._remote.merge_tags import fill, has_tags
-from moesif_otel._remote.patterns import Allowance, Pattern, PatternError, compile_pattern
+from moesif_otel._guard import Guard
+from moesif_otel._remote.expressions import Pattern, PatternError
+from moesif_otel._remote.facts import Condition, Field, as_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from moesif_otel._remote.facts import RequestFacts
+__all__ = ["Action", "Conditions", "MalformedError", "Rule", "RuleError", "Skips", "read_conditions", "read_rule"]
 
-__all__ = ["Answer", "Condition", "Conditions", "Rule", "RuleError", "read_conditions", "read_rule"]
-
+_logger: Final = logging.getLogger(__name__)
 _KINDS: Final = frozenset({"regex", "company", "user"})
 # `100 Continue` and the like would not end a call, but any three digits are a status that a rule may ask for.
 _LOWEST_STATUS: Final = 100
 _HIGHEST_STATUS: Final = 999
+# Spaces inside the braces make it somebody else's template language.
+_TAG: Final = re.compile(r"\{\{([^{}\s](?:[^{}]*[^{}\s])?)\}\}")
+_UNKNOWN: Final = "UNKNOWN"  # what a tag without a value becomes (Moesif's API documentation)
+# orjson writes at most 254 levels, and a tag may stand at any of them.
+_MAX_BODY_DEPTH: Final = 200
+_MAX_ID_CHARS: Final = 60
+
+
+class MalformedError(ValueError):
+    """An answer of Moesif as a whole is not what it should be; the last good one stays. Fixed text."""
 
 
 class RuleError(ValueError):
     """A rule, or an entry of the configuration, cannot be used; the message is fixed text."""
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Condition:
-    """One path and the expression that its text must match; equal ones are one object, asked once a request."""
+class Skips(Guard):
+    """Counts what is left out of rules and configuration, and logs the first of a kind. Thread-safe, takes no lock."""
 
-    field: Field
-    pattern: Pattern
+    __slots__ = ("_told",)
 
-    def holds(self, facts: RequestFacts, allowance: Allowance) -> bool:
-        """Say whether the request has such a text. Raises `OutOfTimeError`."""
-        for text in facts.texts(self.field):  # noqa: SIM110 - a generator costs as much as the match
-            if self.pattern.matches(text, allowance):
-                return True
-        return False
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: set[str] = set()
+
+    def note(self, kind: str, rule_id: str = "", reason: str = "") -> None:
+        """Count one piece that is left out.
+
+        Args:
+            kind: What was left out; from a closed vocabulary of ours.
+            rule_id: Moesif's id of a rule, where there is one (nobody's data).
+            reason: Why, in fixed words of ours.
+        """
+        self.count(kind)
+        if kind not in self._told:
+            self._told.add(kind)
+            _logger.warning(
+                "moesif_otel: %s%s is left out%s; everything else applies. Further ones are only counted, in stats()",
+                kind,
+                f" {rule_id[:_MAX_ID_CHARS]!r}" if rule_id else "",
+                f": {reason}" if reason else "",
+            )
 
 
 class Conditions:
-    """Every condition of a set of rules, by path and expression."""
+    """Every condition of a set of rules, by path and expression, so that equal ones are compiled and asked once."""
 
     __slots__ = ("_conditions", "_fields")
 
@@ -58,35 +81,41 @@ class Conditions:
         self._fields: dict[str, Field] = {}
 
     def get_or_make(self, path: str, expression: str) -> Condition:
-        """Give the one condition of this path and expression. Raises `PatternError`."""
+        """Return the one condition of this path and expression. Raises `PatternError`."""
         found = self._conditions.get((path, expression))
         if found is None:
-            known = self._fields.setdefault(path, read_path(path))
-            found = self._conditions[path, expression] = Condition(known, compile_pattern(expression))
+            known = self._fields.get(path) or self._fields.setdefault(path, Field.of(path))
+            found = self._conditions[path, expression] = Condition(known, Pattern(expression))
         return found
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What a rule adds to a response, and what it answers instead of the application."""
+class Action:
+    """What a rule adds to a response, and what is sent instead of the application's.
+
+    Attributes:
+        headers: Name and value of each.
+        status: Status of the response; None: the rule does not block.
+        body: JSON; None where the rule has none, or it has tags.
+        body_template: The body where it has tags: it is then made for each request.
+        header_tags: Whether headers have tags.
+    """
 
     headers: tuple[tuple[str, str], ...] = ()
-    status: int | None = None  # None: the rule does not block
+    status: int | None = None
     body: bytes | None = None
-    body_template: Any = None  # set where the body has tags; `body` is then made for each request
+    body_template: Any = None
     header_tags: bool = False
 
     def headers_for(self, values: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-        """Give the headers with their tags replaced."""
+        """Return the headers with their tags replaced."""
         if not self.header_tags:
             return self.headers
-        return tuple((fill(name, values), fill(value, values)) for name, value in self.headers)
+        return tuple((_filled(name, values), _filled(value, values)) for name, value in self.headers)
 
     def body_for(self, values: Mapping[str, str]) -> bytes | None:
-        """Give the body as JSON with its tags replaced; None when the rule has no body."""
-        if self.body_template is None:
-            return self.body
-        return orjson.dumps(fill(self.body_template, values))
+        """Return the body as JSON with its tags replaced; None when the rule has no body."""
+        return self.body if self.body_template is None else orjson.dumps(_filled(self.body_template, values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +128,7 @@ class Rule:
         for_others: `applied_to` is `not_matching`: it applies to those outside the cohort.
         for_unidentified: It applies to calls without an identity.
         groups: Any of these groups must hold, in it all conditions; None matches every request.
-        answer: What it does.
+        action: What it does.
     """
 
     rule_id: str
@@ -107,16 +136,11 @@ class Rule:
     for_others: bool = False
     for_unidentified: bool = False
     groups: tuple[tuple[Condition, ...], ...] | None = None
-    answer: Answer = field(default_factory=Answer)
-
-    @property
-    def needs_body(self) -> bool:
-        """Whether a condition looks into the request's body."""
-        return any(condition.field.kind == "body" for group in self.groups or () for condition in group)
+    action: Action = field(default_factory=Action)
 
 
 def read_rule(raw: object, conditions: Conditions) -> Rule:
-    """Compile one rule.
+    """Compile one rule of `GET /v1/rules`.
 
     Raises:
         RuleError: A part is missing, has a wrong type, or an expression cannot be used.
@@ -126,7 +150,7 @@ def read_rule(raw: object, conditions: Conditions) -> Rule:
     rule_id, kind = raw.get("_id"), raw.get("type")
     if not isinstance(rule_id, str) or not rule_id:
         raise RuleError("no _id")
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise RuleError("unknown type")
     applied_to = raw.get("applied_to") or "matching"
     if applied_to not in {"matching", "not_matching"}:
@@ -137,7 +161,7 @@ def read_rule(raw: object, conditions: Conditions) -> Rule:
         for_others=applied_to == "not_matching",
         for_unidentified=_flag(raw, "applied_to_unidentified"),
         groups=_groups(raw.get("regex_config"), conditions),
-        answer=_answer(raw),
+        action=_action(raw),
     )
 
 
@@ -179,29 +203,28 @@ def _groups(raw: object, conditions: Conditions) -> tuple[tuple[Condition, ...],
     return tuple(group for group in (read_conditions(entry, conditions) for entry in raw) if group)
 
 
-def _answer(raw: dict[str, Any]) -> Answer:
+def _action(raw: dict[str, Any]) -> Action:
     blocks = _flag(raw, "block")
     response = raw.get("response")
     if response is None and not blocks:
-        return Answer()
+        return Action()
     if not isinstance(response, dict):
         raise RuleError("response is not an object")
     variables = raw.get("variables") or []
     if not isinstance(variables, list) or not all(isinstance(variable, dict) for variable in variables):
         raise RuleError("variables are not a list of objects")
-    tagged = bool(variables)
     headers = _headers(response.get("headers"))
-    header_tags = tagged and any(has_tags(name) or has_tags(value) for name, value in headers)
+    header_tags = bool(variables) and _has_tags(dict(headers), 0)
     if not blocks:
-        return Answer(headers=headers, header_tags=header_tags)
+        return Action(headers=headers, header_tags=header_tags)
     body = response.get("body")
-    template = body if tagged and has_tags(body) else None
-    return Answer(
+    tagged = _has_tags(body, 0) and bool(variables)  # looked at in any case: it must not be too deep to be written
+    return Action(
         headers=headers,
         header_tags=header_tags,
         status=_status(response.get("status")),
-        body=None if template is not None or "body" not in response else orjson.dumps(body),
-        body_template=template,
+        body=None if tagged or "body" not in response else orjson.dumps(body),
+        body_template=body if tagged else None,
     )
 
 
@@ -220,3 +243,26 @@ def _status(raw: object) -> int:
     if isinstance(raw, bool) or not isinstance(raw, int) or not _LOWEST_STATUS <= raw <= _HIGHEST_STATUS:
         raise RuleError("status is not a number of three digits")
     return raw
+
+
+def _has_tags(value: Any, depth: int) -> bool:
+    """Return whether there is a merge tag in a JSON value, keys included. Raises `RuleError` for one too deep."""
+    if isinstance(value, str):
+        return "{{" in value
+    if isinstance(value, (dict, list)):
+        if depth >= _MAX_BODY_DEPTH:
+            raise RuleError("response body nested too deeply")
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        return any([_has_tags(part, depth + 1) for part in parts])  # noqa: C419 - all of it, for its depth
+    return False
+
+
+def _filled(value: Any, values: Mapping[str, str]) -> Any:
+    """Return a JSON value with every tag `{{name}}` replaced; what is put in is not looked through for tags again."""
+    if isinstance(value, str):
+        return _TAG.sub(lambda tag: values.get(tag.group(1), _UNKNOWN), value) if "{{" in value else value
+    if isinstance(value, dict):
+        return {_filled(key, values): _filled(item, values) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_filled(item, values) for item in value]
+    return value

@@ -1,18 +1,13 @@
-"""Sampling: whether a call is kept, and how many calls it then stands for.
-
-Owns: `decide`, in the documented order and with the documented weights.
-Threads: any; pure but for the random source that it is given.
-Never: looks at a body; raises.
-"""
+"""Sampling: whether a call is kept, and how many calls it then stands for, as Moesif's API documentation says it."""
 
 from __future__ import annotations
 
 import math
-import random as _random
+from random import SystemRandom
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from moesif_otel._remote.expressions import Allowance, OutOfTimeError
 from moesif_otel._remote.facts import as_id
-from moesif_otel._remote.patterns import MAX_TEXT_CHARS, Allowance, OutOfTimeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +20,7 @@ __all__ = ["Sampled", "decide", "rate_for", "weight_for"]
 _FULL_RATE: Final = 100.0
 # A rate so small that its weight would be no sensible number (1e-300 per cent) is not a rate anyone means.
 _MAX_WEIGHT: Final = 1_000_000_000
+_random: Final = SystemRandom().random  # the application's `random` is left alone, and forked children do not share it
 
 
 class Sampled(NamedTuple):
@@ -39,19 +35,19 @@ def decide(
     facts: CallFacts,
     user_id: object = None,
     company_id: object = None,
-    random: Callable[[], float] = _random.random,
+    random: Callable[[], float] = _random,
 ) -> Sampled:
-    """Decide whether a call is kept.
+    """Decide whether a call is kept. Thread-safe; never raises.
 
     Args:
         config: The configuration; its default keeps everything.
         facts: What entries of `regex_config` look at.
         user_id: The user's id, if known.
         company_id: The company's id, if known.
-        random: Gives a number from 0 up to, not including, 1.
+        random: Returns a number from 0 up to, not including, 1.
 
     Returns:
-        Keep when `random() * 100 < rate`; weight `floor(100 / rate)`, 1 at rate 0 (Moesif's API documentation).
+        Keep when `random() * 100 < rate`; weight `floor(100 / rate)`, 1 at rate 0.
     """
     rate = rate_for(config, facts, user_id, company_id)
     # At the full rate, by far the most common, no number is drawn.
@@ -60,7 +56,7 @@ def decide(
 
 
 def rate_for(config: RemoteConfig, facts: CallFacts, user_id: object = None, company_id: object = None) -> float:
-    """Give a call's rate: that of the first matching entry, else the user's, the company's, the general one."""
+    """Return a call's rate: that of the first matching entry, else the user's, the company's, the general one."""
     if config.sample_rules:
         allowance = Allowance()
         for rule in config.sample_rules:
@@ -81,25 +77,16 @@ def rate_for(config: RemoteConfig, facts: CallFacts, user_id: object = None, com
 
 
 def weight_for(rate: float) -> int:
-    """Give the weight of an event kept at a rate in per cent."""
+    """Return the weight of an event kept at a rate in per cent."""
     if rate <= 0:
         return 1
-    return max(1, min(math.floor(min(_FULL_RATE / rate, float(_MAX_WEIGHT))), _MAX_WEIGHT))
+    return max(1, math.floor(min(_FULL_RATE / rate, float(_MAX_WEIGHT))))
 
 
 def _fact(facts: CallFacts, field: Field) -> str | None:
-    kind = field.kind
-    if kind == "route":
-        value: int | str | None = facts.route
-    elif kind == "verb":
-        value = facts.verb
-    elif kind == "ip_address":
-        value = facts.ip_address
-    elif kind == "status":
-        value = facts.status
-    else:
-        return None
-    return str(value)[:MAX_TEXT_CHARS] if value is not None and value != "" else None
+    # Only these four: the kinds of other fields (`header`, `body`) are nothing that sampling may look at.
+    value = getattr(facts, field.kind, None)
+    return str(value) if value is not None and value != "" else None
 
 
 def _safe_id(identity: object) -> str | None:

@@ -241,7 +241,7 @@ def test_any_name_may_be_passed(names):
     def send(*args: Any, **kwargs: Any):
         return args, kwargs
 
-    given_names = dict.fromkeys(names, 1)
+    given_names = {name: 1 for name in names}
 
     def around(inner, /, *args, **kwargs):
         return inner(*args, **kwargs)

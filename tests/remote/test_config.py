@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moesif_otel._remote.config import DEFAULT_CONFIG, MalformedError, RemoteConfig
-from moesif_otel._remote.skips import Skips
+from moesif_otel._remote.config import DEFAULT_CONFIG, RemoteConfig
+from moesif_otel._remote.rules import MalformedError, Skips
 
 DOCUMENTED = {
     "org_id": "421:67",

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from moesif_otel._remote.config import DEFAULT_CONFIG, MalformedError, RemoteConfig
-from moesif_otel._remote.facts import RequestFacts
-from moesif_otel._remote.governance import NO_RULES, RuleSet
-from moesif_otel._remote.skips import Skips
-from moesif_otel._remote.verdict import Verdict
+from moesif_otel._remote.config import DEFAULT_CONFIG, RemoteConfig
+from moesif_otel._remote.facts import BodyNeededError, RequestFacts
+from moesif_otel._remote.governance import NO_RULES, RuleSet, Verdict
+from moesif_otel._remote.rules import MalformedError, Skips
 
 URI = "https://api.test/users/7?filter=open"
 DOCUMENTED = {
@@ -45,7 +44,9 @@ def config_of(**members: Any) -> RemoteConfig:
 
 def facts(verb: str = "GET", uri: str = URI, body: Any = None, **headers: str) -> RequestFacts:
     lower = {name.replace("_", "-").lower(): value for name, value in headers.items()}
-    return RequestFacts(verb=verb, uri=uri, ip_address="10.0.0.1", header=lower.get, body=lambda: body)
+    made = RequestFacts(verb=verb, uri=uri, ip_address="10.0.0.1", header=lower.get)
+    made.give_body(body)
+    return made
 
 
 def rule(rule_id: str = "r", *, kind: str = "regex", status: int | None = None, **more: Any) -> dict[str, Any]:
@@ -91,7 +92,6 @@ def test_no_rules_are_false_and_say_nothing() -> None:
     assert not NO_RULES
     assert not rules_of()
     assert NO_RULES.evaluate(facts(), "u", "c", DEFAULT_CONFIG) is None
-    assert not NO_RULES.needs_body
     assert not NO_RULES.needs_identity
 
 
@@ -411,50 +411,97 @@ def test_a_catastrophic_expression_does_not_block_and_does_not_hang() -> None:
     assert skips.counts() == {"slow governance rule": 50}
 
 
-def test_long_texts_are_looked_at_to_a_limit() -> None:
-    """Of a URI or a header the first 8,192 characters count."""
-    assert ask(rule(regex_config=where({"request.headers.x": "end$"})), about=facts(X="a" * 9_000 + "end")) is None
-    assert (
-        ask(rule(regex_config=where({"request.route": "a{5}"})), about=facts(uri="https://h/" + "a" * 1_000_000))
-        is not None
+def test_padding_hides_nothing() -> None:
+    """However long a URI, a header or a body value is, an ordinary expression looks through all of it."""
+    about = facts(
+        X="a" * 60_000 + "end", uri="https://h/x?" + "a" * 60_000 + "&op=delete", body={"a": "b" * 90_000 + "c"}
     )
+    for path, expression in (
+        ("request.headers.x", "end$"),
+        ("request.route", "op=delete"),
+        ("request.route", "^/x$"),
+        ("request.body.a", "b+c"),
+    ):
+        assert ask(rule(regex_config=where({path: expression})), about=about) is not None, path
 
 
-def test_the_body_is_asked_for_once_and_only_when_needed() -> None:
-    """A rule whose verb does not fit asks for no body; two rules with body conditions read it once."""
-    asked: list[int] = []
-    about = RequestFacts(verb="GET", uri=URI, body=lambda: asked.append(1) or {"a": "x"})
-    conditions = {"request.verb": "POST", "request.body.a": "x"}
-    assert ask(rule(regex_config=where(conditions)), about=about) is None
-    assert asked == []
-    assert (
-        ask(
-            rule("a", regex_config=where({"request.body.a": "x"})),
-            rule("b", regex_config=where({"request.body.b": "x"})),
-            about=about,
-        )
-        is not None
-    )
-    assert asked == [1]
+def test_slow_input_for_one_rule_switches_no_other_rule_off() -> None:
+    """Texts on which twenty rules run out of time leave the others in force, for this request and for the next ones."""
+    slow = [rule(f"slow{n}", status=403, regex_config=where({"request.headers.x": f"^(a+)+{n}$"})) for n in range(20)]
+    rules = rules_of(*slow, rule("guard", status=401, regex_config=where({"request.route": "^/(users|admin)/"})))
+    for _ in range(25):
+        verdict = rules.evaluate(facts(X="a" * 8_000 + "!"), None, None, DEFAULT_CONFIG)
+        assert verdict is not None
+        assert verdict.blocked_by == "guard"
+    hit = rules.evaluate(facts(X="aaa3"), None, None, DEFAULT_CONFIG)
+    assert hit is not None
+    assert hit.blocked_by == "guard"
+    alone = rules_of(*slow)
+    with_slow_input = alone.evaluate(facts(X="a" * 8_000 + "!"), None, None, DEFAULT_CONFIG)
+    ordinary = alone.evaluate(facts(X="aaa3"), None, None, DEFAULT_CONFIG)
+    assert with_slow_input is None
+    assert ordinary is not None
+    assert ordinary.blocked_by == "slow3"
 
 
-def test_a_body_or_header_that_cannot_be_read_is_missing() -> None:
-    """What a door gives may fail: the condition does not hold, the error is counted, nothing is raised."""
+def test_a_route_that_is_slow_as_uri_is_still_asked_as_path() -> None:
+    """A long query cannot keep the path from being looked at."""
+    about = facts(uri="https://h/aaa?" + "a" * 8_000 + "!")
+    assert ask(rule(regex_config=where({"request.route": "^(/?a+)+$"})), about=about) is not None
+
+
+@pytest.mark.parametrize("uri", ["https://h/%61dmin", "https://h/adm%69n?x=1"])
+def test_an_encoded_path_is_seen_decoded_too(uri: str) -> None:
+    """Frameworks route by the decoded path: a client cannot write it so that a rule does not know it."""
+    assert ask(rule(regex_config=where({"request.route": "^/admin"})), about=facts(uri=uri)) is not None
+
+
+def test_the_route_may_be_told_apart_from_the_uri() -> None:
+    """A URI that says something else does not hide the path that the server routes by."""
+    about = RequestFacts(verb="GET", uri="http://x?/public", route="/mount/admin")
+    assert ask(rule(regex_config=where({"request.route": "^/mount/admin$"})), about=about) is not None
+
+
+def test_the_body_is_asked_for_only_when_needed() -> None:
+    """A rule whose verb does not fit asks for no body; one that has come so far does, and then knows the rest already."""
+    about = RequestFacts(verb="GET", uri=URI)
+    assert ask(rule(regex_config=where({"request.verb": "POST", "request.body.a": "x"})), about=about) is None
+    one = rule(regex_config=where({"request.verb": "GET", "request.body.a": "x"}))
+    with pytest.raises(BodyNeededError):
+        ask(one, about=about)
+    about.give_body({"a": "x"})
+    assert ask(one, about=about) is not None
+
+
+def test_a_body_that_cannot_be_read_is_a_fact_of_its_own() -> None:
+    """Rules on its keys do not hold, one on `request.body.$unreadable` does; for a readable body it is the reverse."""
+    keys = rule("keys", status=403, regex_config=where({"request.body.amount": ".*"}))
+    unreadable = rule("unreadable", status=415, regex_config=where({"request.body.$unreadable": "not_json|too_large"}))
+    about = RequestFacts(verb="POST", uri=URI)
+    about.give_body(None, "not_json")
+    verdict = ask(keys, unreadable, about=about)
+    assert verdict is not None
+    assert verdict.blocked_by == "unreadable"
+    verdict = ask(keys, unreadable, about=facts(body={"amount": 5}))
+    assert verdict is not None
+    assert verdict.blocked_by == "keys"
+    assert ask(unreadable, about=facts(body=None)) is None
+
+
+def test_a_header_that_cannot_be_read_is_missing() -> None:
+    """What a capture gives may fail: the condition does not hold, the error is counted, nothing is raised."""
     skips = Skips()
 
     def fail(*_: object) -> Any:
         raise OSError("client gone")
 
-    about = RequestFacts(verb="GET", uri=URI, header=fail, body=fail, guard=skips)
-    one = rule(regex_config=where({"request.body.a": ".*"}, {"request.headers.a": ".*"}))
-    assert ask(one, about=about) is None
-    assert skips.counts() == {"governance: reading a request": 2}
+    about = RequestFacts(verb="GET", uri=URI, header=fail, guard=skips)
+    assert ask(rule(regex_config=where({"request.headers.a": ".*"})), about=about) is None
+    assert skips.counts() == {"reading a request for governance": 1}
 
 
 def test_what_a_set_of_rules_needs_is_told() -> None:
-    """The doors read ahead and identify early for such rules only."""
-    assert rules_of(rule(regex_config=where({"request.body.a": "x"}))).needs_body
-    assert not rules_of(rule(regex_config=where({"request.verb": "x"}))).needs_body
+    """Captures identify early for such rules only."""
     assert rules_of(rule(kind="user")).needs_identity
     assert rules_of(rule(kind="company")).needs_identity
     assert not rules_of(rule()).needs_identity
@@ -471,3 +518,31 @@ def test_an_identity_whose_text_fails_lets_the_call_pass() -> None:
     rules = rules_of(rule("r", kind="user", status=403, applied_to_unidentified=True), skips=skips)
     assert rules.evaluate(facts(), Hostile(), None, DEFAULT_CONFIG) is None
     assert skips.counts() == {"governance": 1}
+
+
+# The verdict's headers.
+
+
+def verdict_of(*headers: tuple[str, str]) -> Verdict:
+    return Verdict(blocked=False, status=0, headers=list(headers), body=None, blocked_by=None)
+
+
+def test_order_and_repetition_of_the_applications_headers_stay() -> None:
+    """Cookies keep their order and number; the list that the application sent is not changed."""
+    own = [("Set-Cookie", "a=1"), ("X-A", "own"), ("Set-Cookie", "b=2")]
+    sent = list(own)
+    assert verdict_of(("X-New", "n"), ("x-a", "rule")).added_to(sent) == [*own, ("X-New", "n"), ("x-a", "rule")]
+    assert sent == own
+
+
+def test_a_content_type_is_not_repeated() -> None:
+    """Two of them would be read differently by different clients; without one, the rule's is added."""
+    typed = verdict_of(("Content-Type", "x"))
+    assert typed.added_to([("content-type", "text/plain")]) == [("content-type", "text/plain")]
+    assert typed.added_to([]) == [("Content-Type", "x")]
+
+
+@pytest.mark.parametrize("odd", [[("X",)], [5], None, [(b"X", b"y")], [(5, "y")], "abc"])
+def test_headers_that_are_none_are_given_back(odd: Any) -> None:
+    """What the application does wrong reaches the server as it is; nothing raises here."""
+    assert verdict_of(("Content-Type", "x")).added_to(odd) is odd or odd == [(b"X", b"y")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,10 +13,7 @@ from moesifapi.governance_manager import GovernanceRulesManager
 
 from moesif_otel._remote.config import DEFAULT_CONFIG, RemoteConfig
 from moesif_otel._remote.facts import RequestFacts
-from moesif_otel._remote.governance import RuleSet
-
-if TYPE_CHECKING:
-    from moesif_otel._remote.verdict import Verdict
+from moesif_otel._remote.governance import RuleSet, Verdict
 
 URI = "https://api.test/users/7?filter=open"
 _IDS = ["r0", "r1", "r2", "r3"]
@@ -100,7 +97,8 @@ def _theirs(case: dict[str, Any]) -> dict[str, Any]:
 
 def _ours(case: dict[str, Any]) -> Verdict | None:
     lower = {name.lower(): value for name, value in case["headers"].items()}
-    facts = RequestFacts(verb=case["verb"], uri=URI, ip_address=case["ip"], header=lower.get, body=lambda: case["body"])
+    facts = RequestFacts(verb=case["verb"], uri=URI, ip_address=case["ip"], header=lower.get)
+    facts.give_body(case["body"])
     rules = RuleSet.from_json(json.dumps(case["rules"]).encode())
     assert len(rules) == len(case["rules"])
     return rules.evaluate(
@@ -159,7 +157,8 @@ def _mangled(rule: dict[str, Any]) -> st.SearchStrategy[Any]:
 def test_hostile_rules_never_raise(rules: list[Any], config: dict[str, Any], identity: Any, body: Any) -> None:
     """Whatever rules, configuration, identity and body hold: a verdict or None, and every header of it can be sent."""
     read = RemoteConfig.from_json(json.dumps(config).encode())
-    facts = RequestFacts(verb="GET", uri=URI, ip_address=None, header={"x": "a" * 30 + "!"}.get, body=lambda: body)
+    facts = RequestFacts(verb="GET", uri=URI, ip_address=None, header={"x": "a" * 30 + "!"}.get)
+    facts.give_body(body)
     verdict = RuleSet.from_json(json.dumps(rules).encode()).evaluate(facts, identity, identity, read)
     if verdict is not None:
         assert not verdict.blocked or (100 <= verdict.status <= 999 and isinstance(verdict.body, bytes))

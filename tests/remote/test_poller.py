@@ -14,9 +14,10 @@ import pytest
 from opentelemetry.instrumentation.utils import is_http_instrumentation_enabled
 
 from moesif_otel._delivery.client import MoesifTransport
+from moesif_otel._remote import poller as poller_module
 from moesif_otel._remote.config import DEFAULT_CONFIG
 from moesif_otel._remote.governance import NO_RULES
-from moesif_otel._remote.poller import ConfigPoller, Feed, shared_poller
+from moesif_otel._remote.poller import ConfigPoller
 from moesif_otel.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Answers:
     """A transport whose answers are set by the test; it notes what it was asked."""
 
     def __init__(self) -> None:
+        self.headers: dict[str, str] = {}
         self.asked: list[tuple[str, str | None]] = []
         self.documents: dict[str, Any] = {"/v1/config": {"sample_rate": 50}, "/v1/rules": []}
         self.tags: dict[str, str] = {"/v1/config": "c1", "/v1/rules": "r1"}
@@ -41,7 +43,7 @@ class Answers:
         if self.status is not None:
             if self.status == 0:
                 raise ConnectionError
-            return self.status, b"no", {}
+            return self.status, b"no", dict(self.headers)
         header = "X-Moesif-Config-ETag" if path == "/v1/config" else "X-Moesif-Rules-Tag"
         headers = {header: self.tags[path]}
         if etag == self.tags[path]:
@@ -76,9 +78,10 @@ BOTH = ["/v1/config", "/v1/rules"]
 
 
 @pytest.fixture
-def stepped(answers: Answers, clock: Clock) -> tuple[Feed, ConfigPoller]:
-    feed = Feed(10.0, clock)
-    return feed, ConfigPoller(feed, answers)
+def stepped(answers: Answers, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> ConfigPoller:
+    """A poller whose steps the test makes, without jitter."""
+    monkeypatch.setattr(poller_module, "_uniform", lambda low, high: 1.0)
+    return ConfigPoller(settings_of("stepped"), answers, clock)
 
 
 def settings_of(application_id: str, base_uri: str = "http://127.0.0.1:9") -> Settings:
@@ -99,182 +102,230 @@ def poller_threads() -> set[threading.Thread]:
 def test_before_the_first_answer_everything_is_kept_and_nothing_asked(answers: Answers) -> None:
     """Making a poller costs no thread and no question."""
     before = poller_threads()
-    poller = shared_poller(settings_of("fresh"), answers)
+    poller = ConfigPoller(settings_of("fresh"), answers)
     assert poller.config is DEFAULT_CONFIG
     assert poller.rules is NO_RULES
     assert (answers.asked, poller_threads()) == ([], before)
 
 
-def test_it_asks_at_once_and_then_every_minute(
-    stepped: tuple[Feed, ConfigPoller], answers: Answers, clock: Clock
-) -> None:
+def test_it_asks_at_once_and_then_every_minute(stepped: ConfigPoller, answers: Answers, clock: Clock) -> None:
     """First both, then with the ETag after 60 s; a 304 keeps what is known."""
-    feed, poller = stepped
-    assert feed.step() == pytest.approx(60.0)
+    poller = stepped
+    assert poller.step() == pytest.approx(60.0)
     assert answers.asked == [("/v1/config", None), ("/v1/rules", None)]
     assert poller.config.sample_rate == 50
     config = poller.config
     answers.asked.clear()
     clock.now_s += 59.0
-    assert feed.step() == pytest.approx(1.0)
+    assert poller.step() == pytest.approx(1.0)
     assert answers.asked == []
     clock.now_s += 1.0
-    feed.step()
+    poller.step()
     assert answers.asked == [("/v1/config", "c1"), ("/v1/rules", "r1")]
     assert poller.config is config
 
 
-def test_another_tag_has_only_its_own_thing_asked_for(
-    stepped: tuple[Feed, ConfigPoller], answers: Answers, clock: Clock
-) -> None:
+def test_another_tag_has_only_its_own_thing_asked_for(stepped: ConfigPoller, answers: Answers, clock: Clock) -> None:
     """A new rules tag asks for the rules, a new config tag for the configuration; a known one for nothing."""
-    feed, poller = stepped
-    feed.step()
+    poller = stepped
+    poller.step()
     answers.paths()
     clock.now_s += 5.0
     poller.note_tags("c1", "r1")
     poller.note_tags(None, None)
     poller.note_tags("", "")
-    feed.step()
+    poller.step()
     assert answers.paths() == []
     answers.documents["/v1/rules"], answers.tags["/v1/rules"] = [RULE], "r2"
     poller.note_tags("c1", "r2")
-    feed.step()
+    poller.step()
     assert answers.paths() == ["/v1/rules"]
     assert len(poller.rules) == 1
     answers.documents["/v1/config"], answers.tags["/v1/config"] = {"sample_rate": 7}, "c2"
     poller.note_tags("c2", "r2")
-    feed.step()
+    poller.step()
     assert answers.paths() == ["/v1/config"]
     assert poller.config.sample_rate == 7
 
 
 def test_a_tag_that_the_answer_does_not_carry_is_asked_for_once(
-    stepped: tuple[Feed, ConfigPoller], answers: Answers, clock: Clock
+    stepped: ConfigPoller, answers: Answers, clock: Clock
 ) -> None:
     """Every batch brings the tag again; only its first appearance asks, the minute does the rest."""
-    feed, poller = stepped
-    feed.step()
+    poller = stepped
+    poller.step()
     answers.paths()
     for _ in range(10):
         clock.now_s += 2.0
         poller.note_tags("elsewhere", None)
-        feed.step()
+        poller.step()
     assert answers.paths() == ["/v1/config"]
 
 
-def test_tags_that_take_turns_ask_once_a_second_at_most(
-    stepped: tuple[Feed, ConfigPoller], answers: Answers, clock: Clock
-) -> None:
+def test_tags_that_take_turns_ask_once_a_second_at_most(stepped: ConfigPoller, answers: Answers, clock: Clock) -> None:
     """Two servers behind one address with two tags make no storm."""
-    feed, poller = stepped
-    feed.step()
+    poller = stepped
+    poller.step()
     answers.paths()
     for turn in range(100):
         clock.now_s += 0.1
         poller.note_tags(f"tag{turn % 2}", None)
-        assert feed.step() <= 60.0
+        assert poller.step() <= 60.0
     assert len(answers.paths()) <= 11
 
 
 @pytest.mark.parametrize("status", [0, 401, 404, 429, 500, 503, 302])
 def test_a_failed_answer_keeps_the_last_good_one(
-    stepped: tuple[Feed, ConfigPoller], answers: Answers, clock: Clock, status: int
+    stepped: ConfigPoller, answers: Answers, clock: Clock, status: int
 ) -> None:
     """No answer, or a wrong one: what is known stays, it is counted, and it is tried again sooner than in a minute."""
-    feed, poller = stepped
+    poller = stepped
     answers.documents["/v1/rules"] = [RULE]
-    feed.step()
+    poller.step()
     config, rules = poller.config, poller.rules
     answers.status = status
     answers.paths()
     waits = []
     for _ in range(6):
         clock.now_s += 60.0
-        waits.append(feed.step())
+        waits.append(poller.step())
     assert (poller.config, poller.rules) == (config, rules)
     assert waits == [5, 10, 20, 40, 60, 60]
     assert sum(poller.counts().values()) == 12
     answers.status = None
     clock.now_s += 60.0
-    assert feed.step() == pytest.approx(60.0)
+    assert poller.step() == pytest.approx(60.0)
 
 
 @pytest.mark.parametrize("document", [b"", b"<html>", b"null", b"5", b'"x"'])
 def test_a_malformed_answer_keeps_the_last_good_one(
-    stepped: tuple[Feed, ConfigPoller], answers: Answers, clock: Clock, document: bytes
+    stepped: ConfigPoller, answers: Answers, clock: Clock, document: bytes
 ) -> None:
     """What is no configuration, or no rules, replaces nothing; and its ETag is not remembered."""
-    feed, poller = stepped
+    poller = stepped
     answers.documents["/v1/rules"] = [RULE]
-    feed.step()
+    poller.step()
     config, rules = poller.config, poller.rules
     for path in BOTH:
         answers.documents[path], answers.tags[path] = document, "bad"
     clock.now_s += 60.0
-    feed.step()
+    poller.step()
     assert (poller.config, poller.rules) == (config, rules)
     answers.asked.clear()
     clock.now_s += 60.0
-    feed.step()
+    poller.step()
     assert answers.asked == [("/v1/config", "c1"), ("/v1/rules", "r1")]
 
 
-def test_no_document_of_one_breaks_the_other(stepped: tuple[Feed, ConfigPoller], answers: Answers) -> None:
+def test_no_document_of_one_breaks_the_other(stepped: ConfigPoller, answers: Answers) -> None:
     """Malformed rules leave the configuration alone."""
-    feed, poller = stepped
+    poller = stepped
     answers.documents["/v1/rules"] = b"no"
-    feed.step()
+    poller.step()
     assert poller.config.sample_rate == 50
     assert poller.rules is NO_RULES
 
 
-def test_stale_cohort_entries_are_counted(stepped: tuple[Feed, ConfigPoller], answers: Answers) -> None:
+def test_stale_cohort_entries_are_counted(stepped: ConfigPoller, answers: Answers) -> None:
     """A configuration that names a rule which is gone is noticed, and no more than that."""
-    feed, poller = stepped
+    poller = stepped
     answers.documents["/v1/config"] = {"user_rules": {"u": [{"rules": "gone"}]}}
     answers.documents["/v1/rules"] = [RULE]
-    feed.step()
+    poller.step()
     assert poller.counts() == {"cohort entry of an unknown rule": 1}
 
 
-def test_pipelines_with_one_key_share_one_thread(answers: Answers) -> None:
-    """Same application id and base URI: one thread, one answer; another base URI has its own."""
-    before = poller_threads()
-    first, second = shared_poller(settings_of("shared"), answers), shared_poller(settings_of("shared"), answers)
-    other = shared_poller(settings_of("shared", "http://127.0.0.1:9/proxy"), answers)
-    for poller in (first, second, first):
-        poller.ensure_started()
+def test_the_server_may_ask_to_be_left_alone(stepped: ConfigPoller, answers: Answers, clock: Clock) -> None:
+    """Retry-After is obeyed, in seconds and as a date, but for ten minutes at most; a tag does not cut it short."""
+    poller = stepped
+    answers.status = 429
+    for value, waited in (("240", 240), ("86400", 600), ("Fri, 31 Dec 2199 23:59:59 GMT", 600)):
+        answers.headers = {"Retry-After": value}
+        answers.paths()
+        poller.step()
+        assert answers.paths() == BOTH
+        clock.now_s += waited - 1
+        poller.note_tags(f"another {value}", f"another {value}")
+        assert poller.step() == pytest.approx(1.0)
+        assert answers.paths() == []
+        clock.now_s += 1
+
+
+def test_processes_that_start_together_do_not_ask_together(answers: Answers, clock: Clock) -> None:
+    """Every wait has some jitter, after good answers as after failures and Retry-After; the latter only gets longer."""
+    pollers = [ConfigPoller(settings_of(str(n)), answers, clock) for n in range(20)]
+    assert len({poller.step() for poller in pollers}) > 1
+    answers.status, answers.headers = 503, {"Retry-After": "30"}
+    clock.now_s += 100
+    waits = {poller.step() for poller in pollers}
+    assert len(waits) > 10
+    assert all(30 <= wait_s <= 36 for wait_s in waits)
+
+
+def test_not_modified_without_a_document_is_a_failure(stepped: ConfigPoller, answers: Answers, clock: Clock) -> None:
+    """A 304 to a question without an ETag brings nothing: it is asked again soon, and never in a loop."""
+    poller = stepped
+    answers.status = 304
+    assert poller.step() == pytest.approx(5.0)
+    assert poller.config is DEFAULT_CONFIG
+    clock.now_s += 5.0
+    assert poller.step() == pytest.approx(10.0)
+    assert len(answers.asked) == 4
+
+
+def test_a_thread_that_could_not_start_is_tried_again(
+    answers: Answers, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refused thread is counted, not taken for running: a second later the next event starts it."""
+    poller = ConfigPoller(settings_of("refused"), answers, clock)
+    refused: list[int] = []
+
+    def start(thread: threading.Thread) -> None:
+        refused.append(1)
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        for _ in range(100):
+            poller.ensure_started()
+    assert len(refused) == 1
+    assert sum(poller.counts().values()) == 1
+    poller.ensure_started()
+    assert answers.asked == []
+    clock.now_s += 1.0
+    poller.ensure_started()
     wait_until(lambda: len(answers.asked) == 2)
-    assert len(poller_threads() - before) == 1
-    wait_until(lambda: first.config is second.config is not DEFAULT_CONFIG)
-    assert other.config is DEFAULT_CONFIG
-    first.release()
-    first.release()
-    assert len(poller_threads() - before) == 1
-    second.release()
+    poller.release()
+
+
+def test_a_clock_that_jumps_stops_nothing(stepped: ConfigPoller, answers: Answers, clock: Clock) -> None:
+    """A machine that slept for a day is asked for at once, and never waits longer than a minute or so."""
+    poller = stepped
+    poller.step()
+    answers.paths()
+    clock.now_s += 86_400.0
+    assert poller.step() <= 60.0
+    assert answers.paths() == BOTH
+
+
+def test_after_release_nothing_is_asked_and_all_is_still_known(answers: Answers) -> None:
+    """The thread ends, once and for all; what was known can be read."""
+    before = poller_threads()
+    poller = ConfigPoller(settings_of("released"), answers)
+    poller.ensure_started()
+    wait_until(lambda: len(answers.asked) == 2)
+    poller.release()
+    poller.release()
     wait_until(lambda: not poller_threads() - before)
-    assert second.config.sample_rate == 50
-    second.ensure_started()
+    assert poller.config.sample_rate == 50
+    poller.ensure_started()
     assert not poller_threads() - before
-    other.release()
-
-
-def test_when_one_transport_fails_another_pipelines_is_asked(answers: Answers) -> None:
-    """A pipeline that was shut down, its transport closed, does not stop the ones that share its poller."""
-    closed = Answers()
-    closed.status = 0
-    first, second = shared_poller(settings_of("two"), closed), shared_poller(settings_of("two"), answers)
-    second.ensure_started()
-    wait_until(lambda: first.config.sample_rate == 50)
-    first.release()
-    second.release()
 
 
 def test_a_pipeline_that_is_thrown_away_takes_its_thread_with_it(answers: Answers) -> None:
     """Garbage collection of the last holder ends the thread; nothing must be released by hand."""
     before = poller_threads()
-    poller = shared_poller(settings_of("forgotten"), answers)
+    poller = ConfigPoller(settings_of("forgotten"), answers)
     poller.ensure_started()
     wait_until(lambda: len(answers.asked) == 2)
     assert len(poller_threads() - before) == 1
@@ -285,7 +336,7 @@ def test_a_pipeline_that_is_thrown_away_takes_its_thread_with_it(answers: Answer
 
 def test_its_questions_are_not_instrumented(answers: Answers) -> None:
     """The thread is suppressed for instrumentations: no spans of ours in the application's traces."""
-    poller = shared_poller(settings_of("quiet"), answers)
+    poller = ConfigPoller(settings_of("quiet"), answers)
     poller.ensure_started()
     wait_until(lambda: len(answers.instrumented) == 2)
     poller.release()
@@ -294,7 +345,7 @@ def test_its_questions_are_not_instrumented(answers: Answers) -> None:
 
 def test_a_noted_tag_wakes_the_thread(answers: Answers) -> None:
     """A new tag is asked for within moments, not at the next minute (the least gap is a second)."""
-    poller = shared_poller(settings_of("woken"), answers)
+    poller = ConfigPoller(settings_of("woken"), answers)
     poller.ensure_started()
     wait_until(lambda: len(answers.asked) == 2)
     answers.documents["/v1/rules"], answers.tags["/v1/rules"] = [RULE], "r2"
@@ -307,7 +358,7 @@ def test_a_noted_tag_wakes_the_thread(answers: Answers) -> None:
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_asks_for_itself(answers: Answers) -> None:
     """The child keeps what the parent knew, starts a thread of its own, and the parent's goes on."""
-    poller = shared_poller(settings_of("forked"), answers)
+    poller = ConfigPoller(settings_of("forked"), answers)
     poller.ensure_started()
     wait_until(lambda: poller.config is not DEFAULT_CONFIG and len(answers.asked) == 2)
     reading, writing = os.pipe()
@@ -359,7 +410,7 @@ def test_over_a_real_connection() -> None:
     thread.start()
     settings = settings_of("real", f"http://127.0.0.1:{server.server_port}")
     transport = MoesifTransport(settings)
-    poller = shared_poller(settings, transport)
+    poller = ConfigPoller(settings, transport)
     try:
         poller.ensure_started()
         wait_until(lambda: poller.config.sample_rate == 60 and len(_Server.conditional) == 2)
@@ -383,7 +434,7 @@ def test_against_the_sandbox() -> None:
         sandbox.put_rules([RULE])
         settings = settings_of("sandboxed", sandbox.url)
         transport = MoesifTransport(settings)
-        poller = shared_poller(settings, transport)
+        poller = ConfigPoller(settings, transport)
         poller.ensure_started()
         wait_until(lambda: poller.config.sample_rate == 10 and len(poller.rules) == 1)
         sandbox.put_rules([])

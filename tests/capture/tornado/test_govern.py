@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from tornado import web, websocket, wsgi
 
 from moesif_otel._capture.exchange import Outcome
-from moesif_otel._remote.verdict import Verdict
+from moesif_otel._remote.governance import Verdict
 from tests.capture.tornado.serving import Recorder, get, recorder, run, serving, talk, tapping, without_dates
 
 BODY = b'{"error": "quota"}'

@@ -19,7 +19,7 @@ from moesif_otel._capture.exchange import Outcome, current_exchange
 from moesif_otel._capture.wsgi import span as wsgi_span
 from moesif_otel._capture.wsgi.capture import WsgiTap
 from moesif_otel._capture.wsgi.span import ServerSpans
-from moesif_otel._remote.verdict import Verdict
+from moesif_otel._remote.governance import Verdict
 from tests.recording import RecordingPipeline
 
 

@@ -1,4 +1,4 @@
-"""Merge tags are replaced wherever a rule can have text."""
+"""One rule: its merge tags, and how deep it may be."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesif_otel._remote.merge_tags import fill, has_tags
+from moesif_otel._remote.rules import Conditions, RuleError, _filled, _has_tags, read_rule
 
 VALUES = {"0": "gold", "plan name": "big", "x": "{{0}}"}
 
@@ -32,12 +32,25 @@ VALUES = {"0": "gold", "plan name": "big", "x": "{{0}}"}
 )
 def test_tags_are_replaced_in_keys_values_and_lists(template: Any, filled: Any) -> None:
     """At any depth; what was put in is not looked at again; other template languages are left alone."""
-    assert fill(template, VALUES) == filled
+    assert _filled(template, VALUES) == filled
 
 
 @given(st.text(alphabet="{}0 ax", max_size=20))
 def test_text_without_tags_stays(text: str) -> None:
     """Only `{{name}}` changes a text."""
-    if not has_tags(text):
-        assert fill(text, VALUES) == text
-    assert isinstance(fill(text, VALUES), str)
+    if not _has_tags(text, 0):
+        assert _filled(text, VALUES) == text
+    assert isinstance(_filled(text, VALUES), str)
+
+
+@pytest.mark.parametrize("variables", [[], [{"name": "0"}]])
+def test_a_body_that_is_too_deep_to_be_written_is_refused(variables: list[Any]) -> None:
+    """When the rule is read, not when a request is to be answered with it."""
+    deep: Any = "{{0}}"
+    for _ in range(400):
+        deep = [deep]
+    response = {"status": 403, "body": deep}
+    with pytest.raises(RuleError, match="nested too deeply"):
+        read_rule(
+            {"_id": "r", "type": "regex", "block": True, "variables": variables, "response": response}, Conditions()
+        )

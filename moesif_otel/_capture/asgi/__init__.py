@@ -1,0 +1,1 @@
+"""Capture of the calls of ASGI applications."""

@@ -1,0 +1,514 @@
+"""Capture of ASGI calls: what stands around an application's `receive` and `send`.
+
+A call runs in the server's own task and context. No message is held back, added, reordered or changed, but for headers
+that a governance rule adds; nothing here waits but for the application, the server, and an asynchronous identity
+callback that a rule asks for. What is noted of a message is noted once the other side has taken it.
+
+A call is over at the first of: the last message of its response, the client's leaving, the application's return or
+exception. Background tasks come after the first of these and are not waited for.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry import context as otel_context
+
+from moesif_otel._capture.asgi.callback_objects import CallbackObjects
+from moesif_otel._capture.asgi.scope import header_source, peer_address, repeatable, url_source
+from moesif_otel._capture.body import CapturedBody
+from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping
+
+    from moesif_otel._capture.asgi.span import ServerSpan, ServerSpans
+    from moesif_otel._capture.exchange import Decision, Headers, Pipeline
+    from moesif_otel._guard import Guard
+
+    Message = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[Message]]
+    Send = Callable[[Message], Awaitable[Any]]
+
+__all__ = ["EXCHANGES_KEY", "AsgiCapture"]
+
+EXCHANGES_KEY: Final = "moesif_otel.exchanges"
+"""Where a scope carries the Exchanges of its call, against capturing one call twice."""
+
+_NO_BODY_STATUSES: Final = frozenset({204, 304})
+_FILES: Final = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
+_STARTS: Final = frozenset({"http.response.start", "websocket.http.response.start", "websocket.accept"})
+
+
+class AsgiCapture:
+    """Captures the calls that go through it.
+
+    Args:
+        pipeline: Whose calls they are.
+        provisional: Stand back where a middleware of the same application id is inside.
+
+    Thread-safe; one serves every event loop of a process.
+    """
+
+    __slots__ = ("_objects", "_pipeline", "_provisional")
+
+    def __init__(self, pipeline: Pipeline, *, provisional: bool = False) -> None:
+        self._pipeline = pipeline
+        self._provisional = provisional
+        self._objects: CallbackObjects | None = None
+
+    def serve(
+        self,
+        app: Any,
+        scope: MutableMapping[str, Any],
+        receive: Receive,
+        send: Send,
+        *,
+        spans: ServerSpans | None = None,
+        governs: bool = True,
+    ) -> Awaitable[Any]:
+        """Call the application as the server would, and note what passes.
+
+        Args:
+            app: The ASGI application.
+            scope: An `http` or `websocket` scope, at the start of its call.
+            receive: The server's.
+            send: The server's.
+            spans: Makes the SERVER span, or None where an instrumentation does.
+            governs: Whether governance rules are asked here, and not further inside.
+
+        Returns:
+            What is to be awaited; what the application returns and raises passes unchanged.
+        """
+        try:
+            present = scope.get(EXCHANGES_KEY, ())
+            if present and not self._takes_over(present):
+                return app(scope, receive, send)  # type: ignore[no-any-return]
+            exchange, call = self._open(scope, receive, send, present, spans)
+        except Exception as exc:
+            self._pipeline.guard.caught("capture of an ASGI call", exc)
+            return app(scope, receive, send)  # type: ignore[no-any-return]
+        return call.run(app, scope, exchange, self if governs else None)
+
+    async def serve_inside(self, app: Any, exchange: Exchange, scope: Any, receive: Receive, send: Send) -> Any:
+        """Call the application inside a layer of ours that captures: what is left to do here is to govern.
+
+        An exception is noted on its way to the framework's error handling, which answers in the application's place.
+        """
+        try:
+            if self._pipeline.has_rules and not exchange.governed:
+                return await self.govern(app, exchange, scope, receive, send)
+            return await app(scope, receive, send)
+        except Exception as exc:
+            if exchange.is_open:
+                exchange.error_type = type(exc).__qualname__
+            raise
+
+    async def govern(self, app: Any, exchange: Exchange, scope: Any, receive: Receive, send: Send) -> Any:
+        """Ask the governance rules about a call, then call the application, or answer in its place."""
+        exchange.governed = True
+        try:
+            decision, receive = await self._decide(exchange, scope, receive)
+        except Exception as exc:
+            self._pipeline.guard.caught("governance", exc)
+            decision = None
+        if decision is None:
+            return await app(scope, receive, send)
+        if not decision.blocked:
+            return await app(scope, receive, _DecidedSend(send, decision, self._pipeline.guard))
+        return await answer_instead(decision, scope, receive, send)
+
+    async def _decide(self, exchange: Exchange, scope: Any, receive: Receive) -> tuple[Decision | None, Receive]:
+        pipeline = self._pipeline
+        if pipeline.has_callbacks(exchange):
+            objects = self.callback_objects()
+            exchange.callback_arguments = (objects.request(scope, {}, exchange), None)
+        ahead = _BodyAhead(receive, pipeline.settings.request_max_body_size)
+        decision = pipeline.govern(exchange, ahead.data)
+        if ahead.was_asked and await ahead.read():
+            # Rules that look into the body are asked once more, with it.
+            decision = pipeline.govern(exchange, ahead.data)
+        # What the callbacks did not know yet they are asked again, with the response.
+        exchange.identified = False
+        return decision, ahead.receive if ahead.messages else receive
+
+    def callback_objects(self) -> CallbackObjects:
+        """Return what makes the arguments of callbacks; the first time it may import Starlette."""
+        if self._objects is None:
+            self._objects = CallbackObjects()
+        return self._objects
+
+    def _open(
+        self,
+        scope: MutableMapping[str, Any],
+        receive: Receive,
+        send: Send,
+        present: tuple[Exchange, ...],
+        spans: ServerSpans | None,
+    ) -> tuple[Exchange, HttpCall]:
+        pipeline = self._pipeline
+        is_http = scope["type"] == "http"
+        exchange = Exchange(pipeline, "Incoming", scope["method"] if is_http else "GET")
+        exchange.provisional = self._provisional
+        headers = tuple(scope["headers"])
+        exchange.url = url_source(scope, headers)
+        exchange.request_headers = header_source(headers)
+        exchange.peer_address = peer_address(scope)
+        exchange.has_remote_parent = any(name == b"traceparent" for name, _ in headers)
+        scope[EXCHANGES_KEY] = (*present, exchange)
+        call = (HttpCall if is_http else WebSocketCall)(exchange, receive, send)
+        if spans is not None:
+            call.start_span(spans, scope)
+        if pipeline.has_callbacks(exchange):
+            call.offer_to_callbacks(self.callback_objects(), scope)
+        return exchange, call
+
+    def _takes_over(self, present: tuple[Exchange, ...]) -> bool:
+        key = self._pipeline.settings.pipeline_key
+        for exchange in present:
+            if exchange.pipeline.settings.pipeline_key != key:
+                continue
+            if not exchange.provisional or self._provisional:
+                return False
+            exchange.supersede()
+        return True
+
+
+class HttpCall:
+    """One HTTP call: what passes between server and application.
+
+    Args:
+        exchange: Its Exchange, open.
+        receive: The server's.
+        send: The server's.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_came",
+        "_exchange",
+        "_guard",
+        "_keeps_bodies",
+        "_objects",
+        "_receive",
+        "_scope",
+        "_send",
+        "_span",
+        "_spans",
+        "_trailers",
+    )
+
+    def __init__(self, exchange: Exchange, receive: Receive, send: Send) -> None:
+        self._exchange: Exchange | None = exchange
+        self._guard = exchange.pipeline.guard
+        self._keeps_bodies = exchange.pipeline.settings.log_body
+        self._receive = receive
+        self._send = send
+        self._trailers = False
+        self._span: ServerSpan | None = None
+        self._spans: ServerSpans | None = None
+        self._objects: CallbackObjects | None = None
+        self._scope: Any = None
+        self._came: Any = None
+
+    def start_span(self, spans: ServerSpans, scope: Any) -> None:
+        """Start the SERVER span, where it is ours to make."""
+        self._spans = spans
+        try:
+            self._span = spans.start(scope)
+        except Exception as exc:
+            self._guard.caught("a SERVER span", exc)
+
+    def offer_to_callbacks(self, objects: CallbackObjects, scope: Any) -> None:
+        """Remember what callbacks will be given."""
+        self._objects, self._scope, self._came = objects, scope, objects.as_it_came(scope)
+
+    async def run(self, app: Any, scope: Any, exchange: Exchange, governor: AsgiCapture | None) -> Any:
+        """Call the application in this task and context; what it returns and raises passes unchanged.
+
+        Args:
+            app: The ASGI application.
+            scope: The call's.
+            exchange: The call's, open.
+            governor: Asks the governance rules, or None where that is done further inside.
+        """
+        token = current_exchange.set(exchange)
+        attached = None
+        try:
+            exchange.pipeline.opened(exchange)
+            if self._span is not None and self._span.context is not None:
+                attached = otel_context.attach(self._span.context)
+            if governor is not None and exchange.pipeline.has_rules:
+                return await governor.govern(app, exchange, scope, self.receive, self.send)
+            return await app(scope, self.receive, self.send)
+        except Exception as exc:
+            self.end(Outcome.FAILED, exc)
+            raise
+        except GeneratorExit:
+            # The task was destroyed, perhaps by garbage collection: no lock, no callback here.
+            self.dropped()
+            raise
+        except BaseException as exc:
+            self._interrupted(exc)
+            raise
+        finally:
+            if self._exchange is not None:
+                self._returned()
+            try:
+                if attached is not None:
+                    otel_context.detach(attached)
+                current_exchange.reset(token)
+            except ValueError:
+                pass  # closed in another context than it ran in
+
+    # What the application calls.
+
+    async def receive(self) -> Message:
+        """Receive a message from the server, and note it."""
+        message = await self._receive()
+        if self._exchange is not None:
+            try:
+                self._received(message, self._exchange)
+            except Exception as exc:
+                self._guard.caught("capture of a request body", exc)
+        return message
+
+    async def send(self, message: Message) -> Any:
+        """Send a message to the server, and note it once that has taken it."""
+        try:
+            result = await self._send(message)
+        except OSError:
+            # What servers raise once the client is gone (ASGI specification 2.4, "Disconnected client").
+            self.end(Outcome.ABORTED)
+            raise
+        if self._exchange is not None:
+            try:
+                self._sent(message, self._exchange)
+            except Exception as exc:
+                self._guard.caught("capture of a response", exc)
+        return result
+
+    def _received(self, message: Message, exchange: Exchange) -> None:
+        kind = message["type"]
+        if kind == "http.request":
+            data = message.get("body")
+            if data and self._keeps_bodies:
+                body = exchange.request_body
+                if body is None:
+                    pipeline = exchange.pipeline
+                    body = exchange.request_body = CapturedBody(
+                        pipeline.settings.request_max_body_size, pipeline.budget
+                    )
+                body.add(data)
+        elif kind == "http.disconnect":
+            self.end(Outcome.ABORTED)
+
+    def _sent(self, message: Message, exchange: Exchange) -> None:
+        kind = message["type"]
+        if kind == "http.response.body":
+            data = message.get("body")
+            if data:
+                self._sent_body(data, exchange)
+            if not message.get("more_body") and not self._trailers:
+                self.end(Outcome.COMPLETE)
+        elif kind == "http.response.start":
+            self._sent_start(message, exchange)
+        elif kind == "http.response.trailers":
+            if not message.get("more_trailers"):
+                self.end(Outcome.COMPLETE)
+        elif kind in _FILES and not message.get("more_body") and not self._trailers:
+            self.end(Outcome.COMPLETE)
+
+    def _sent_start(self, message: Message, exchange: Exchange) -> None:
+        status = exchange.status = int(message["status"])
+        headers = repeatable(message.get("headers"))
+        exchange.response_headers = header_source(headers)
+        self._trailers = bool(message.get("trailers"))
+        if self._came is not None:
+            self._came["response_headers"] = headers
+        if self._span is not None:
+            self._span.send(message)
+        if status in _NO_BODY_STATUSES or exchange.method == "HEAD":
+            self._keeps_bodies = False  # no client sees a body that is sent all the same
+
+    def _sent_body(self, data: Any, exchange: Exchange) -> None:
+        if self._keeps_bodies:
+            body = exchange.response_body
+            if body is None:
+                pipeline = exchange.pipeline
+                body = exchange.response_body = CapturedBody(pipeline.settings.response_max_body_size, pipeline.budget)
+            body.add(data)
+
+    # How it ends.
+
+    def _interrupted(self, exc: BaseException) -> None:
+        """The task was cancelled, or the process is asked to end."""
+        if isinstance(exc, (SystemExit, KeyboardInterrupt)):
+            self.end(Outcome.FAILED, exc)
+        else:
+            self.end(Outcome.ABORTED)
+
+    def _returned(self) -> None:
+        """The application returned without the last message of a response: the server answers 500, or cuts it."""
+        self.end(Outcome.FAILED)
+
+    def dropped(self) -> None:
+        """Nobody will go on with the call; may run in a finalizer."""
+        exchange, self._exchange = self._exchange, None
+        if exchange is None:
+            return
+        if self._span is not None:
+            exchange.closing = self._span.end
+            self._span = None
+        self._forget()
+        exchange.finish_from_finalizer(Outcome.ABORTED)
+
+    def end(self, outcome: Outcome, error: BaseException | None = None) -> None:
+        """End the call; the first end counts. Never raises."""
+        exchange, self._exchange = self._exchange, None
+        if exchange is None:
+            return
+        try:
+            if self._spans is not None:
+                span, self._span = self._span, None
+                if span is not None:
+                    span.end(error)
+                self._spans.observe(exchange, made=span is not None)
+        except Exception as exc:
+            self._guard.caught("a SERVER span", exc)
+        try:
+            if self._objects is not None:
+                exchange.callback_arguments = self._callback_arguments(self._objects, exchange)
+        except Exception as exc:
+            self._guard.caught("preparing callbacks", exc)
+        self._forget()
+        exchange.finish(outcome, error)
+
+    def _callback_arguments(self, objects: CallbackObjects, exchange: Exchange) -> tuple[Any, Any]:
+        came = self._came
+        headers = came.pop("response_headers", ())
+        return objects.request(self._scope, came, exchange), objects.response(exchange.status, headers, exchange)
+
+    def _forget(self) -> None:
+        # A background task may keep the call for hours.
+        self._objects = self._scope = self._came = self._spans = None
+
+
+class WebSocketCall(HttpCall):
+    """A WebSocket handshake: one call, which is over when it is accepted or denied. Messages are not looked at."""
+
+    __slots__ = ()
+
+    def _received(self, message: Message, exchange: Exchange) -> None:
+        del exchange
+        if message["type"] == "websocket.disconnect":
+            self.end(Outcome.ABORTED)
+
+    def _sent(self, message: Message, exchange: Exchange) -> None:
+        kind = message["type"]
+        if kind == "websocket.accept":
+            exchange.status = 101
+            exchange.response_headers = header_source(repeatable(message.get("headers")))
+            self.end(Outcome.UPGRADED)
+        elif kind == "websocket.close":
+            exchange.status = 403  # what servers answer to a close before the handshake
+            self.end(Outcome.COMPLETE)
+        elif kind == "websocket.http.response.start":
+            self._sent_start(message, exchange)
+        elif kind == "websocket.http.response.body":
+            if message.get("body"):
+                self._sent_body(message["body"], exchange)
+            if not message.get("more_body"):
+                self.end(Outcome.COMPLETE)
+
+
+class _DecidedSend:
+    """A `send` that puts a governance rule's headers behind the application's own."""
+
+    __slots__ = ("_decision", "_guard", "_send")
+
+    def __init__(self, send: Send, decision: Decision, guard: Guard) -> None:
+        self._send = send
+        self._decision: Decision | None = decision
+        self._guard = guard
+
+    async def __call__(self, message: Message) -> Any:
+        decision = self._decision
+        if decision is not None and message.get("type") in _STARTS:
+            self._decision = None
+            try:
+                message = _with_headers(message, decision)
+            except Exception as exc:
+                self._guard.caught("headers of a governance rule", exc)
+        return await self._send(message)
+
+
+def _with_headers(message: Message, decision: Decision) -> Message:
+    own = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in repeatable(message.get("headers"))]
+    added = _encoded(decision.added_to(own)[len(own) :])
+    return {**message, "headers": [*(message.get("headers") or ()), *added]}
+
+
+def _encoded(headers: Headers) -> list[tuple[bytes, bytes]]:
+    # Lower-case names: the specification wants them, and HTTP/2 takes no others.
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+
+
+async def answer_instead(decision: Decision, scope: Any, receive: Receive, send: Send) -> None:
+    """Answer a blocked call; the application is not called."""
+    kind = "http.response"
+    if scope["type"] == "websocket":
+        await receive()  # the server's `websocket.connect`
+        if "websocket.http.response" not in (scope.get("extensions") or ()):
+            await send({"type": "websocket.close"})
+            return
+        kind = "websocket.http.response"
+    await send({"type": f"{kind}.start", "status": decision.status, "headers": _encoded(decision.headers)})
+    body = b"" if scope.get("method") == "HEAD" else decision.body or b""
+    await send({"type": f"{kind}.body", "body": body})
+
+
+class _BodyAhead:
+    """The request body for rules that look into it: received before the application asks, then given to it.
+
+    Args:
+        receive: Where the messages come from.
+        max_bytes: A longer body is received no further.
+    """
+
+    __slots__ = ("_data", "_max_bytes", "_receive", "messages", "was_asked")
+
+    def __init__(self, receive: Receive, max_bytes: int) -> None:
+        self._receive = receive
+        self._max_bytes = max_bytes
+        self._data: bytes | None = None
+        self.messages: deque[Message] = deque()
+        self.was_asked = False
+
+    def data(self) -> bytes | None:
+        """Return the whole body, or None as long as it has not been read."""
+        self.was_asked = True
+        return self._data
+
+    async def read(self) -> bool:
+        """Receive the body; False when it is too long or the client left."""
+        parts: list[bytes] = []
+        size_bytes = 0
+        while True:
+            message = await self._receive()
+            self.messages.append(message)
+            if message["type"] != "http.request":
+                return False
+            part = message.get("body") or b""
+            parts.append(part)
+            size_bytes += len(part)
+            if size_bytes > self._max_bytes:
+                return False
+            if not message.get("more_body"):
+                self._data = b"".join(parts)
+                return True
+
+    async def receive(self) -> Message:
+        """Receive for the application: first what was read ahead."""
+        return self.messages.popleft() if self.messages else await self._receive()

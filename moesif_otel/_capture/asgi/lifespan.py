@@ -1,0 +1,92 @@
+"""Delivery before an ASGI server's process ends, without a blocking call on its event loop.
+
+uvicorn ends itself by the signal that it got, and granian's workers run no exit handlers: what is pending then would be
+lost. So it is delivered before the application's `lifespan.shutdown.complete` reaches the server; and, for applications
+that take no part in lifespan, at the end of uvicorn's own shutdown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final
+
+from moesif_otel._capture.patching import Patch, PatchSet
+from moesif_otel._guard import PROCESS_GUARD
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping
+
+    from moesif_otel._capture.exchange import Pipeline
+
+    Send = Callable[[MutableMapping[str, Any]], Awaitable[Any]]
+
+__all__ = ["Lifespan", "deliver_at_shutdown", "run_in_thread"]
+
+_ENDS: Final = frozenset({"lifespan.shutdown.complete", "lifespan.shutdown.failed"})
+
+_delivered_at_shutdown: Final[weakref.WeakSet[Pipeline]] = weakref.WeakSet()
+
+
+async def run_in_thread(function: Callable[..., Any], *args: Any) -> None:
+    """Call a blocking function in a thread of its own: the loop's may all be busy with the application's work."""
+    trio = sys.modules.get("trio")
+    if asyncio._get_running_loop() is not None:  # typeshed names it; the public one raises where there is none
+        executor = ThreadPoolExecutor(1, thread_name_prefix="moesif-otel-flush")
+        try:
+            await asyncio.get_running_loop().run_in_executor(executor, function, *args)
+        finally:
+            executor.shutdown(wait=False)
+    elif trio is not None:
+        await trio.to_thread.run_sync(function, *args, limiter=trio.CapacityLimiter(1))
+
+
+class Lifespan:
+    """A server's `send` of a lifespan: what is pending is delivered before the shutdown is said to be complete.
+
+    Args:
+        pipeline: What is to be delivered.
+        send: The server's.
+    """
+
+    __slots__ = ("_pipeline", "_send")
+
+    def __init__(self, pipeline: Pipeline, send: Send) -> None:
+        self._pipeline = pipeline
+        self._send = send
+
+    async def send(self, message: MutableMapping[str, Any]) -> Any:
+        """Send a message to the server."""
+        if message.get("type") in _ENDS:
+            await _deliver(self._pipeline)
+        return await self._send(message)
+
+
+async def _deliver(pipeline: Pipeline) -> None:
+    try:
+        await run_in_thread(pipeline.force_flush, pipeline.settings.shutdown_timeout)
+        _delivered_at_shutdown.add(pipeline)
+    except Exception as exc:
+        PROCESS_GUARD.caught("delivery at the end of an ASGI server", exc)
+
+
+async def _shut_down_uvicorn(shutdown: Any, server: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """Do `Server.shutdown` of uvicorn, then deliver what no lifespan has."""
+    result = await shutdown(server, *args, **kwargs)
+    for pipeline in tuple(_pipelines):
+        if pipeline not in _delivered_at_shutdown:
+            await _deliver(pipeline)
+        _delivered_at_shutdown.discard(pipeline)
+    return result
+
+
+_uvicorn: Final = PatchSet([Patch("uvicorn.server", "Server.shutdown", _shut_down_uvicorn)])
+_pipelines: Final[weakref.WeakSet[Pipeline]] = weakref.WeakSet()
+
+
+def deliver_at_shutdown(pipeline: Pipeline) -> None:
+    """Deliver what is pending in a pipeline when uvicorn shuts down, also without a lifespan. Never raises."""
+    _pipelines.add(pipeline)
+    PROCESS_GUARD.run("meeting the shutdown of uvicorn", _uvicorn.hold, pipeline)

@@ -1,0 +1,108 @@
+"""What an event needs of an ASGI scope, copied out of it at the start of a call.
+
+Mounts and routers change a scope in place, so the parts are taken when the call opens; URL and header texts are built
+later, on a thread of ours.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from moesif_otel._capture.exchange import Headers
+
+__all__ = ["header_source", "peer_address", "repeatable", "url_source"]
+
+_SCHEMES: Final = {"ws": "http", "wss": "https"}  # a handshake is an HTTP request
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+# RFC 3986: pchar and "/" stay as they are in a path; what else may stand in a query; "%" of raw bytes is kept.
+_PATH_SAFE: Final = "/:@!$&'()*+,;=~"
+_RAW_SAFE: Final = _PATH_SAFE + "%"
+_QUERY_SAFE: Final = _RAW_SAFE + "?[]"
+
+
+def url_source(scope: Any, headers: Any) -> Callable[[], str]:
+    """Note what the full URL is made of; the function that comes back builds it."""
+    get = scope.get
+    return partial(
+        _build_url,
+        get("scheme"),
+        headers,
+        get("server"),
+        get("root_path"),
+        get("raw_path"),
+        get("path"),
+        get("query_string"),
+    )
+
+
+def _build_url(  # noqa: PLR0917 - the keys of the scope that a URL is made of
+    scheme: Any, headers: Any, server: Any, root_path: Any, raw_path: Any, path: Any, query: Any
+) -> str:
+    scheme = str(scheme or "http")
+    scheme = _SCHEMES.get(scheme, scheme)
+    target = _path(root_path or "", raw_path, str(path or ""))
+    url = f"{scheme}://{_authority(scheme, headers, server)}{target}"
+    return f"{url}?{quote(_bytes(query), safe=_QUERY_SAFE)}" if query else url
+
+
+def _authority(scheme: str, headers: Any, server: Any) -> str:
+    host = next((value for name, value in headers if _text(name).lower() == "host" and value), None)
+    if host is not None:
+        return quote(_bytes(host).strip(), safe=_QUERY_SAFE)
+    # Without a port it is a Unix domain socket's path, which names no host.
+    if not server or len(server) < 2 or server[1] is None:
+        return "localhost"
+    name, port = str(server[0]), server[1]
+    if ":" in name:
+        name = f"[{name}]"
+    return name if port == _DEFAULT_PORTS.get(scheme) else f"{name}:{port}"
+
+
+def _path(root_path: str, raw_path: Any, path: str) -> str:
+    # `raw_path` are the bytes as they came; some servers leave the query in it.
+    found = (
+        quote(_bytes(raw_path).partition(b"?")[0], safe=_RAW_SAFE)
+        if raw_path
+        else quote(path.encode("utf-8", "surrogateescape"), safe=_PATH_SAFE)
+    )
+    root_path = root_path.rstrip("/")
+    # The specification has `root_path` inside `path`; hypercorn, and uvicorn before 0.26, leave it out.
+    if root_path and not f"{path}/".startswith(f"{root_path}/"):
+        found = quote(root_path.encode("utf-8", "surrogateescape"), safe=_PATH_SAFE) + found
+    return found if found.startswith("/") else f"/{found}"
+
+
+def header_source(headers: Any) -> Callable[[], Headers]:
+    """Note headers, a list or tuple of (name, value) bytes; the function that comes back gives them as text."""
+    return partial(_named, headers)
+
+
+def _named(headers: Any) -> Headers:
+    return [(_text(name), _text(value)) for name, value in headers]
+
+
+def repeatable(headers: Iterable[Any] | None) -> Any:
+    """Copy headers that can be read twice; empty where reading would take them away from who they are for."""
+    if isinstance(headers, (list, tuple)):
+        return tuple(headers)
+    # The specification allows any iterable, also one that can be gone through once.
+    return () if headers is None or iter(headers) is headers else tuple(headers)
+
+
+def peer_address(scope: Any) -> str | None:
+    """Return the address of the connection's other end; a Unix domain socket has none."""
+    client = scope.get("client")
+    return str(client[0]) if client and client[0] else None
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else bytes(value).decode("latin-1")
+
+
+def _bytes(value: Any) -> bytes:
+    return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else bytes(value)

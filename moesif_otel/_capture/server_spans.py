@@ -1,0 +1,89 @@
+"""Whether the SERVER span of a call is ours to make, on a provider that the application shares with us.
+
+A SERVER span of ours above that of somebody else's instrumentation would turn that one INTERNAL.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry import trace
+
+if TYPE_CHECKING:
+    from moesif_otel._capture.exchange import Exchange
+
+__all__ = ["ServerSpanChoice"]
+
+_WRAPPED_APP_ATTRIBUTES: Final = ("wsgi", "app", "application", "wsgi_app", "asgi_app", "__wrapped__")
+
+
+class ServerSpanChoice:
+    """Decides for one application, and learns from its calls.
+
+    None under a valid current span; none where a framework's instrumentation is loaded (that one call brings no span
+    may mean an excluded URL); none once a call has brought a SERVER span of its own; and on a provider that nobody gave
+    us, none before a call has shown that nobody makes one.
+
+    Args:
+        provider: SDK tracer provider.
+        app: The application, looked through for an OpenTelemetry middleware inside it.
+        given: Whether the user named the provider for us, which asks for spans from the first call on.
+        middleware_class: OpenTelemetry's middleware of the protocol.
+        instrumentations: Modules that make the SERVER span of a framework, where they are imported.
+    """
+
+    __slots__ = ("_app_has_its_own", "_certain_sampler", "_instrumentations", "_make")
+
+    def __init__(
+        self, provider: Any, *, app: Any, given: bool, middleware_class: type, instrumentations: tuple[str, ...]
+    ) -> None:
+        self._certain_sampler = _keeps_every_root(provider)
+        self._app_has_its_own = _contains(app, middleware_class)
+        self._make = given
+        self._instrumentations = instrumentations
+
+    def is_ours(self) -> bool:
+        """Whether to start a span for the call that begins."""
+        return (
+            self._make
+            and not self._app_has_its_own
+            and not trace.get_current_span().get_span_context().is_valid
+            and not any(name in sys.modules for name in self._instrumentations)
+        )
+
+    def observe(self, exchange: Exchange, *, made: bool) -> None:
+        """Learn from a finished call whether the application brings a SERVER span of its own."""
+        if exchange.inner_server_span or (exchange.span is not None and not made):
+            self._app_has_its_own = True
+        elif self._certain_sampler and not exchange.has_remote_parent:
+            # With any other sampler a missing span may be one that was sampled out.
+            self._make = True
+
+
+def _keeps_every_root(provider: Any) -> bool:
+    sampler = getattr(provider, "sampler", None)
+    describe = getattr(sampler, "get_description", None)
+    text = describe() if callable(describe) else ""
+    return str(text).startswith(("AlwaysOnSampler", "ParentBased{root:AlwaysOnSampler"))
+
+
+def _contains(app: Any, middleware_class: type) -> bool:
+    for _ in range(10):
+        if isinstance(app, middleware_class):
+            return True
+        owner = getattr(app, "__self__", app)
+        candidates = (_own_attribute(owner, name) for name in _WRAPPED_APP_ATTRIBUTES)
+        inner = next((found for found in candidates if callable(found)), None)
+        if inner is None:
+            return False
+        app = inner
+    return False
+
+
+def _own_attribute(owner: Any, name: str) -> Any:
+    """Look an attribute up in an object's own `__dict__`: no property or `__getattr__` of the application runs."""
+    try:
+        return vars(owner).get(name)
+    except TypeError:
+        return None

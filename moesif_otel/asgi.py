@@ -1,0 +1,190 @@
+"""The ASGI middleware: `MoesifMiddleware`, a drop-in for the class of the same name in moesifasgi."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any, Final
+
+from moesif_otel._capture.asgi.capture import EXCHANGES_KEY, AsgiCapture
+from moesif_otel._capture.asgi.lifespan import Lifespan, deliver_at_shutdown
+from moesif_otel._pipeline.middleware import Middleware
+from moesif_otel.errors import MoesifConfigError
+from moesif_otel.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from opentelemetry.trace import TracerProvider
+
+    from moesif_otel._capture.asgi.span import ServerSpans
+    from moesif_otel._capture.exchange import Exchange
+
+__all__ = ["MoesifMiddleware"]
+
+_CALLS: Final = frozenset({"http", "websocket"})
+_MAX_LAYERS: Final = 100
+
+
+class MoesifMiddleware(Middleware):
+    """ASGI middleware that records API calls in Moesif.
+
+    Drop-in for `moesifasgi.MoesifMiddleware`:
+
+    ```python
+    app.add_middleware(MoesifMiddleware, settings={"APPLICATION_ID": "…"})  # FastAPI, Starlette
+    app = MoesifMiddleware(app, {"APPLICATION_ID": "…"})  # any ASGI application
+    ```
+
+    Callbacks take `(request, response)`: Starlette's objects where it is installed, else plain ones with the same
+    names. They may be coroutine functions; the answer never waits for one, unless a governance rule needs the identity.
+
+    On a running event loop the profile calls (`update_user` and the others) never wait: what they send is queued.
+
+    Args:
+        app: The ASGI application.
+        settings: Dict of options, `{"APPLICATION_ID": "…", …}`; absent ones are read from the environment.
+        tracer_provider: Provider for the SERVER spans; by default the global one if it is an SDK provider at the first
+            call, else none: then no spans are made, nobody could see them.
+
+    Raises:
+        MoesifConfigError: An option is wrong, or `app` is no ASGI application; nothing has been changed or started.
+
+    Serves any number of event loops (asyncio, uvloop, trio). Nothing starts before the first call, so it may be made
+    before a fork.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        settings: Mapping[str, Any] | Settings | None = None,
+        tracer_provider: TracerProvider | None = None,
+    ) -> None:
+        _check_application(app)
+        super().__init__(Settings.of(settings, async_callbacks=True), tracer_provider)
+        self.app = app
+        self._capture = AsgiCapture(self._pipeline)
+        self._spans: dict[str, ServerSpans | None] = {}
+        # Framework applications that have us in their middleware, or have not: looked at once.
+        self._seen_app: Any = None
+        deliver_at_shutdown(self._pipeline)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> Any:
+        """Serve one connection (ASGI 3): what passes, is returned and raised is what it would be without us."""
+        spans = self._spans["made"] if self._spans else self._resolve()
+        if "app" in scope and scope["app"] is not self._seen_app:
+            self._stand_outside(scope["app"])
+        kind = scope["type"]
+        if kind == "lifespan":
+            send = Lifespan(self._pipeline, send).send
+        elif kind in _CALLS:
+            exchange = self._exchange_around(scope)
+            if exchange is None:
+                return await self._capture.serve(self.app, scope, receive, send, spans=spans)
+            return await self._capture.serve_inside(self.app, exchange, scope, receive, send)
+        return await self.app(scope, receive, send)
+
+    def _exchange_around(self, scope: Any) -> Exchange | None:
+        """Return the Exchange that a layer of ours further outside has opened for this call."""
+        pipeline = self._pipeline
+        present: tuple[Exchange, ...] = scope.get(EXCHANGES_KEY, ())
+        for exchange in present:
+            if exchange.pipeline is pipeline and not exchange.provisional:
+                return exchange
+        return None
+
+    def _resolve(self) -> ServerSpans | None:
+        spans = None
+        try:
+            provider = self._provider_to_watch()
+            if provider is not None:
+                from moesif_otel._capture.asgi.span import ServerSpans
+
+                spans = ServerSpans(provider, app=self.app, given=self._explicit_provider is not None)
+        except ImportError as exc:
+            self._pipeline.guard.caught("SERVER spans (pip install 'moesif-otel[asgi]' brings what is missing)", exc)
+        except Exception as exc:
+            self._pipeline.guard.caught("choosing a tracer provider", exc)
+        # No lock (a forked child could inherit it held): of first calls at the same time one wins, atomically.
+        return self._spans.setdefault("made", spans)
+
+    def _stand_outside(self, app: Any) -> None:
+        """Put a layer around all middleware of the Starlette application whose `add_middleware` made us.
+
+        Starlette's own error handling lies outside of us: it answers 500s that we would not see.
+        """
+        self._seen_app = app
+        try:
+            stack = getattr(app, "middleware_stack", None)
+            if stack is not None and type(stack) is not _Outermost and self._is_inside(stack):
+                app.middleware_stack = _Outermost(stack, self)
+        except Exception as exc:
+            self._pipeline.guard.caught("standing outside of a framework's middleware", exc)
+
+    def _is_inside(self, layer: Any) -> bool:
+        for _ in range(_MAX_LAYERS):
+            if layer is self:
+                return True
+            layer = getattr(layer, "app", None)
+            if layer is None:
+                break
+        return False
+
+    def _serve_outermost(self, app: Any, scope: Any, receive: Any, send: Any) -> Any:
+        if scope["type"] not in _CALLS:
+            return app(scope, receive, send)
+        spans = self._spans["made"] if self._spans else self._resolve()
+        return self._capture.serve(app, scope, receive, send, spans=spans, governs=False)
+
+
+class _Outermost:
+    """Captures around all middleware of an application; the `MoesifMiddleware` inside governs.
+
+    Args:
+        app: The application's middleware.
+        middleware: Ours, somewhere in it.
+    """
+
+    def __init__(self, app: Any, middleware: MoesifMiddleware) -> None:
+        self.app = app
+        self._middleware = middleware
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> Any:
+        return await self._middleware._serve_outermost(self.app, scope, receive, send)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.app, name)
+
+
+def _check_application(app: Any) -> None:
+    """Refuse what is no ASGI application, and say what to use.
+
+    Raises:
+        MoesifConfigError: It is none.
+    """
+    if not callable(app):
+        raise MoesifConfigError(f"app: got {type(app).__name__}, takes an ASGI application (scope, receive, send)")
+    try:
+        signature = inspect.signature(app)
+    except (TypeError, ValueError):
+        return
+    if _takes(signature, 3) or isinstance(app, type):
+        return
+    name = getattr(app, "__name__", type(app).__name__)
+    if _takes(signature, 2):
+        raise MoesifConfigError(
+            f"app: {name} takes two arguments, as WSGI applications do (Flask, Bottle, Pyramid, Django's WSGIHandler); "
+            "use moesif_otel.wsgi.MoesifMiddleware"
+        )
+    if _takes(signature, 1):
+        raise MoesifConfigError(
+            f"app: {name} takes one argument; in Django's MIDDLEWARE use moesif_otel.django.MoesifMiddleware, around "
+            "an ASGI 2 application asgiref.compatibility.guarantee_single_callable"
+        )
+
+
+def _takes(signature: inspect.Signature, count: int) -> bool:
+    try:
+        signature.bind(*[None] * count)
+    except TypeError:
+        return False
+    return True
