@@ -1,8 +1,7 @@
-"""The door for outgoing calls: capture of what a process sends with `requests`.
+"""Capture of the calls that a process makes with `requests`, `httpx`, `aiohttp` and, where it is named, `urllib3`.
 
-Owns: `start_capture_outgoing`, its handle, and looking for the spans that others make.
-Threads: any; starting a capture starts no thread.
-Never: raises into a call, waits for the network but in `stop`, `force_flush` and `shutdown`, changes what is sent.
+Starting a capture starts no thread and imports no client; nothing waits for the network but `stop`, `force_flush` and
+`shutdown`.
 """
 
 from __future__ import annotations
@@ -11,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 
-from moesif_otel._capture.requests.capture import Route, requests_tap
-from moesif_otel._capture.requests.span import ClientSpans
+from moesif_otel._capture.client_spans import ClientSpans
+from moesif_otel._capture.outgoing import CLIENTS, DEFAULT_CLIENTS, Route, add_route, remove_route
 from moesif_otel._pipeline.pipeline import Pipeline, live_pipeline
 from moesif_otel._pipeline.sink import EventSink
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from typing_extensions import Self
 
@@ -29,16 +28,22 @@ __all__ = ["OutgoingCapture", "StartCapture", "start_capture_for", "start_captur
 
 
 def start_capture_outgoing(
-    settings: Mapping[str, Any] | Settings, *, tracer_provider: trace.TracerProvider | None = None
+    settings: Mapping[str, Any] | Settings | None = None,
+    *,
+    clients: Iterable[str] = DEFAULT_CLIENTS,
+    tracer_provider: trace.TracerProvider | None = None,
 ) -> OutgoingCapture:
-    """Capture the calls that this process makes with `requests`, from the next one on.
+    """Capture the calls that this process makes with HTTP clients, from the next one on.
 
-    `requests` may be imported before or after, and instrumented by OpenTelemetry before, after or not at all. Starting
+    A client may be imported before or after, and instrumented by OpenTelemetry before, after or not at all. Starting
     twice for one application is harmless: a call is recorded once.
 
     Args:
-        settings: The dict of options that Moesif users know, or a `Settings`. `SKIP_OUTGOING`, `IDENTIFY_*_OUTGOING`,
-            `GET_*_OUTGOING` take `(request, response)`; `response` is None when the call failed.
+        settings: The dict of options that Moesif users know, or a `Settings`; None reads the environment.
+            `SKIP_OUTGOING`, `IDENTIFY_*_OUTGOING`, `GET_*_OUTGOING` take `(request, response)`, the client's own
+            objects; `response` is None when the call failed.
+        clients: Whose calls: any of "requests", "httpx", "aiohttp", and "urllib3", which many SDKs are built on. One
+            that is not installed is no error.
         tracer_provider: Names a provider of yours for CLIENT spans of the calls, where no instrumentor makes them. By
             default no spans are made: events carry ids of their own, or those of the spans that others make.
 
@@ -50,8 +55,8 @@ def start_capture_outgoing(
 
     Thread-safe; may be called before a fork.
     """
-    if not isinstance(settings, Settings):
-        settings = Settings.from_mapping(settings)
+    settings = Settings.of(settings)
+    clients = _checked(clients)
     if tracer_provider is not None and not isinstance(tracer_provider, trace.TracerProvider):
         raise MoesifConfigError(
             f"tracer_provider: got {type(tracer_provider).__name__}, takes an OpenTelemetry TracerProvider"
@@ -59,14 +64,27 @@ def start_capture_outgoing(
     return OutgoingCapture(
         live_pipeline(settings, of_processor=True) or Pipeline(EventSink(settings)),
         tracer_provider,
+        clients=clients,
         everywhere=True,
         ends_pipeline=True,
     )
 
 
-def start_capture_for(
-    pipeline: Pipeline, tracer_provider: trace.TracerProvider | None = None
-) -> OutgoingCapture:
+def _checked(clients: Iterable[str]) -> tuple[str, ...]:
+    known = ", ".join(CLIENTS)
+    if isinstance(clients, str):
+        raise MoesifConfigError(f"clients: got the text {clients!r}, takes a list of names: {known}")
+    try:
+        names = tuple(dict.fromkeys(clients))
+    except TypeError:
+        raise MoesifConfigError(f"clients: got {type(clients).__name__}, takes a list of names: {known}") from None
+    for name in names:
+        if name not in CLIENTS:
+            raise MoesifConfigError(f"clients: {name!r} is not a client that is known: {known}")
+    return names
+
+
+def start_capture_for(pipeline: Pipeline, tracer_provider: trace.TracerProvider | None = None) -> OutgoingCapture:
     """Capture for a middleware with `CAPTURE_OUTGOING_REQUESTS`, on the middleware's own pipeline.
 
     It gets the calls made while its application is served, and those made outside of any request.
@@ -78,7 +96,9 @@ def start_capture_for(
     Returns:
         The capture, for `stop()` in the middleware's `shutdown`.
     """
-    return OutgoingCapture(pipeline, tracer_provider, everywhere=False, ends_pipeline=False)
+    return OutgoingCapture(
+        pipeline, tracer_provider, clients=DEFAULT_CLIENTS, everywhere=False, ends_pipeline=False
+    )
 
 
 class OutgoingCapture:
@@ -92,6 +112,7 @@ class OutgoingCapture:
         pipeline: Pipeline,
         tracer_provider: trace.TracerProvider | None,
         *,
+        clients: tuple[str, ...],
         everywhere: bool,
         ends_pipeline: bool,
     ) -> None:
@@ -100,16 +121,21 @@ class OutgoingCapture:
             pipeline.join(self)
         self._ends_pipeline = ends_pipeline
         self._provider: Any = None
-        spans = ClientSpans(tracer_provider) if tracer_provider is not None else None
+        self._is_explicit = tracer_provider is not None
         if tracer_provider is not None:
             self._watch(tracer_provider)
-        before = None if tracer_provider is not None else self._watch_global_provider
-        self._route: Route | None = requests_tap.add(pipeline, everywhere=everywhere, before=before, spans=spans)
+        self._route: Route | None = Route(
+            pipeline,
+            clients=clients,
+            everywhere=everywhere,
+            before=self._watch_global_provider,
+            spans=ClientSpans(tracer_provider) if tracer_provider is not None else None,
+        )
+        add_route(self._route)
 
     def _watch_global_provider(self) -> None:
         """Look for spans that others make: an application may set its provider up in any order."""
-        provider = trace.get_tracer_provider()
-        if provider is not self._provider:
+        if not self._is_explicit and (provider := trace.get_tracer_provider()) is not self._provider:
             self._watch(provider)
 
     def _watch(self, provider: Any) -> None:
@@ -118,9 +144,9 @@ class OutgoingCapture:
             self._pipeline.watch(provider)
 
     def stop(self, timeout_millis: int | None = None) -> None:
-        """Restore `requests`, then deliver what is pending. Idempotent.
+        """Restore the clients, then deliver what is pending. Idempotent.
 
-        Where another library has patched `requests` after us, its patch is left alone and our layer below it passes
+        Where another library has patched a client after us, its patch is left alone and our layer below it passes
         everything through. Streams that are still being read are recorded as far as they came.
 
         Args:
@@ -129,7 +155,7 @@ class OutgoingCapture:
         route, self._route = self._route, None
         if route is None:
             return
-        requests_tap.remove(route)
+        remove_route(route)
         if self._ends_pipeline:
             self._pipeline.leave(self, None if timeout_millis is None else timeout_millis / 1_000)
 

@@ -23,7 +23,7 @@ from moesif_otel.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from moesif_otel._capture.requests.capture import Route
+    from moesif_otel._capture.outgoing import Route
     from moesif_otel._capture.tornado.capture import TornadoTap
     from moesif_otel._capture.wsgi.capture import WsgiTap
     from moesif_otel._delivery.stats import Stats
@@ -139,10 +139,11 @@ class Instrumentation:
             pipeline.watch(provider)
 
     def _start_outgoing(self) -> None:
-        from moesif_otel._capture.requests.capture import requests_tap
+        from moesif_otel._capture.outgoing import Route, add_route
 
         pipeline = self.pipeline()
-        self._route = requests_tap.add(pipeline, before=functools.partial(self._watch_provider, pipeline))
+        self._route = Route(pipeline, before=functools.partial(self._watch_provider, pipeline))
+        add_route(self._route)
 
     def prepare_tornado(self) -> None:
         """Begin to capture every Tornado application, unless it has begun."""
@@ -198,9 +199,9 @@ class Instrumentation:
             self._tornado.stop()
         route, self._route = self._route, None
         if route is not None:
-            from moesif_otel._capture.requests.capture import requests_tap
+            from moesif_otel._capture.outgoing import remove_route
 
-            requests_tap.remove(route)
+            remove_route(route)
         if self._made:
             self._provider = None
             self.pipeline().leave(self, timeout_millis / 1_000)

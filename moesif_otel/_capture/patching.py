@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["InstancePatches", "Patch", "PatchSet", "layer_around", "when_imported"]
 
 
+_PROXY: Final[type] = getattr(wrapt, "BaseObjectProxy", wrapt.ObjectProxy)  # the former since wrapt 2
+
+
 class Patch(NamedTuple):
     """A method or function to be wrapped."""
 
@@ -44,14 +47,9 @@ class Patch(NamedTuple):
 
 
 class _Layer(NamedTuple):
-    """A layer of ours and what it replaced."""
+    """What a layer of ours replaced."""
 
-    owner: Any
-    name: str
-    layer: Any
     replaced: Any
-    twin: _Layer | None
-    """The layer that `__wrapped__` names, where somebody's patch lies below."""
     inherited: bool
 
 
@@ -81,7 +79,8 @@ class PatchSet:
         self._patches = tuple(patches)
         # Weak: a holder that was dropped without a word wants nothing any more.
         self._holders: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._layers: list[_Layer] = []
+        # Kept in mind as long as the function lives: somebody may have saved it, and put it back when we are gone.
+        self._layers: weakref.WeakKeyDictionary[types.FunctionType, _Layer] = weakref.WeakKeyDictionary()
         self._hooked: set[str] = set()
 
     def hold(self, holder: object) -> None:
@@ -129,41 +128,79 @@ class PatchSet:
     def _put(self, patch: Patch) -> None:
         path, _, name = patch.attribute.rpartition(".")
         owner = getattr(sys.modules[patch.module], path) if path else sys.modules[patch.module]
-        replaced = inspect.getattr_static(owner, name)
-        if not any(self._layer_of(one) for one in _unwrapped(replaced)):
-            layer = self._add_layer(owner, name, replaced, patch.around)
-            setattr(owner, name, layer.layer)
+        place = _Place(owner, name)
+        if not any(self._layer_at(one) for one in _unwrapped(place.content)):
+            place = place.below_proxies()
+            place.fill(self._add_layer(place, place.content, patch.around))
 
-    def _add_layer(self, owner: Any, name: str, replaced: Any, around: Callable[..., Any]) -> _Layer:
-        layer, twin = layer_around(replaced, around), None
+    def _add_layer(self, place: _Place, replaced: Any, around: Callable[..., Any]) -> Any:
+        layer = layer_around(replaced, around)
         below = getattr(replaced, "__wrapped__", None)
         if below is not None and isinstance(layer, types.FunctionType):
             # Somebody's patch is below, and whoever looks for it finds ours, which has its attributes: OpenTelemetry's
             # `uninstrument` puts `__wrapped__` back. So let that be ours around what the other patch wraps.
-            twin = self._add_layer(owner, name, below, around)
-            layer.__wrapped__ = twin.layer  # type: ignore[attr-defined] # a function takes any attribute
-        made = _Layer(owner, name, layer, replaced, twin, inherited=name not in vars(owner))
-        self._layers.append(made)
-        return made
+            layer.__wrapped__ = self._add_layer(place, below, around)  # type: ignore[attr-defined] # it takes any
+        self._layers[_function_of(layer)] = _Layer(replaced, inherited=not place.is_own)
+        return layer
 
-    def _layer_of(self, function: Any) -> _Layer | None:
-        # By identity: a wrapper of another library (wrapt's) may be equal to what it wraps.
-        return next((one for one in self._layers if one.layer is function), None)
+    def _layer_at(self, content: Any) -> _Layer | None:
+        # A wrapper of another library (wrapt's) may be equal to the function that it wraps.
+        function = _function_of(content)
+        return self._layers.get(function) if type(function) is types.FunctionType else None
 
     def _take_away(self) -> None:
-        # What lies below somebody else's patch is kept in mind: theirs may be gone when we stop the next time.
-        for owner, name in {(one.owner, one.name) for one in self._layers}:
-            while (found := self._layer_of(vars(owner).get(name))) is not None:
-                if found.inherited:
-                    delattr(owner, name)
-                else:
-                    setattr(owner, name, found.replaced)
-                self._forget(found)
+        for patch in self._patches:
+            path, _, name = patch.attribute.rpartition(".")
+            module = sys.modules.get(patch.module)
+            owner = getattr(module, path, None) if path else module
+            if owner is None or inspect.getattr_static(owner, name, None) is None:
+                continue
+            while (found := self._layer_at((place := _Place(owner, name).below_proxies()).content)) is not None:
+                place.restore(found)
 
-    def _forget(self, layer: _Layer) -> None:
-        self._layers = [one for one in self._layers if one is not layer]
-        if layer.twin is not None:
-            self._forget(layer.twin)
+
+def _function_of(content: Any) -> Any:
+    return content.__func__ if isinstance(content, (staticmethod, classmethod)) else content
+
+
+class _Place(NamedTuple):
+    """Where a layer stands: an attribute of a class or module, or what a proxy of wrapt's wraps."""
+
+    owner: Any
+    name: str
+
+    @property
+    def content(self) -> Any:
+        """What stands there, not bound by any descriptor."""
+        if self.name == "__wrapped__":
+            return self.owner.__wrapped__
+        return inspect.getattr_static(self.owner, self.name)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it stands in the owner itself and is not inherited."""
+        return self.name == "__wrapped__" or self.name in vars(self.owner)
+
+    def below_proxies(self) -> _Place:
+        """Return the place inside of wrapt's proxies.
+
+        Who takes such a proxy away puts back what it wraps (OpenTelemetry's `unwrap`), and finds it only outermost.
+        """
+        place = self
+        while issubclass(type(content := place.content), _PROXY):
+            place = _Place(content, "__wrapped__")
+        return place
+
+    def fill(self, function: Any) -> None:
+        """Put something there."""
+        setattr(self.owner, self.name, function)
+
+    def restore(self, layer: _Layer) -> None:
+        """Put back what a layer replaced."""
+        if layer.inherited and self.name != "__wrapped__":
+            delattr(self.owner, self.name)
+        else:
+            self.fill(layer.replaced)
 
 
 def _put_imported(reference: weakref.ref[PatchSet], module: str) -> None:

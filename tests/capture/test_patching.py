@@ -16,6 +16,7 @@ import pytest
 import wrapt
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.instrumentation.utils import unwrap
 
 from moesif_otel._capture.patching import InstancePatches, Patch, PatchSet, layer_around, when_imported
 
@@ -72,7 +73,8 @@ def test_the_last_holder_takes_everything_away(made):
     patches.release(B)
     patches.release(B)
     assert dict(vars(owner)) == before
-    assert patches._layers == []
+    gc.collect()
+    assert not patches._layers
 
 
 def test_a_layer_under_somebody_elses_stays_and_is_used_again(made):
@@ -128,6 +130,26 @@ def test_who_undoes_a_patch_below_ours_leaves_ours(made):
     assert owner().name() == "BASE"
     assert not hasattr(owner.name, "flag")
     patches.release(A)
+    assert owner.name is original
+
+
+@pytest.mark.parametrize("undone_first", ["theirs", "ours"])
+def test_a_proxy_of_wrapts_stays_outermost(made, undone_first):
+    """OpenTelemetry's `unwrap` takes away its proxy only where that is outermost; ours stands inside and stays."""
+    owner, patches = made
+    original = owner.name
+    wrapt.wrap_function_wrapper(owner, "name", lambda wrapped, _, args, kwargs: wrapped(*args, **kwargs) + " theirs")
+    theirs = vars(owner)["name"]
+    patches.hold(A)
+    assert (owner().name(), vars(owner)["name"]) == ("BASE theirs", theirs)
+    if undone_first == "theirs":
+        unwrap(owner, "name")
+        assert owner().name() == "BASE"
+        patches.release(A)
+    else:
+        patches.release(A)
+        assert owner().name() == "base theirs"
+        unwrap(owner, "name")
     assert owner.name is original
 
 
@@ -241,7 +263,7 @@ def test_any_name_may_be_passed(names):
     def send(*args: Any, **kwargs: Any):
         return args, kwargs
 
-    given_names = {name: 1 for name in names}
+    given_names = dict.fromkeys(names, 1)
 
     def around(inner, /, *args, **kwargs):
         return inner(*args, **kwargs)

@@ -1,206 +1,235 @@
-"""The tap on `requests`: one layer on `Session.send` that serves every pipeline which captures outgoing calls.
+"""Capture of calls made with `requests`: a layer on `Session.send`, one event a call, redirects inside.
 
-Owns: putting the layer on and taking it off, the list of pipelines, which of them get a call.
-Threads: any; pipelines come and go under a lock, a call reads a tuple.
-Never: adds a header, makes `requests` send or read anything, activates or deactivates an instrumentor, captures
-what is sent while OpenTelemetry's instrumentation is suppressed (every exporter's traffic, and ours).
+What is sent stands fast when `send` returns; a body that is streamed ends the call when it has been read, closed or
+dropped. Nothing here makes `requests` send or read anything, and no response is kept alive.
 """
 
 from __future__ import annotations
 
-import functools
-import os
-import threading
-from dataclasses import dataclass
+import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry.instrumentation.utils import is_instrumentation_enabled
-from requests import PreparedRequest
-from requests.sessions import Session
+from requests import PreparedRequest, Response
 
-from moesif_otel._capture.exchange import chain, current_exchange
-from moesif_otel._capture.requests.call import OutgoingCall, is_part_of_a_call
-from moesif_otel._capture.requests.facts import to_moesif
+from moesif_otel._capture.body import LeftOut
+from moesif_otel._capture.exchange import Outcome
+from moesif_otel._capture.outgoing import begin_call
+from moesif_otel._capture.patching import Patch, PatchSet
+from moesif_otel._capture.requests import facts
+from moesif_otel._capture.requests.download import is_teeable, watch_download
+from moesif_otel._capture.streams import UploadSink, original_of, stand_in_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator
 
-    from moesif_otel._capture.exchange import Exchange, Pipeline
-    from moesif_otel._capture.requests.span import ClientSpans
+    from moesif_otel._capture.body import CapturedBody
+    from moesif_otel._capture.outgoing import OutgoingCall
 
-__all__ = ["RequestsTap", "Route", "is_instrumented", "requests_tap"]
-
-# Set by `RequestsInstrumentor` on its patch; `uninstrument()` puts `__wrapped__` back wherever it finds the flag.
-_INSTRUMENTOR_FLAG: Final = "opentelemetry_instrumentation_requests_applied"
+__all__ = ["PATCHES"]
 
 
-@dataclass(frozen=True, eq=False)
-class Route:
-    """One registration of a pipeline.
+def _send(send: Any, session: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """Do `Session.send` and capture the call."""
+    call, request = None, args[0] if args else kwargs.get("request")
+    if isinstance(request, PreparedRequest):
+        call = begin_call(
+            "requests",
+            facts.text_of(request.method),
+            facts.text_of(request.url or ""),
+            request.headers,
+            partial(_is_part, session, request, kwargs.get("allow_redirects")),
+        )
+    if call is None:
+        return send(session, *args, **kwargs)
+    _enter(call, session, request)
+    try:
+        response = send(session, *args, **kwargs)
+    except BaseException as exc:
+        _failed(call, request, exc)
+        raise
+    _answered(call, request, response)
+    return response
 
-    Args:
-        pipeline: Where the calls go.
-        everywhere: False for a middleware's pipeline: it does not get calls that were made while an application
-            of another pipeline was being served.
-        before: Called before each call is captured (looks for the tracer provider).
-        spans: Makes spans of the calls, where nobody else does; None makes none.
+
+PATCHES: Final = PatchSet([Patch("requests.sessions", "Session.send", _send)])
+
+
+def _is_part(session: Any, request: Any, allow_redirects: Any, call: OutgoingCall) -> bool:
+    """Whether a `send` is a redirect's hop of `call`, or comes from a second layer of ours.
+
+    A hook or an adapter may make calls of its own meanwhile: those are calls like any other.
+    """
+    if call.client != "requests" or call.identity is None:
+        return False
+    sending_session, sent = call.identity
+    # `Session.resolve_redirects` sends each hop through the same session, as a new request, and follows itself.
+    return request is sent or (session is sending_session and allow_redirects is False)
+
+
+def _enter(call: OutgoingCall, session: Any, request: Any) -> None:
+    call.identity = session, request
+    for exchange in call.exchanges:
+        # Until `send` returns only a capture that stops midway looks.
+        exchange.request_headers = partial(facts.request_headers, request)
+        exchange.callback_arguments = (request, None)
+    call.enter()
+    try:
+        if call.request_bodies and not _is_plain(request.body):
+            sink = UploadSink(call, facts.body_position(request), facts.TEXT_ENCODING)
+            stand_in = stand_in_for(request.body, sink)
+            if stand_in is not None:
+                request.body = stand_in
+    except Exception as exc:
+        call.caught("outgoing request body", exc)
+
+
+def _failed(call: OutgoingCall, request: Any, error: BaseException) -> None:
+    """End a call that raised: no response. Never raises."""
+    try:
+        _put_bodies_back(request, error, getattr(error, "response", None))  # the latter of too many redirects
+        last = getattr(error, "request", None)
+        request = last if isinstance(last, PreparedRequest) else request
+        _note_request(call, request)
+        cause = facts.cause_of(error)
+        if cause != type(error).__qualname__:
+            call.note("error_cause", cause)
+    except Exception as exc:
+        call.caught("outgoing call that failed", exc)
+    call.leave(error)
+    call.finish(request, None, Outcome.FAILED, error)
+
+
+def _answered(call: OutgoingCall, request: Any, response: Any) -> None:
+    """Take the response, whose body may still be to come. Never raises."""
+    try:
+        _put_bodies_back(request, response)
+        if not isinstance(response, Response):
+            raise TypeError  # noqa: TRY301 - counted below: an adapter or a patch of its own making
+        if isinstance(response.request, PreparedRequest):
+            request = response.request
+        _note_request(call, request)
+        call.note_response(
+            response.status_code,
+            facts.response_headers(response),
+            sum(1 for earlier in response.history if earlier.is_redirect),
+        )
+        call.leave()
+        if _is_streaming(call, response):
+            return
+    except Exception as exc:
+        call.caught("outgoing response", exc)
+        call.leave()
+    call.finish(request, response, Outcome.COMPLETE)
+
+
+def _put_bodies_back(request: Any, *ends: Any) -> None:
+    """Put the bodies back for which stand-ins were sent; `ends` are what may lead to requests that carry one."""
+    for one in (request, *(found for end in ends for found in _requests_of(end))):
+        original = original_of(one.body)
+        if original is not one.body:
+            one.body = original
+
+
+def _requests_of(end: Any) -> Iterator[Any]:
+    """Find the requests that a response or an exception leads to: a redirect copies the body from one to the next."""
+    for one in (end, *(end.history if isinstance(end, Response) else ())):
+        request = getattr(one, "request", None)
+        if isinstance(request, PreparedRequest):
+            yield request
+
+
+def _note_request(call: OutgoingCall, request: Any) -> None:
+    call.note_request(facts.text_of(request.method), facts.text_of(request.url or ""), facts.request_headers(request))
+    body = request.body
+    if body is None or _is_plain(body):
+        for captured in call.request_bodies:
+            if captured.total_bytes:
+                captured.restart()  # what a file gave on an earlier hop is not this request's body
+            _add_plain(captured, body)
+
+
+def _is_streaming(call: OutgoingCall, response: Response) -> bool:
+    """Take the body if it is there, else stand beside it; says whether it is still to come."""
+    content = facts.content_of(response)
+    if content is not None:
+        decoded = facts.is_decoded(response.raw)
+        for body in call.response_bodies:
+            body.decoded = decoded
+            body.add(content)
+        return False
+    seen_bytes = facts.bytes_read(response.raw) if is_teeable(response.raw) else 0
+    if seen_bytes or not is_teeable(response.raw):
+        # It is no response of urllib3's, or a hook has read from it: the body, or its beginning, cannot be seen.
+        for body in call.response_bodies:
+            body.left_out = LeftOut.UNREADABLE
+            body.count(seen_bytes)
+    view = _View(call, response)
+    if watch_download(call, response.raw, view.finish):
+        for exchange in call.exchanges:
+            exchange.callback_arguments = view.arguments
+        return True
+    call.finish(*view.seen(), Outcome.COMPLETE)
+    return True
+
+
+class _View:
+    """What callbacks get of a response that its caller reads by himself: all but the body that he has not read.
+
+    Holds neither the response nor what may lead to it (hooks, a body), or it would never be garbage.
     """
 
-    pipeline: Pipeline
-    everywhere: bool = True
-    before: Callable[[], None] | None = None
-    spans: ClientSpans | None = None
+    __slots__ = ("_call", "_response", "arguments")
+
+    def __init__(self, call: OutgoingCall, response: Response) -> None:
+        self._call = call
+        self._response = weakref.ref(response)
+        self.arguments: tuple[Any, Any] = (None, None)
+        if call.has_callbacks:
+            exchange = call.exchanges[0]
+            request = facts.request_without_objects(exchange.method, exchange.url, exchange.request_headers)
+            self.arguments = (request, facts.response_without_body(request, response))
+
+    def finish(self, outcome: Outcome, error: BaseException | None) -> None:
+        """End the call when the body has."""
+        self._call.finish(*self.seen(), outcome, error)
+
+    def seen(self) -> tuple[Any, Any]:
+        """Return request and response for callbacks; the content is what the caller has read, as far as it is kept."""
+        response = self._response()
+        if response is None or not self._call.has_callbacks:
+            return self.arguments
+        bodies = self._call.response_bodies
+        content = bodies[0].data() if bodies and bodies[0].left_out is None else b""
+        return response.request, facts.response_with_content(response, content)
 
 
-class RequestsTap:
-    """Puts one layer on `Session.send` while at least one pipeline wants calls.
-
-    There is one of these in a process, `requests_tap`. Thread-safe.
-    """
-
-    __slots__ = ("_layers", "_lock", "routes")
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._layers: list[tuple[Any, Any]] = []  # our function, and what it calls
-        self.routes: tuple[Route, ...] = ()
-
-    def add(
-        self,
-        pipeline: Pipeline,
-        *,
-        everywhere: bool = True,
-        before: Callable[[], None] | None = None,
-        spans: ClientSpans | None = None,
-    ) -> Route:
-        """Capture calls for a pipeline, from the next call on; the same pipeline twice counts once.
-
-        Args:
-            pipeline: Where the calls go.
-            everywhere: See `Route`.
-            before: See `Route`.
-            spans: See `Route`.
-
-        Returns:
-            What `remove` takes.
-        """
-        with self._lock:
-            route = Route(pipeline, everywhere, before, spans)
-            self.routes = (*self.routes, route)
-            self._put_on()
-            return route
-
-    def remove(self, route: Route) -> None:
-        """Stop capturing for one registration; with the last one `requests` is as it was. Idempotent."""
-        with self._lock:
-            self.routes = tuple(r for r in self.routes if r is not route)
-            if not self.routes:
-                self._take_off()
-
-    def after_fork(self) -> None:
-        """Replace, in a forked child, a lock that another thread may have held."""
-        self._lock = threading.Lock()
-
-    def _put_on(self) -> None:
-        current = _patched()
-        if not any(self._is_ours(layer) for layer in _unwrapped(current)):
-            Session.send = self._layer(current)  # type: ignore[method-assign]
-
-    def _take_off(self) -> None:
-        # Where somebody has patched after us, our layer stays below theirs and passes everything through.
-        while self._is_ours(current := _patched()):
-            inner = next(inner for layer, inner in self._layers if layer is current)
-            self._layers = [one for one in self._layers if one[0] is not current]
-            Session.send = inner  # type: ignore[method-assign]
-
-    def _is_ours(self, function: Any) -> bool:
-        # By identity: a wrapper of another library (wrapt's) may be equal to what it wraps.
-        return any(layer is function for layer, _inner in self._layers)
-
-    def _layer(self, inner: Any) -> Callable[..., Any]:
-        @functools.wraps(inner)
-        def send(session: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-            # Bound as the attribute of a class would be: a patch need not be a plain function.
-            proceed = inner.__get__(session, type(session)) if hasattr(inner, "__get__") else inner
-            call = self._call_for(session, request, kwargs)
-            if call is None:
-                return proceed(request, *args, **kwargs)
-            try:
-                call.enter()
-                response = proceed(request, *args, **kwargs)
-            except BaseException as exc:
-                call.failed(exc)
-                raise
-            call.answered(response)
-            return response
-
-        self._layers.append((send, inner))
-        if is_instrumented(inner):
-            # `functools.wraps` carried the flag over, so `uninstrument()` will put our `__wrapped__` back: let
-            # that be this tap around what was there before the instrumentor.
-            send.__wrapped__ = self._layer(inner.__wrapped__)
-        return send
-
-    def _call_for(self, session: Any, request: Any, kwargs: dict[str, Any]) -> OutgoingCall | None:
-        """Give the call to capture, or None to let it pass. Never raises."""
-        routes = self.routes
-        if not routes or not isinstance(request, PreparedRequest):
-            return None
-        try:
-            if not is_instrumentation_enabled():
-                return None
-            if is_part_of_a_call(session, request, kwargs.get("allow_redirects")):
-                return None
-            chosen = [
-                route
-                for route in _chosen(routes, current_exchange.get())
-                if not to_moesif(request, route.pipeline.settings.base_uri)
-            ]
-            if not chosen:
-                return None
-            for route in chosen:
-                if route.before is not None:
-                    route.pipeline.guard.run("looking for a tracer provider", route.before)
-            spans = () if is_instrumented() else [route.spans for route in chosen if route.spans is not None]
-            return OutgoingCall([route.pipeline for route in chosen], session, request, spans)
-        except Exception as exc:
-            routes[0].pipeline.guard.caught("outgoing call", exc)
-            return None
+_PLAIN: Final = (bytes, str, bytearray, memoryview)
 
 
-def is_instrumented(send: Any = None) -> bool:
-    """Whether `RequestsInstrumentor` is active on `Session.send`."""
-    patch = _patched() if send is None else send
-    return getattr(patch, _INSTRUMENTOR_FLAG, False) is True and hasattr(patch, "__wrapped__")
+def _is_plain(body: Any) -> bool:
+    """Whether a body is all there, in memory, as it will be sent (urllib3 looks for `read` before the buffer)."""
+    if body is None or isinstance(body, _PLAIN):
+        return True
+    if hasattr(body, "read"):
+        return False
+    try:
+        memoryview(body).release()
+    except TypeError:
+        return False
+    return True
 
 
-def _patched() -> Any:
-    """Give what stands on the class, unbound by any descriptor."""
-    return Session.__dict__["send"]
-
-
-def _unwrapped(function: Any) -> Iterator[Any]:
-    seen: set[int] = set()
-    while function is not None and id(function) not in seen:
-        seen.add(id(function))
-        yield function
-        function = getattr(function, "__wrapped__", None)
-
-
-def _chosen(routes: Sequence[Route], around: Exchange | None) -> list[Route]:
-    """Choose one route for each destination: two that deliver to the same application would count a call twice."""
-    serving = [exchange.pipeline for exchange in chain(around) if exchange.direction == "Incoming"]
-    chosen: dict[tuple[str, str], Route] = {}
-    for route in routes:
-        is_serving = any(route.pipeline is one for one in serving)
-        if serving and not is_serving and not route.everywhere:
-            continue
-        if is_serving or route.pipeline.settings.pipeline_key not in chosen:
-            chosen[route.pipeline.settings.pipeline_key] = route
-    return list(chosen.values())
-
-
-requests_tap: Final = RequestsTap()
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=requests_tap.after_fork)
+def _add_plain(captured: CapturedBody, body: Any) -> None:
+    if body is None:
+        return
+    if isinstance(body, str):
+        # The true size of a long text needs no copy of it while it is ASCII, as forms are.
+        head = body if len(body) <= captured.max_bytes or not body.isascii() else body[: captured.max_bytes]
+        data = head.encode(facts.TEXT_ENCODING, "replace")
+        captured.add(data)
+        captured.count(len(body) - len(head))
+    elif isinstance(body, (bytes, bytearray)):
+        captured.add(body)
+    else:
+        captured.add(memoryview(body).cast("B"))

@@ -1,13 +1,9 @@
-"""A response body, seen as the caller of `requests` reads it.
-
-Owns: the class that urllib3's response gets while its body is being read, and what ends a body.
-Threads: the one that reads; a finalizer when the response is dropped.
-Never: reads on its own, keeps a response alive or in a cycle, changes what the caller gets or when, or what becomes
-of the connection.
+"""A response body of urllib3, seen as the caller of `requests` or urllib3 reads it.
 
 The class is swapped on the object itself, so that `response.raw` stays the caller's very object; when the body has
 ended it gets its own class back. `iter_content` and `iter_lines` read decoded bytes, `raw.read()` the wire's: which
-it was stands in `CapturedBody.decoded`.
+it was stands in `CapturedBody.decoded`. Nothing here reads on its own or keeps a response alive, and what the caller
+gets, when, and what becomes of the connection are the same.
 """
 
 from __future__ import annotations
@@ -24,51 +20,62 @@ from moesif_otel._capture.exchange import Outcome
 from moesif_otel._capture.requests.facts import is_being_finalized, is_urllib3s, nothing_left, pieces_decoded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
-    from moesif_otel._capture.exchange import Exchange
+    from moesif_otel._capture.outgoing import OutgoingCall
 
-__all__ = ["Download", "Finish", "is_teeable"]
+__all__ = ["Finish", "is_teeable", "watch_download"]
 
-Finish = Callable[[Outcome, "BaseException | None", bool], None]
-"""Takes how a body ended, its error, and whether a finalizer calls."""
+Finish = Callable[[Outcome, "BaseException | None"], None]
+"""Takes how a body ended, and its error."""
 
 _KEY: Final = "_moesif_otel_download"
 # What ends a body. Others (`RuntimeError` for mixing decoded and wire reads, `ValueError`) leave it readable.
 _ENDING_ERRORS: Final = (HTTPError, HTTPException, OSError)
 
 
-class Download:
-    """What is known of one body while it is being read; the only strong reference to it is the raw response's.
+def watch_download(call: OutgoingCall, raw: Any, finish: Finish) -> bool:
+    """Stand beside a body that is still to be read; False where there is none, or where it cannot be watched.
 
     Args:
-        exchanges: The Exchanges of the call.
-        finish: Called once, with how the body ended, its error, and whether a finalizer calls.
+        call: The call; it ends as dropped when garbage collection ends the body.
+        raw: urllib3's response, or what stands in its place.
+        finish: Called once when the body has ended in any other way.
     """
+    if not is_teeable(raw) or nothing_left(raw):
+        return False
+    # A body may belong to two calls: a hook that signs in and sends again gives back the response of another one.
+    download = raw.__dict__.setdefault(_KEY, _NOBODY)
+    if download is _NOBODY:
+        download = raw.__dict__[_KEY] = _Download()
+        raw.__class__ = _TeedResponse
+    download.add(call, raw, finish)
+    return True
 
-    __slots__ = ("_exchanges", "_finalizers", "_finishes", "_is_decoded", "is_reading", "was_cut")
 
-    def __init__(self, exchanges: Sequence[Exchange], *finishes: Finish) -> None:
-        self._exchanges = list(exchanges)
-        self._finishes = list(finishes)
+def is_teeable(raw: Any) -> bool:
+    """Whether the body of `raw` can be watched: it is urllib3's own response, or one that is watched already."""
+    return is_urllib3s(raw) or type(raw) is _TeedResponse
+
+
+class _Download:
+    """What is known of one body while it is being read; the only strong reference to it is the raw response's."""
+
+    __slots__ = ("_calls", "_finalizers", "_is_decoded", "is_reading", "was_cut")
+
+    def __init__(self) -> None:
+        self._calls: list[tuple[OutgoingCall, Finish]] = []
         self._finalizers: list[weakref.finalize[Any, Any]] = []
         self._is_decoded: bool | None = None
         self.is_reading = False  # urllib3 closes a response itself before it raises
         self.was_cut = False  # urllib3 closed the connection below a body that had more to give
 
-    def watch(self, raw: Any, dropped: Callable[[], None]) -> None:
-        """Swap the class of `raw`; `dropped` is called when garbage collection ends it unseen."""
-        joined = raw.__dict__.get(_KEY)
-        if joined is None:
-            joined = raw.__dict__[_KEY] = self
-            raw.__class__ = _TeedResponse
-        else:
-            # A call that gave back the response of another one (a hook that signs in and sends again, say).
-            joined._exchanges += self._exchanges
-            joined._finishes += self._finishes
-        finalizer = weakref.finalize(raw, dropped)
+    def add(self, call: OutgoingCall, raw: Any, finish: Finish) -> None:
+        """Let a call see the body."""
+        self._calls.append((call, finish))
+        finalizer = weakref.finalize(raw, call.dropped)
         finalizer.atexit = False
-        joined._finalizers.append(finalizer)
+        self._finalizers.append(finalizer)
 
     def passed(self, raw: Any, piece: Any, decode_content: bool | None) -> None:
         """Note one piece that the caller gets. Never raises."""
@@ -78,10 +85,7 @@ class Download:
             decoded = pieces_decoded(raw, decode_content)
             if self._is_decoded is None:
                 self._is_decoded = decoded
-            for exchange in self._exchanges:
-                body = exchange.response_body
-                if body is None or not exchange.is_open:
-                    continue
+            for body in (body for call, _finish in self._calls for body in call.response_bodies):
                 if decoded is not self._is_decoded:
                     body.count(len(piece))  # a body read in both ways: the beginning is kept, as it was read
                     body.max_bytes = body.kept_bytes
@@ -93,8 +97,8 @@ class Download:
 
     def ended(self, raw: Any, outcome: Outcome, error: BaseException | None = None) -> None:
         """The body is over, one way or another: finish, and give the object its class back. Never raises."""
-        finishes, self._finishes = self._finishes, []
-        if not finishes:
+        calls, self._calls = self._calls, []
+        if not calls:
             return
         try:
             finalizing = is_being_finalized(raw)
@@ -108,10 +112,13 @@ class Download:
                 outcome = Outcome.ABORTED
             if finalizing and outcome is Outcome.ABORTED:
                 outcome = Outcome.DROPPED
-            for finish in finishes:
-                finish(outcome, error, finalizing)
+            for call, finish in calls:
+                if finalizing:
+                    call.dropped(outcome)
+                else:
+                    finish(outcome, error)
         except Exception as exc:
-            self._caught(exc)
+            calls[0][0].caught("outgoing response body", exc)
 
     def ended_if_nothing_left(self, raw: Any) -> None:
         """End it as complete when the last byte has been given. Never raises."""
@@ -136,8 +143,8 @@ class Download:
             self.is_reading = False
 
     def _caught(self, exc: BaseException) -> None:
-        for exchange in self._exchanges[:1]:
-            exchange.pipeline.guard.caught("outgoing response body", exc)
+        for call, _finish in self._calls[:1]:
+            call.caught("outgoing response body", exc)
 
 
 class _TeedResponse(HTTPResponse):
@@ -211,14 +218,9 @@ _TeedResponse.__name__, _TeedResponse.__qualname__ = HTTPResponse.__name__, HTTP
 _TeedResponse.__module__ = HTTPResponse.__module__
 
 
-def _download_of(raw: Any) -> Download:
+def _download_of(raw: Any) -> _Download:
     return raw.__dict__.get(_KEY) or _NOBODY
 
 
 # For a method that was taken off the object (`read = response.raw.read`) and is called after the end.
-_NOBODY: Final = Download(())
-
-
-def is_teeable(raw: Any) -> bool:
-    """Whether the body of `raw` can be watched: it is urllib3's own, or watched already."""
-    return is_urllib3s(raw) or type(raw) is _TeedResponse
+_NOBODY: Final = _Download()

@@ -1,20 +1,16 @@
 """What a `PreparedRequest`, a `Response` and urllib3's response tell, read without side effects.
 
-Owns: every look at a member of `requests` or `urllib3` that is not documented, one function for each, so that a
-new release which changes one is seen by one test (`tests/capture/test_requests_canary.py`).
-Threads: any; pure functions.
-Never: reads a body, keeps what it was given.
+Every look at a member of `requests` or `urllib3` that is not documented is one function here, so that a new release
+which changes one is seen by one test (`tests/capture/requests/test_canary.py`). Nothing reads a body.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit, urlunsplit
 
 import urllib3
 from requests import PreparedRequest, Response
 from requests.structures import CaseInsensitiveDict
-from requests.utils import get_encoding_from_headers
 from urllib3.response import HTTPResponse
 from urllib3.util.response import is_fp_closed
 
@@ -35,54 +31,42 @@ __all__ = [
     "request_headers",
     "request_without_objects",
     "response_headers",
+    "response_with_content",
     "response_without_body",
-    "sent_url",
     "text_of",
-    "to_moesif",
 ]
 
 TEXT_ENCODING: Final = "latin-1" if getattr(urllib3, "__version__", "").startswith("1.") else "utf-8"
 """How urllib3 sends text: version 1 leaves it to `http.client`."""
 
 _CAUSE_DEPTH: Final = 12  # requests → urllib3 (two layers) → ssl or socket is five
-_MOESIF_HEADER: Final = "X-Moesif-Application-Id"
-_URL_ENDS: Final = ("", "/", "?", "#")
 
 
 def text_of(value: Any) -> str:
-    """Give a method, header name or header value as text; `requests` takes bytes for them too (RFC 9110: latin-1)."""
+    """Return a method, header name or header value as text; `requests` takes bytes for them too (RFC 9110: latin-1)."""
     return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 
-def sent_url(request: Any, fallback: str = "") -> str:
-    """Give a request's URL as it goes over the wire: without user name and password, which go as a header."""
-    url = text_of(request.url or fallback)
-    if "@" not in url:
-        return url
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
 def request_headers(request: Any) -> Headers:
-    """Give a request's headers as they stand now."""
+    """Return a request's headers as they stand now."""
     return [(text_of(name), text_of(value)) for name, value in (request.headers or {}).items()]
 
 
 def response_headers(response: Any) -> Headers:
-    """Give a response's headers, repeated ones apart where urllib3 still knows them apart."""
+    """Return a response's headers, repeated ones apart where urllib3 still knows them apart."""
     apart = getattr(getattr(response.raw, "headers", None), "iteritems", None)
     pairs = apart() if apart is not None else (response.headers or {}).items()
     return [(text_of(name), text_of(value)) for name, value in pairs]
 
 
 def body_position(request: Any) -> int | None:
-    """Give the position of a file body before it is sent, which `requests` notes in order to rewind it."""
+    """Return the position of a file body before it is sent, which `requests` notes in order to rewind it."""
     position = getattr(request, "_body_position", None)
     return position if isinstance(position, int) else None
 
 
 def content_of(response: Any) -> bytes | None:
-    """Give the body if `requests` has it in memory; None while it is still to be read, or was streamed away."""
+    """Return the body if `requests` has it in memory; None while it is still to be read, or was streamed away."""
     content = response._content if response._content_consumed else None
     if response._content_consumed and content is None:
         return b""  # no raw response to read, or status 0
@@ -118,15 +102,6 @@ def is_being_finalized(raw: Any) -> bool:
     return "_finalizing" in raw.__dict__
 
 
-def to_moesif(request: Any, base_uri: str) -> bool:
-    """Whether a call is one to Moesif itself, made by whichever library."""
-    if _MOESIF_HEADER in (request.headers or ()):
-        return True
-    url = text_of(request.url or "")
-    end = len(base_uri)
-    return url[end : end + 1] in _URL_ENDS and url[:end].lower() == base_uri.lower()
-
-
 def cause_of(error: BaseException) -> str:
     """Name the type of the exception at the bottom: `requests` has one `ConnectionError` for a dozen causes."""
     for _ in range(_CAUSE_DEPTH):
@@ -146,16 +121,23 @@ def request_without_objects(method: str, url: str, headers: Headers) -> Prepared
     return request
 
 
-def response_without_body(request: PreparedRequest, status: int, url: str, headers: Headers) -> Response:
-    """Make the response that callbacks get when the caller has let go of the real one."""
-    response = Response()
-    response.status_code, response.url, response.request = status, url, request
-    response.headers = CaseInsensitiveDict(headers)
-    response.encoding = get_encoding_from_headers(response.headers)
-    response.__dict__.update(_content=b"", _content_consumed=True)
-    return response
+def response_without_body(request: PreparedRequest, response: Response) -> Response:
+    """Make the response that callbacks get when nobody holds the real one any more."""
+    made = Response()
+    made.status_code, made.url, made.request, made.reason = response.status_code, response.url, request, response.reason
+    made.headers, made.encoding, made.elapsed = response.headers, response.encoding, response.elapsed
+    made.__dict__.update(_content=b"", _content_consumed=True)
+    return made
+
+
+def response_with_content(response: Response, content: bytes) -> Response:
+    """Make a response with everything of this one but its stream, which nobody can spend by looking at the copy."""
+    made: Response = type(response).__new__(type(response))
+    made.__dict__.update(response.__dict__)
+    made.__dict__.update(raw=None, _content=content, _content_consumed=True)
+    return made
 
 
 def bytes_read(raw: Any) -> int:
-    """Give the bytes that were read from urllib3's response off the wire."""
+    """Return the bytes that were read from urllib3's response off the wire."""
     return int(raw.tell())

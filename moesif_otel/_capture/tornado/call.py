@@ -21,8 +21,8 @@ from tornado.web import Finish, HTTPError, OutputTransform, RequestHandler
 
 from moesif_otel._capture.body import CapturedBody
 from moesif_otel._capture.exchange import Outcome
+from moesif_otel._capture.patching import InstancePatches
 from moesif_otel._capture.tornado.govern import add_headers
-from moesif_otel._capture.tornado.patches import Hooks
 from moesif_otel._capture.tornado.shape import (
     client_is_gone,
     close_callback_of,
@@ -162,7 +162,7 @@ class HandlerCall(Call):
         self._ended_response = False
         self._had_coding = False
         self._streamed = False
-        self._hooks = Hooks()
+        self._hooks = InstancePatches()
 
     # The request.
 

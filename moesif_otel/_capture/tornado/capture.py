@@ -18,13 +18,12 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from tornado.web import Application, FallbackHandler, GZipContentEncoding, RequestHandler
-from tornado.wsgi import WSGIContainer
 
 from moesif_otel._capture.exchange import Outcome, current_exchange
+from moesif_otel._capture.patching import Patch, PatchSet
 from moesif_otel._capture.tornado.call import Call, HandlerCall, ResponseTee
 from moesif_otel._capture.tornado.fallback import ConnectionCall, marked_environ
 from moesif_otel._capture.tornado.govern import govern
-from moesif_otel._capture.tornado.patches import Patch, PatchSet
 from moesif_otel._capture.tornado.request import open_exchange
 from moesif_otel._capture.tornado.shape import UnknownShape, check_tornado
 from moesif_otel._guard import PROCESS_GUARD
@@ -234,37 +233,32 @@ def _taps_for(handler: RequestHandler) -> Sequence[TornadoTap]:
         return ()
 
 
-# The wrappers.
+# The layers.
 
 
-def _wrap_find_handler(find_handler: Any) -> Any:
-    @functools.wraps(find_handler)
-    def wrapper(self: Application, request: HTTPServerRequest, *args: Any, **kwargs: Any) -> Any:
-        try:
-            # The innermost application that asked has the say; one that did not is its outer one's.
-            taps = _with_everywhere(_taps_of(self) or request.__dict__.get(_CLAIMS, ()))
-            if taps:
-                request.__dict__[_CLAIMS] = taps
-                for tap in taps:
-                    if tap.active:
-                        tap.ready()
-        except Exception as exc:
-            PROCESS_GUARD.caught("routing of a Tornado request", exc)
-        return find_handler(self, request, *args, **kwargs)
-
-    return wrapper
+def _find_handler(find: Any, application: Application, request: HTTPServerRequest, /, *args: Any, **kwargs: Any) -> Any:
+    """Do `Application.find_handler`, and note which taps a request belongs to."""
+    try:
+        # The innermost application that asked has the say; one that did not is its outer one's.
+        taps = _with_everywhere(_taps_of(application) or request.__dict__.get(_CLAIMS, ()))
+        if taps:
+            request.__dict__[_CLAIMS] = taps
+            for tap in taps:
+                if tap.active:
+                    tap.ready()
+    except Exception as exc:
+        PROCESS_GUARD.caught("routing of a Tornado request", exc)
+    return find(application, request, *args, **kwargs)
 
 
-def _wrap_execute(execute: Any) -> Any:
-    @functools.wraps(execute)
-    def wrapper(self: RequestHandler, transforms: list[OutputTransform], *args: Any, **kwargs: Any) -> Awaitable[Any]:
-        taps = _taps_for(self)
-        if not taps:
-            untouched: Awaitable[Any] = execute(self, transforms, *args, **kwargs)
-            return untouched
-        return _captured(functools.partial(execute, self), taps, self, transforms, *args, **kwargs)
-
-    return wrapper
+async def _execute(
+    execute: Any, handler: RequestHandler, transforms: list[OutputTransform], /, *args: Any, **kwargs: Any
+) -> Any:
+    """Do `RequestHandler._execute`, in the handler's own task, captured where somebody wants it."""
+    taps = _taps_for(handler)
+    if not taps:
+        return await execute(handler, transforms, *args, **kwargs)
+    return await _captured(functools.partial(execute, handler), taps, handler, transforms, *args, **kwargs)
 
 
 async def _captured(
@@ -308,8 +302,8 @@ def _executed(call: Call, error: BaseException | None) -> None:
 
 _patches: Final = PatchSet(
     (
-        Patch(RequestHandler, "_execute", _wrap_execute),
-        Patch(Application, "find_handler", _wrap_find_handler),
-        Patch(WSGIContainer, "environ", lambda environ: marked_environ(environ, _present_calls)),
+        Patch("tornado.web", "RequestHandler._execute", _execute),
+        Patch("tornado.web", "Application.find_handler", _find_handler),
+        Patch("tornado.wsgi", "WSGIContainer.environ", functools.partial(marked_environ, _present_calls)),
     )
 )

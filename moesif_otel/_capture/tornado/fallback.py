@@ -10,12 +10,12 @@ serves one request (`HTTP1ServerConnection` makes a new one for each), so its ow
 
 from __future__ import annotations
 
-from functools import partial, wraps
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from moesif_otel._capture.exchange import Outcome
+from moesif_otel._capture.patching import InstancePatches
 from moesif_otel._capture.tornado.call import Call, chained_close
-from moesif_otel._capture.tornado.patches import Hooks
 from moesif_otel._capture.tornado.shape import UnknownShape, client_is_gone, close_callback_of
 from moesif_otel._guard import PROCESS_GUARD
 
@@ -48,7 +48,7 @@ class ConnectionCall(Call):
         exchange.provisional = True
         self._connection: Any = None
         self._client_left = False
-        self._hooks = Hooks()
+        self._hooks = InstancePatches()
 
     def watch(self) -> None:
         """Take the request body and stand on the connection.
@@ -134,31 +134,23 @@ class ConnectionCall(Call):
         self._connection = None
 
 
-def marked_environ(environ_of: Any, calls_of: Callable[[Any], Iterable[Call]]) -> Any:
-    """Wrap `WSGIContainer.environ`: the environ of a captured request names its Exchanges.
+def marked_environ(calls_of: Callable[[Any], Iterable[Call]], environ_of: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """Do `WSGIContainer.environ` (a static method before Tornado 6.3); that of a captured request names its Exchanges.
 
     Args:
-        environ_of: The method (a static one before Tornado 6.3).
-        calls_of: Gives the calls that capture a request.
-
-    Returns:
-        What to put in its place.
+        calls_of: Finds the calls that capture a request.
+        environ_of: The method.
+        args: The container, if it is no static method, and the request.
     """
-    function = environ_of.__func__ if isinstance(environ_of, staticmethod) else environ_of
+    environ = environ_of(*args, **kwargs)
+    try:
+        exchanges = tuple(call.exchange for call in calls_of(args[-1]) if call.exchange is not None)
+        if exchanges:
+            from moesif_otel._capture.wsgi.capture import (
+                EXCHANGES_KEY,  # late: most Tornado services have no WSGI inside
+            )
 
-    @wraps(function)
-    def environ(*args: Any) -> Any:
-        made = function(*args)
-        try:
-            exchanges = tuple(call.exchange for call in calls_of(args[-1]) if call.exchange is not None)
-            if exchanges:
-                from moesif_otel._capture.wsgi.capture import (
-                    EXCHANGES_KEY,  # late: most Tornado services have no WSGI inside
-                )
-
-                made[EXCHANGES_KEY] = (*made.get(EXCHANGES_KEY, ()), *exchanges)
-        except Exception as exc:
-            PROCESS_GUARD.caught("marking a WSGI environ", exc)
-        return made
-
-    return staticmethod(environ) if isinstance(environ_of, staticmethod) else environ
+            environ[EXCHANGES_KEY] = (*environ.get(EXCHANGES_KEY, ()), *exchanges)
+    except Exception as exc:
+        PROCESS_GUARD.caught("marking a WSGI environ", exc)
+    return environ

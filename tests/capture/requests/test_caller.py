@@ -14,8 +14,8 @@ import urllib3
 from requests.adapters import HTTPAdapter
 
 from moesif_otel._capture.exchange import Outcome
-from moesif_otel._capture.requests.capture import requests_tap
-from tests.capture.requests.upstream import JSON, LINES, URLLIB3_1, RecordingPipeline, Upstream, capturing
+from moesif_otel._capture.outgoing import remove_route
+from tests.capture.requests.upstream import JSON, LINES, URLLIB3_1, RecordingPipeline, Upstream, add, capturing
 
 # Some callers here leave responses and sessions to the garbage collector, and Python says so, with us or without.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
@@ -402,11 +402,11 @@ def test_what_is_no_response_passes(upstream):
     original = requests.Session.send
     requests.Session.send = lambda *_, **__: marker
     pipeline = RecordingPipeline()
-    route = requests_tap.add(pipeline)
+    route = add(pipeline)
     try:
         assert requests.get(upstream.url) is marker
     finally:
-        requests_tap.remove(route)
+        remove_route(route)
         requests.Session.send = original
     assert pipeline.guard.counts() == {"outgoing response": 1}
     assert (pipeline.only.status, pipeline.only.is_open) == (None, False)

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from opentelemetry.instrumentation.utils import suppress_http_instrumentation, suppress_instrumentation
 
 from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
-from moesif_otel._capture.requests.facts import TEXT_ENCODING, cause_of, sent_url, to_moesif
+from moesif_otel._capture.outgoing import _goes_to_moesif, sent_url
+from moesif_otel._capture.requests.facts import TEXT_ENCODING, cause_of
 from tests.capture.requests.upstream import (
     JSON,
     LINES,
@@ -331,7 +332,7 @@ def test_calls_to_moesif_are_known(url, expected):
     """By address, up to the end of the host: names that only begin the same are other people's."""
     request = requests.PreparedRequest()
     request.url, request.headers = url, {}
-    assert to_moesif(request, "https://api.moesif.net") is expected
+    assert _goes_to_moesif(request.url, request.headers, "https://api.moesif.net") is expected
 
 
 @pytest.mark.parametrize(
@@ -346,7 +347,7 @@ def test_credentials_in_a_url_are_not_part_of_it(given_url, sent):
     """They go over the wire as a header, not in the URL, and so they do here."""
     request = requests.PreparedRequest()
     request.url = given_url
-    assert sent_url(request) == sent
+    assert sent_url(request.url) == sent
 
 
 def test_digest_authentication_is_one_call(upstream):
@@ -483,13 +484,13 @@ def test_a_child_of_fork_can_capture(upstream):
     """The tap's lock is fresh in a child, whatever the parent was doing."""
     code = """
         import os, requests
-        from moesif_otel._capture.requests.capture import requests_tap
-        from tests.capture.requests.upstream import RecordingPipeline
-        with requests_tap._lock:
+        from moesif_otel._capture import outgoing, patching
+        from tests.capture.requests.upstream import RecordingPipeline, add
+        with outgoing._lock, patching._lock:
             child = os.fork()
             if child == 0:
                 pipeline = RecordingPipeline()
-                requests_tap.add(pipeline)
+                add(pipeline)
                 requests.get({url!r})
                 os._exit(len(pipeline.exchanges))
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import textwrap
@@ -21,9 +22,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
 
-from moesif_otel._capture.requests.capture import RequestsTap, is_instrumented, requests_tap
-from moesif_otel._capture.requests.span import ClientSpans
-from tests.capture.requests.upstream import RecordingPipeline, Upstream, capturing
+from moesif_otel._capture.client_spans import ClientSpans
+from moesif_otel._capture.outgoing import remove_route
+from moesif_otel._capture.requests.capture import PATCHES
+from tests.capture.requests.upstream import RecordingPipeline, Upstream, add, capturing
 
 ORIGINAL = requests.Session.__dict__["send"]
 
@@ -72,15 +74,15 @@ class Telemetry:
 
 def test_on_and_off():
     """With the last pipeline gone `Session.send` is the very function it was; taking off twice is harmless."""
-    first = requests_tap.add(RecordingPipeline())
+    first = add(RecordingPipeline())
     layer = requests.Session.__dict__["send"]
-    second = requests_tap.add(RecordingPipeline(APPLICATION_ID="second"))
+    second = add(RecordingPipeline(APPLICATION_ID="second"))
     assert requests.Session.__dict__["send"] is layer is not ORIGINAL
     assert (layer.__name__, layer.__doc__, layer.__wrapped__) == ("send", ORIGINAL.__doc__, ORIGINAL)
-    requests_tap.remove(first)
+    remove_route(first)
     assert requests.Session.__dict__["send"] is layer
-    requests_tap.remove(second)
-    requests_tap.remove(second)
+    remove_route(second)
+    remove_route(second)
     assert requests.Session.__dict__["send"] is ORIGINAL
 
 
@@ -91,33 +93,30 @@ def test_with_the_instrumentor_in_any_order(upstream, start_first, stop_first):
     telemetry, pipeline = Telemetry(), RecordingPipeline()
     route = None
     if start_first == "us":
-        route = requests_tap.add(pipeline)
+        route = add(pipeline)
     telemetry.instrument()
-    assert is_instrumented()
     if route is None:
-        route = requests_tap.add(pipeline)
-    assert is_instrumented()
+        route = add(pipeline)
     requests.get(upstream.url + "/redirect/1")
     assert (len(telemetry.spans), len(pipeline.exchanges), telemetry.call_count) == (1, 1, 1)
     if stop_first == "us":
-        requests_tap.remove(route)
+        remove_route(route)
         requests.get(upstream.url + "/json")
         assert (len(telemetry.spans), len(pipeline.exchanges)) == (2, 1)
         RequestsInstrumentor().uninstrument()
     else:
         RequestsInstrumentor().uninstrument()
-        assert not is_instrumented()
         requests.get(upstream.url + "/redirect/1")
         assert (len(telemetry.spans), len(pipeline.exchanges)) == (1, 2)
         telemetry.instrument()
         requests.get(upstream.url + "/json")
         assert (len(telemetry.spans), len(pipeline.exchanges)) == (2, 3)
         RequestsInstrumentor().uninstrument()
-        requests_tap.remove(route)
+        remove_route(route)
     requests.get(upstream.url + "/json")
     assert len(telemetry.spans) == 2
     while requests.Session.__dict__["send"] is not ORIGINAL:  # our layer, passing through, where it lay below theirs
-        requests_tap.remove(requests_tap.add(pipeline))
+        remove_route(add(pipeline))
 
 
 @pytest.mark.parametrize("start_first", ["us", "them"])
@@ -149,7 +148,7 @@ def test_the_applications_telemetry_is_the_same(upstream, start_first):
     telemetry.instrument()
     without = calls(telemetry)
     assert run() == without
-    requests_tap.remove(requests_tap.add(RecordingPipeline()))
+    remove_route(add(RecordingPipeline()))
 
 
 def test_a_session_that_is_uninstrumented(upstream):
@@ -181,7 +180,7 @@ def test_somebody_patches_after_us(upstream, kind):
         return wrapped(*args, **kwargs)
 
     pipeline = RecordingPipeline()
-    route = requests_tap.add(pipeline)
+    route = add(pipeline)
     ours = requests.Session.__dict__["send"]
     if kind == "wrapt":
         theirs = wrapt.FunctionWrapper(ours, counted)
@@ -196,17 +195,17 @@ def test_somebody_patches_after_us(upstream, kind):
     requests.Session.send = theirs
     try:
         requests.get(upstream.url + "/json")
-        requests_tap.remove(route)
+        remove_route(route)
         assert requests.Session.__dict__["send"] is theirs
         requests.get(upstream.url + "/json")
-        route = requests_tap.add(pipeline)
+        route = add(pipeline)
         requests.get(upstream.url + "/json")
-        requests_tap.remove(route)
+        remove_route(route)
     finally:
         requests.Session.send = ours
     assert len(calls) == 3
     assert len(pipeline.exchanges) == (1 if kind == "mock" else 2)
-    requests_tap.remove(requests_tap.add(pipeline))
+    remove_route(add(pipeline))
 
 
 @pytest.mark.parametrize("kind", ["function", "wrapt", "mock"])
@@ -239,26 +238,27 @@ def test_somebody_patched_before_us(upstream, kind):
 def test_two_layers_of_ours_capture_once(upstream):
     """Below a patch that hides what it wraps there may be an old layer of ours: one call is one call."""
     pipeline = RecordingPipeline()
-    route = requests_tap.add(pipeline)
+    route = add(pipeline)
     ours = requests.Session.__dict__["send"]
     requests.Session.send = lambda self, request, **kwargs: ours(self, request, **kwargs)
     try:
-        again = requests_tap.add(pipeline)
+        again = add(pipeline)
         requests.get(upstream.url + "/redirect/2")
         assert len(pipeline.exchanges) == 1
-        requests_tap.remove(again)
-        requests_tap.remove(route)
+        remove_route(again)
+        remove_route(route)
     finally:
         requests.Session.send = ours
-    requests_tap.remove(requests_tap.add(pipeline))
+    remove_route(add(pipeline))
 
 
 def test_layers_do_not_pile_up():
     """Starting and stopping over and over leaves nothing behind."""
-    tap = RequestsTap()
+    gc.collect()
+    before = len(PATCHES._layers)
     for _ in range(50):
-        tap.remove(tap.add(RecordingPipeline()))
-    assert (tap._layers, requests.Session.__dict__["send"]) == ([], ORIGINAL)
+        remove_route(add(RecordingPipeline()))
+    assert (len(PATCHES._layers), requests.Session.__dict__["send"]) == (before, ORIGINAL)
 
 
 def test_spans_on_a_provider_that_was_named(upstream):
@@ -268,7 +268,7 @@ def test_spans_on_a_provider_that_was_named(upstream):
     current = []
     spans = ClientSpans(telemetry.provider)
     pipelines = [RecordingPipeline(APPLICATION_ID=name) for name in ("a", "b")]
-    routes = [requests_tap.add(pipeline, spans=ClientSpans(telemetry.provider)) for pipeline in pipelines]
+    routes = [add(pipeline, spans=ClientSpans(telemetry.provider)) for pipeline in pipelines]
     try:
         with tracer.start_as_current_span("work") as parent:
             requests.get(
@@ -279,7 +279,7 @@ def test_spans_on_a_provider_that_was_named(upstream):
                 requests.get("http://127.0.0.1:1/")
     finally:
         for route in routes:
-            requests_tap.remove(route)
+            remove_route(route)
     assert current == [parent]
     assert "traceparent" not in dict(upstream.requests[-1]["headers"])
     answered, failed, _work = telemetry.exporter.get_finished_spans()
@@ -299,11 +299,11 @@ def test_no_second_span(upstream, instrumentor):
     """Where an instrumentor makes a span of the call there is none of ours, and its parent is what it was."""
     telemetry = Telemetry()
     telemetry.instrument(instrumentor())
-    route = requests_tap.add(RecordingPipeline(), spans=ClientSpans(telemetry.provider))
+    route = add(RecordingPipeline(), spans=ClientSpans(telemetry.provider))
     try:
         requests.get(upstream.url + "/json")
     finally:
-        requests_tap.remove(route)
+        remove_route(route)
     ((_, kind, parent, *_),) = telemetry.spans
     assert (kind, parent) == (SpanKind.CLIENT, None)
 
@@ -313,11 +313,11 @@ def test_names_of_attributes_are_the_applications_choice(upstream, monkeypatch, 
     """`OTEL_SEMCONV_STABILITY_OPT_IN` chooses, as for the instrumentors."""
     monkeypatch.setenv("OTEL_SEMCONV_STABILITY_OPT_IN", opt_in)
     telemetry = Telemetry()
-    route = requests_tap.add(RecordingPipeline(), spans=ClientSpans(telemetry.provider))
+    route = add(RecordingPipeline(), spans=ClientSpans(telemetry.provider))
     try:
         requests.get(upstream.url.replace("//", "//user:secret@") + "/status/500")
     finally:
-        requests_tap.remove(route)
+        remove_route(route)
     ((_, _, _, _, attributes),) = telemetry.spans
     assert "secret" not in str(attributes)
     assert {"http.method", "http.url", "http.status_code"} <= set(attributes) if old else "http.method" not in attributes

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from requests.adapters import HTTPAdapter
 from requests.utils import super_len
 
-from moesif_otel._capture.body import CapturedBody
-from moesif_otel._capture.exchange import Exchange
-from moesif_otel._capture.requests.upload import UploadSink, original_of, stand_in_for
+from moesif_otel._capture.outgoing import OutgoingCall, Route
+from moesif_otel._capture.streams import UploadSink, original_of, stand_in_for
 from tests.capture.requests.upstream import URLLIB3_1, RecordingPipeline, Upstream, capturing
 
 # Callers here leave responses to the garbage collector, and Python says so, with us or without.
@@ -175,9 +174,8 @@ def test_a_body_is_not_touched_with_bodies_off(upstream):
 
 
 def sink_for(limit=1_000, start=0):
-    exchange = Exchange(RecordingPipeline(), "Outgoing", "POST")
-    exchange.request_body = CapturedBody(limit, exchange.pipeline.budget)
-    return UploadSink([exchange], start), exchange.request_body
+    call = OutgoingCall("requests", [Route(RecordingPipeline(REQUEST_MAX_BODY_SIZE=limit))], "POST", "http://x/")
+    return UploadSink(call, start), call.exchanges[0].request_body
 
 
 @pytest.mark.parametrize("body", [None, 5, object(), types.SimpleNamespace(write=print)])
@@ -202,7 +200,7 @@ def test_special_methods_are_those_of_the_body():
         next(again)
     file = stand_in_for(io.BytesIO(b"x\ny"), sink)
     with file as inner:
-        assert inner is original_of(file)
+        assert inner is file
     assert file.closed
     file = stand_in_for(Unseekable(b"abc"), sink)
     file.own = 1
@@ -241,7 +239,7 @@ def test_reading_from_the_middle_is_not_taken_for_the_beginning():
 def test_a_broken_capture_does_not_reach_the_sender():
     """An error of ours while a piece passes is counted; the piece goes on."""
     sink, _ = sink_for()
-    exchange = sink._exchanges[0]
+    exchange = sink._call.exchanges[0]
     exchange.request_body = object()
     file = stand_in_for(io.BytesIO(b"abc"), sink)
     assert file.read() == b"abc"

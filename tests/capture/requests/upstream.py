@@ -15,7 +15,7 @@ import trustme
 import urllib3
 
 from moesif_otel._capture.body import ByteBudget
-from moesif_otel._capture.requests.capture import requests_tap
+from moesif_otel._capture.outgoing import Route, add_route, remove_route
 from moesif_otel._guard import Guard
 from moesif_otel.settings import Settings
 
@@ -243,6 +243,9 @@ class RecordingPipeline:
         self.seen_by_callbacks: list[tuple[Any, ...]] = []
         self.while_callbacks_run = lambda request, response: None
 
+    def has_callbacks(self, exchange):
+        return True
+
     def opened(self, exchange):
         self.open.append(exchange)
 
@@ -274,18 +277,25 @@ class RecordingPipeline:
             self.finished(self.late.pop(0))
 
 
+def add(pipeline, **more):
+    """Capture for a pipeline; gives what `remove_route` takes."""
+    route = Route(pipeline, **more)
+    add_route(route)
+    return route
+
+
 @contextmanager
-def capturing(*pipelines, everywhere=True, **options):
-    """Put the tap on for pipelines (one of its own by default), and off again."""
+def capturing(*pipelines, everywhere=True, clients=("requests",), **options):
+    """Capture for pipelines (one of its own by default), and stop again."""
     pipelines = pipelines or (RecordingPipeline(**options),)
-    routes = [requests_tap.add(pipeline, everywhere=everywhere) for pipeline in pipelines]
+    routes = [add(pipeline, everywhere=everywhere, clients=clients) for pipeline in pipelines]
     try:
         yield pipelines[0] if len(pipelines) == 1 else pipelines
     finally:
         for route in routes:
-            requests_tap.remove(route)
+            remove_route(route)
     for pipeline in pipelines:
-        assert pipeline.guard.counts() == {}, "the tap had an error of its own"
+        assert pipeline.guard.counts() == {}, "the capture had an error of its own"
 
 
 def make_certificate(directory):

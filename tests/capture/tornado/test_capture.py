@@ -854,8 +854,8 @@ def test_a_patch_put_on_after_ours_survives_our_end():
         assert (len(calls), tap.pipeline.seen) == (1, [])
         with tapping() as again:
             run(serve(again.log_event))
-            assert web.RequestHandler._execute is theirs
             assert len(again.pipeline.seen) == 1
+        assert web.RequestHandler._execute is theirs
     finally:
         web.RequestHandler._execute = ours
         with tapping():

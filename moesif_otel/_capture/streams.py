@@ -1,65 +1,86 @@
-"""A request body that is a file or an iterable, seen as it is sent.
+"""A tee for what is read from a file or an iterable: the one who reads gets the same object, and we see what passes.
 
-Owns: the stand-in that takes the body's place in a `PreparedRequest` for the time of one call.
-Threads: the one that sends.
-Never: reads ahead, reads on its own, copies what is not captured, changes what the body looks like to
-`requests`, `urllib3` or an adapter: `len()`, `tell()`, `seek()`, `isinstance` and every attribute are the body's.
+The stand-in looks like what it stands for to everybody: `len()`, `tell()`, `seek()`, `isinstance`, `with`, copies,
+pickles and every attribute are the original's. It never reads ahead or on its own, and copies only what is captured.
 """
 
 from __future__ import annotations
 
+import copy
 import io
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from moesif_otel._capture.body import LeftOut
-from moesif_otel._capture.requests.facts import TEXT_ENCODING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from moesif_otel._capture.body import CapturedBody
-    from moesif_otel._capture.exchange import Exchange
+    from moesif_otel._capture.outgoing import OutgoingCall
 
-__all__ = ["UploadSink", "original_of", "stand_in_for"]
+__all__ = ["Sink", "UploadSink", "original_of", "stand_in_for"]
+
+
+class Sink(Protocol):
+    """Where a stand-in tells what happens to it. Nothing here may raise."""
+
+    def piece(self, piece: Any) -> None:
+        """Note one piece that was read."""
+        ...
+
+    def told(self, position: Any) -> None:
+        """Note what `tell()` answered."""
+        ...
+
+    def moved(self, position: Any, whence: Any) -> None:
+        """Note a `seek`."""
+        ...
+
+    def restarted(self) -> None:
+        """Note that it is read from its beginning."""
+        ...
+
 
 # Special methods are looked up on the class, so a stand-in's class has exactly those of the body's class.
-_FORWARDED: Final = ("__len__", "__bool__", "__enter__", "__exit__", "__getitem__", "__contains__", "__fspath__")
-_TEED: Final = ("__iter__", "__next__")
+_FORWARDED: Final = ("__len__", "__bool__", "__exit__", "__getitem__", "__contains__", "__fspath__")
+_TEED: Final = ("__iter__", "__next__", "__enter__")
 
 
 class UploadSink:
-    """Takes the pieces that were read from a body, and follows its rewinds.
+    """Takes the pieces of a request body, and follows its rewinds.
 
     Args:
-        exchanges: The Exchanges of the call; each one's `request_body` is fed while it is open.
+        call: The call; each request body of it is fed while its Exchange is open.
         start: The body's position before the call, where it is known.
+        text_encoding: How the client sends text.
     """
 
-    __slots__ = ("_elsewhere", "_exchanges", "_passed_bytes", "_start")
+    __slots__ = ("_call", "_elsewhere", "_passed_bytes", "_start", "_text_encoding")
 
-    def __init__(self, exchanges: Sequence[Exchange], start: int | None) -> None:
-        self._exchanges = exchanges
+    def __init__(self, call: OutgoingCall, start: int | None = None, text_encoding: str = "utf-8") -> None:
+        self._call = call
         self._start = start
+        self._text_encoding = text_encoding
         self._passed_bytes = 0
         self._elsewhere = False
 
     def piece(self, piece: Any) -> None:
-        """Note one piece that was read. Never raises."""
+        """Note one piece that was read."""
         try:
             if isinstance(piece, str):
-                piece = piece.encode(TEXT_ENCODING, "replace")
+                piece = piece.encode(self._text_encoding, "replace")
             if not isinstance(piece, (bytes, bytearray, memoryview)):
                 return
             size = piece.nbytes if isinstance(piece, memoryview) else len(piece)
             self._passed_bytes += size
-            for body in self._bodies():
+            for body in self._call.request_bodies:
                 if self._elsewhere:
                     _lose(body, size)
                 else:
                     body.add(piece)
         except Exception as exc:
-            self._caught(exc)
+            self._call.caught("outgoing request body", exc)
 
     def told(self, position: Any) -> None:
         """Note what `tell()` answered: before the first piece, that is where the body begins."""
@@ -67,7 +88,7 @@ class UploadSink:
             self._start = position
 
     def moved(self, position: Any, whence: Any) -> None:
-        """Note a `seek`. Never raises."""
+        """Note a `seek`."""
         try:
             if whence == io.SEEK_SET and (self._start is None or position == self._start):
                 self.restarted()
@@ -77,20 +98,13 @@ class UploadSink:
                     whence == io.SEEK_SET and self._start is not None and position == self._start + self._passed_bytes
                 )
         except Exception as exc:
-            self._caught(exc)
+            self._call.caught("outgoing request body", exc)
 
     def restarted(self) -> None:
         """Note that the body is sent from its beginning."""
         self._passed_bytes, self._elsewhere = 0, False
-        for body in self._bodies():
+        for body in self._call.request_bodies:
             body.restart()
-
-    def _bodies(self) -> list[CapturedBody]:
-        return [e.request_body for e in self._exchanges if e.request_body is not None and e.is_open]
-
-    def _caught(self, exc: BaseException) -> None:
-        for exchange in self._exchanges[:1]:
-            exchange.pipeline.guard.caught("outgoing request body", exc)
 
 
 def _lose(body: CapturedBody, size_bytes: int) -> None:
@@ -105,7 +119,7 @@ class _StandIn:
 
     __slots__ = ("__weakref__", "_moesif_otel_body", "_moesif_otel_sink")
 
-    def __init__(self, body: Any, sink: UploadSink) -> None:
+    def __init__(self, body: Any, sink: Sink) -> None:
         object.__setattr__(self, "_moesif_otel_body", body)
         object.__setattr__(self, "_moesif_otel_sink", sink)
 
@@ -137,13 +151,23 @@ class _StandIn:
     def __hash__(self) -> int:
         return hash(self._moesif_otel_body)
 
+    # A copy is one of the original, which nobody watches.
+    def __copy__(self) -> Any:
+        return copy.copy(self._moesif_otel_body)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return copy.deepcopy(self._moesif_otel_body, memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self._moesif_otel_body.__reduce_ex__(protocol)
+
 
 class _Pieces:
     """An iterator of a body that is iterable again and again."""
 
     __slots__ = ("_iterator", "_sink")
 
-    def __init__(self, iterator: Iterator[Any], sink: UploadSink) -> None:
+    def __init__(self, iterator: Iterator[Any], sink: Sink) -> None:
         self._iterator = iterator
         self._sink = sink
 
@@ -156,7 +180,7 @@ class _Pieces:
         return piece
 
 
-def _watch_read(read: Callable[..., Any], sink: UploadSink) -> Callable[..., Any]:
+def _watch_read(read: Callable[..., Any], sink: Sink) -> Callable[..., Any]:
     def watched(*args: Any, **kwargs: Any) -> Any:
         piece = read(*args, **kwargs)
         sink.piece(piece)
@@ -165,17 +189,26 @@ def _watch_read(read: Callable[..., Any], sink: UploadSink) -> Callable[..., Any
     return watched
 
 
-def _watch_readinto(readinto: Callable[..., Any], sink: UploadSink) -> Callable[..., Any]:
+def _watch_readinto(readinto: Callable[..., Any], sink: Sink) -> Callable[..., Any]:
     def watched(buffer: Any, *args: Any, **kwargs: Any) -> Any:
         count = readinto(buffer, *args, **kwargs)
         if count:
-            sink.piece(bytes(memoryview(buffer)[:count]))
+            sink.piece(_start_of(buffer, count))
         return count
 
     return watched
 
 
-def _watch_readlines(readlines: Callable[..., Any], sink: UploadSink) -> Callable[..., Any]:
+def _start_of(buffer: Any, count_bytes: int) -> bytes:
+    with memoryview(buffer) as view:
+        try:
+            with view.cast("B") as flat:
+                return bytes(flat[:count_bytes])
+        except (TypeError, ValueError):  # an array of ctypes, or one that is not contiguous
+            return view.tobytes()[:count_bytes]
+
+
+def _watch_readlines(readlines: Callable[..., Any], sink: Sink) -> Callable[..., Any]:
     def watched(*args: Any, **kwargs: Any) -> Any:
         lines = readlines(*args, **kwargs)
         for line in lines:
@@ -185,7 +218,7 @@ def _watch_readlines(readlines: Callable[..., Any], sink: UploadSink) -> Callabl
     return watched
 
 
-def _watch_seek(seek: Callable[..., Any], sink: UploadSink) -> Callable[..., Any]:
+def _watch_seek(seek: Callable[..., Any], sink: Sink) -> Callable[..., Any]:
     def watched(*args: Any, **kwargs: Any) -> Any:
         result = seek(*args, **kwargs)
         position, whence = (*args, None, None)[:2]
@@ -195,7 +228,7 @@ def _watch_seek(seek: Callable[..., Any], sink: UploadSink) -> Callable[..., Any
     return watched
 
 
-def _watch_tell(tell: Callable[..., Any], sink: UploadSink) -> Callable[..., Any]:
+def _watch_tell(tell: Callable[..., Any], sink: Sink) -> Callable[..., Any]:
     def watched() -> Any:
         position = tell()
         sink.told(position)
@@ -204,7 +237,7 @@ def _watch_tell(tell: Callable[..., Any], sink: UploadSink) -> Callable[..., Any
     return watched
 
 
-_WATCHED: Final[dict[str, Callable[[Callable[..., Any], UploadSink], Callable[..., Any]]]] = {
+_WATCHED: Final[dict[str, Callable[[Callable[..., Any], Sink], Callable[..., Any]]]] = {
     "read": _watch_read,
     "read1": _watch_read,
     "readinto": _watch_readinto,
@@ -230,6 +263,11 @@ def _advance(self: _StandIn) -> Any:
     return piece
 
 
+def _enter(self: _StandIn) -> Any:
+    entered = self._moesif_otel_body.__enter__()
+    return self if entered is self._moesif_otel_body else entered
+
+
 def _forward(name: str) -> Callable[..., Any]:
     def forwarded(self: _StandIn, *args: Any) -> Any:
         return getattr(self._moesif_otel_body, name)(*args)
@@ -241,15 +279,15 @@ def _forward(name: str) -> Callable[..., Any]:
 def _stand_in_class(special_methods: tuple[str, ...]) -> type[_StandIn]:
     members: dict[str, Any] = {"__slots__": ()}
     for name in special_methods:
-        members[name] = {"__iter__": _iterate, "__next__": _advance}.get(name) or _forward(name)
+        members[name] = {"__iter__": _iterate, "__next__": _advance, "__enter__": _enter}.get(name) or _forward(name)
     return type("_StandIn", (_StandIn,), members)
 
 
-def stand_in_for(body: Any, sink: UploadSink) -> Any | None:
-    """Give an object that looks and behaves as `body` and tells `sink` what is read from it.
+def stand_in_for(body: Any, sink: Sink) -> Any | None:
+    """Return an object that looks and behaves as `body` and tells `sink` what is read from it.
 
     Args:
-        body: The body of a `PreparedRequest`.
+        body: A file, or anything that can be iterated.
         sink: Where the pieces go.
 
     Returns:
@@ -262,7 +300,7 @@ def stand_in_for(body: Any, sink: UploadSink) -> Any | None:
 
 
 def original_of(body: Any) -> Any:
-    """Give the body that a stand-in stands for; anything else is given back as it is."""
+    """Return the body that a stand-in stands for; anything else as it is."""
     while issubclass(type(body), _StandIn):
         body = body._moesif_otel_body
     return body

@@ -1,9 +1,8 @@
 """The CLIENT span of an outgoing call, on a provider that a user named for it.
 
-Owns: when such a span is made, and its attributes.
-Threads: the one that calls; a span is started and ended by it.
-Never: is current (what the application starts meanwhile has the parents it had without us), puts anything into the
-request, stands beside a span that an instrumentor makes of the same call.
+It is made when the client has its response, or has failed, with the times of the call: by then it is known whether an
+instrumentor has made one. It is never current, so what the application starts meanwhile has the parents it had without
+us, and nothing is put into the request.
 """
 
 from __future__ import annotations
@@ -19,6 +18,8 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.util import http as otel_http
 
 if TYPE_CHECKING:
+    from opentelemetry.context import Context
+
     from moesif_otel._capture.exchange import Exchange
 
 __all__ = ["ClientSpans"]
@@ -27,9 +28,17 @@ __all__ = ["ClientSpans"]
 _OPT_IN: Final = "OTEL_SEMCONV_STABILITY_OPT_IN"
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"})
 
+_URLLIB3: Final = ("opentelemetry.instrumentation.urllib3", "URLLib3Instrumentor")
+_INSTRUMENTORS: Final = {
+    "requests": (("opentelemetry.instrumentation.requests", "RequestsInstrumentor"), _URLLIB3),
+    "httpx": (("opentelemetry.instrumentation.httpx", "HTTPXClientInstrumentor"),),
+    "aiohttp": (("opentelemetry.instrumentation.aiohttp_client", "AioHttpClientInstrumentor"),),
+    "urllib3": (_URLLIB3,),
+}
+
 
 class ClientSpans:
-    """Makes CLIENT spans on one provider, as `RequestsInstrumentor` would, where nobody else does.
+    """Makes CLIENT spans on one provider, as an instrumentor would, where none is active.
 
     Args:
         provider: The tracer provider.
@@ -46,10 +55,17 @@ class ClientSpans:
         self._stable = bool(words & {"http", "http/dup"})
         self._old = not self._stable or "http/dup" in words
 
-    def start(self, exchange: Exchange) -> Any | None:
-        """Start the span of a call, or None where an instrumentor of `urllib3` will make one."""
-        if not is_http_instrumentation_enabled() or _urllib3_is_instrumented():
-            return None
+    def make(self, client: str, exchange: Exchange, context: Context, error: BaseException | None) -> None:
+        """Make the span of a call whose headers have come, or that failed; none where an instrumentor is active.
+
+        Args:
+            client: The client library.
+            exchange: The call, with its status if there is one.
+            context: The context in which the call was made: its span is the parent.
+            error: The call's exception.
+        """
+        if not is_http_instrumentation_enabled() or _is_instrumented(client):
+            return
         method = exchange.method.upper() if exchange.method.upper() in _METHODS else "_OTHER"
         url = _redacted(exchange.url)
         attributes: dict[str, Any] = {}
@@ -57,12 +73,17 @@ class ClientSpans:
             attributes |= {"http.method": method, "http.url": url}
         if self._stable:
             attributes |= {"http.request.method": method, "url.full": url, **_server(url)}
-        return self._tracer.start_span(
-            "HTTP" if method == "_OTHER" else method, kind=SpanKind.CLIENT, attributes=attributes
+        span = self._tracer.start_span(
+            "HTTP" if method == "_OTHER" else method,
+            context=context,
+            kind=SpanKind.CLIENT,
+            attributes=attributes,
+            start_time=exchange.started_ns,
         )
+        self._note_end(span, exchange.status, error)
+        span.end()
 
-    def end(self, span: Any, status: int | None, error: BaseException | None) -> None:
-        """End it, at the response's headers or with the call's exception."""
+    def _note_end(self, span: trace.Span, status: int | None, error: BaseException | None) -> None:
         if status is not None:
             if self._old:
                 span.set_attribute("http.status_code", status)
@@ -77,12 +98,14 @@ class ClientSpans:
             span.set_status(Status(StatusCode.ERROR, type(error).__qualname__))
             if self._stable:
                 span.set_attribute("error.type", type(error).__qualname__)
-        span.end()
 
 
-def _urllib3_is_instrumented() -> bool:
-    module = sys.modules.get("opentelemetry.instrumentation.urllib3")
-    return module is not None and bool(module.URLLib3Instrumentor().is_instrumented_by_opentelemetry)
+def _is_instrumented(client: str) -> bool:
+    for module_name, class_name in _INSTRUMENTORS[client]:
+        module = sys.modules.get(module_name)
+        if module is not None and getattr(module, class_name)().is_instrumented_by_opentelemetry:
+            return True
+    return False
 
 
 def _redacted(url: str) -> str:
