@@ -44,11 +44,7 @@ class MoesifSpanProcessor(SpanProcessor):
     def __init__(
         self, settings: Mapping[str, Any] | Settings | None = None, *, exporter: SpanExporter | None = None
     ) -> None:
-        if settings is None:
-            settings = Settings.from_keywords({})
-        elif not isinstance(settings, Settings):
-            settings = Settings.from_mapping(settings)
-        self.settings: Settings = settings
+        self.settings = settings = Settings.of(settings)
         self.pipeline = _pipeline_with(settings, exporter)
         self.pipeline.of_processor = True
         self.pipeline.join(self)

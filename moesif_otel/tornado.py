@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from tornado.web import Application, RequestHandler
 
+from moesif_otel._capture.callbacks import check_signatures
 from moesif_otel._capture.tornado.capture import TornadoTap
 from moesif_otel._capture.tornado.spans import instrumentation
 from moesif_otel._pipeline.middleware import Middleware
@@ -83,6 +84,7 @@ class MoesifMiddleware(Middleware):
             )
         if not isinstance(settings, Settings):
             settings = Settings.from_mapping(settings, batch_size_default=TORNADO_BATCH_SIZE)
+        check_signatures(settings, ("handler",))
         super().__init__(settings, tracer_provider)
         self._log_function = log_function
         # The tap finds itself here, from the `log_function` of an application.

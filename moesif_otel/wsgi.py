@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from moesif_otel._capture.callbacks import check_signatures
 from moesif_otel._capture.wsgi.capture import WsgiTap
 from moesif_otel._capture.wsgi.span import ServerSpans
 from moesif_otel._events.build import transaction_id_for
@@ -44,9 +45,9 @@ class MoesifMiddleware(Middleware):
     ) -> None:
         if not callable(app):
             raise MoesifConfigError(f"app: got {type(app).__name__}, takes a WSGI application (a callable)")
-        super().__init__(
-            settings if isinstance(settings, Settings) else Settings.from_mapping(settings), tracer_provider
-        )
+        settings = Settings.of(settings)
+        check_signatures(settings, ("app", "environ"), identify=("app", "environ", "response_headers"))
+        super().__init__(settings, tracer_provider)
         self.app = app
         self._tap = WsgiTap(
             self._pipeline, transaction_id=None if self.settings.disabled_transaction_id else self._transaction_id

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import logging
+import threading
+import time
 import weakref
 from typing import Any
 
@@ -233,3 +236,133 @@ def test_shutdown_tells_open_calls_as_unfinished(moesif: Sandbox) -> None:
     assert not exchange.is_open
     exchange.finish(Outcome.COMPLETE)
     assert len(moesif.events()) == 1
+
+
+def test_a_callback_that_hangs_stops_no_delivery(moesif: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callbacks of calls that garbage collection ended run on a thread of their own; what waits too long goes without."""
+    release = threading.Event()
+    service = Service(moesif, IDENTIFY_USER=lambda *_: release.wait(30) and "late")
+    hung = [service.open() for _ in range(3)]
+    for exchange in hung:
+        exchange.finish_from_finalizer()
+    other = Service(moesif, APPLICATION_ID="other")
+    other.open().finish(Outcome.COMPLETE)
+    assert len(other.events()) == 1
+    started = time.monotonic()
+    assert service.processor.force_flush(1_000)
+    assert time.monotonic() - started < 5
+    assert [event.get("user_id") for event in moesif.events(application_id="processor")] == [None] * 3
+    release.set()
+
+
+def test_a_call_that_skip_was_not_asked_about_is_not_sent(moesif: Sandbox) -> None:
+    """SKIP leaves calls out on purpose: without its answer nothing goes."""
+    release = threading.Event()
+    service = Service(moesif, SKIP=lambda *_: release.wait(30))
+    service.open().finish_from_finalizer()
+    service.open().finish_from_finalizer()
+    assert service.processor.force_flush(200)
+    release.set()
+    assert service.events() == []
+    assert service.processor.stats()["skipped"] == 2
+
+
+def test_callbacks_in_steps(moesif: Sandbox) -> None:
+    """What can await drives the callbacks itself; closed early, or flushed meanwhile, the call goes once and without."""
+
+    async def company() -> str:
+        return "acme"
+
+    service = Service(moesif, IDENTIFY_USER=lambda *_: "ann", IDENTIFY_COMPANY=lambda *_: company())
+    for how in ("whole", "closed", "flushed"):
+        exchange = service.open()
+        assert exchange.close(Outcome.COMPLETE)
+        steps = service.pipeline.finishing(exchange)
+        awaitable = next(steps)
+        awaitable.close()
+        if how == "whole":
+            with pytest.raises(StopIteration):
+                steps.send("acme")
+        elif how == "closed":
+            steps.close()
+        else:
+            service.processor.force_flush(5_000)
+            with pytest.raises(StopIteration):
+                steps.send("too late")
+    events = service.events()
+    assert [(event.get("user_id"), event.get("company_id")) for event in events] == [
+        ("ann", "acme"),
+        ("ann", None),
+        ("ann", None),
+    ]
+
+
+def test_a_middleware_of_the_same_settings_feeds_the_processor(moesif: Sandbox) -> None:
+    """One pipeline, whichever is made first; it ends with the last of the two."""
+    from moesif_otel.wsgi import MoesifMiddleware
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [b"x"]
+
+    settings = {"APPLICATION_ID": "joined", "BASE_URI": moesif.url}
+    for first in ("processor", "middleware"):
+        moesif.clear()
+        made: dict[str, Any] = {}
+        for name in ("processor", "middleware") if first == "processor" else ("middleware", "processor"):
+            made[name] = MoesifSpanProcessor(settings) if name == "processor" else MoesifMiddleware(app, settings)
+        processor, middleware = made["processor"], made["middleware"]
+        provider = TracerProvider(shutdown_on_exit=False)
+        provider.add_span_processor(processor)
+        token = current_exchange.set(None)
+        list(middleware({"REQUEST_METHOD": "GET", "PATH_INFO": "/"}, lambda *_: None))
+        current_exchange.reset(token)
+        assert processor.stats()["accepted"] == middleware.stats()["accepted"] == 1
+        processor.shutdown()
+        list(middleware({"REQUEST_METHOD": "GET", "PATH_INFO": "/"}, lambda *_: None))
+        assert middleware.force_flush()
+        assert len(moesif.events()) == 2
+        middleware.shutdown()
+        assert not middleware._pipeline.is_live
+
+
+def test_whatever_is_shut_down_or_forgotten_leaves_the_provider(moesif: Sandbox) -> None:
+    """No pipeline is kept by a provider: a service that makes a middleware for each tenant does not grow."""
+    provider = TracerProvider(shutdown_on_exit=False)
+    services = [Service(moesif, provider=provider, APPLICATION_ID=f"tenant-{n}") for n in range(20)]
+    pipelines = [weakref.ref(service.pipeline) for service in services]
+    for service in services[:10]:
+        service.processor.shutdown(100)
+    dispatcher = provider._active_span_processor._span_processors[0]
+    assert len(dispatcher._pipelines) == 10  # type: ignore[attr-defined]
+    del services, service
+    gc.collect()
+    assert [reference() for reference in pipelines] == [None] * 20
+    provider.get_tracer("x").start_span("y").end()
+
+
+def test_an_applications_flush_does_not_wait_for_moesif() -> None:
+    """With a Moesif that is silent, `provider.force_flush()` is True at once; nobody's telemetry pays for ours."""
+    provider = TracerProvider(shutdown_on_exit=False)
+    processor = MoesifSpanProcessor({"APPLICATION_ID": "silent", "BASE_URI": "http://127.0.0.1:9"})
+    processor.pipeline.watch(provider)
+    exchange = Exchange(processor.pipeline, "Incoming", "GET")
+    processor.pipeline.opened(exchange)
+    exchange.finish(Outcome.COMPLETE)
+    started = time.monotonic()
+    assert provider.force_flush(3_000)
+    assert time.monotonic() - started < 1
+    processor.shutdown(0)
+
+
+def test_the_first_call_says_what_is_captured(moesif: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+    """One line at INFO for a pipeline: what, where to, with which options; no application id, no credentials."""
+    caplog.set_level(logging.INFO, "moesif_otel")
+    service = Service(moesif, LOG_BODY=False)
+    service.open().finish(Outcome.COMPLETE)
+    service.open().finish(Outcome.COMPLETE)
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]
+    assert "first call" in line
+    assert "LOG_BODY=False" in line
+    assert moesif.url.rstrip("/") in line
+    service.events()

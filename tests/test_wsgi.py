@@ -115,7 +115,7 @@ def test_wrong_options_are_told_at_construction(settings: Any, message: str) -> 
     threads = threading.active_count()
     with pytest.raises(MoesifConfigError, match=message):
         MoesifMiddleware(echo, settings)
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads  # those of earlier tests may end
 
 
 def test_wrong_arguments_are_told_at_construction() -> None:

@@ -1,8 +1,7 @@
 """Running the callbacks that users give: SKIP, IDENTIFY_*, GET_*.
 
-Owns: `Callbacks`, one set for each direction; their order, their arities, what becomes of what they raise.
-Threads: the one that served the call; our own thread for calls that garbage collection ended.
-Never: lets a callback's exception out, calls one twice for a call, keeps its arguments.
+They run in the thread or task that served the call, or on our own thread for calls that garbage collection ended. What
+one raises is counted and goes no further, and none is called twice for a call.
 """
 
 from __future__ import annotations
@@ -13,19 +12,27 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from moesif_otel._capture.exchange import snapshot
 from moesif_otel._guard import place_of
+from moesif_otel.errors import MoesifConfigError
 from moesif_otel.settings import ImportedCallback
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator, Sequence
 
     from moesif_otel._capture.exchange import Direction, Exchange
     from moesif_otel._guard import Guard
     from moesif_otel.settings import Settings
 
-__all__ = ["Callbacks"]
+__all__ = ["Callbacks", "Steps", "check_signatures"]
 
 _logger: Final = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    Steps = Generator[Any, Any, None]
+    """Work in steps: yields each awaitable that a callback returned, and is sent its result or thrown its error."""
+
+_NAMES: Final = ("SKIP", "IDENTIFY_USER", "IDENTIFY_COMPANY", "GET_METADATA", "GET_SESSION_TOKEN")
 
 
 class Callbacks:
@@ -39,62 +46,89 @@ class Callbacks:
     Thread-safe as far as the callbacks are.
     """
 
-    __slots__ = ("_guard", "_metadata", "_session_token", "_skip", "_suffix", "_who", "any")
+    __slots__ = ("_guard", "_metadata", "_session_token", "_skip", "_who", "any", "may_skip")
 
     def __init__(self, settings: Settings, direction: Direction, guard: Guard) -> None:
-        outgoing = direction == "Outgoing"
+        suffix = "_OUTGOING" if direction == "Outgoing" else ""
         self._guard = guard
-        self._suffix = "_OUTGOING" if outgoing else ""
-        self._skip = _Callback(settings.skip_outgoing if outgoing else settings.skip)
-        user = _Callback(settings.identify_user_outgoing if outgoing else settings.identify_user)
-        company = _Callback(settings.identify_company_outgoing if outgoing else settings.identify_company)
-        self._who = (("user_id", "IDENTIFY_USER", user), ("company_id", "IDENTIFY_COMPANY", company))
-        self._metadata = _Callback(settings.get_metadata_outgoing if outgoing else settings.get_metadata)
-        self._session_token = _Callback(settings.get_session_token_outgoing if outgoing else settings.get_session_token)
-        everything = (self._skip, self._metadata, self._session_token, *(callback for _, _, callback in self._who))
+        self._skip, user, company, self._metadata, self._session_token = everything = [
+            _Callback(name + suffix, getattr(settings, (name + suffix).lower())) for name in _NAMES
+        ]
+        self._who = (("user_id", user), ("company_id", company))
+        self.may_skip = self._skip.given
         self.any = any(callback.given for callback in everything)
 
     def run(self, exchange: Exchange) -> None:
-        """Run what has not run yet and note the answers on the Exchange.
+        """Run what has not run yet and note the answers on the Exchange; what is awaitable counts as an error."""
+        run_steps(self.steps(exchange))
+
+    def identify(self, exchange: Exchange) -> None:
+        """Run IDENTIFY_USER and IDENTIFY_COMPANY unless they have run (a governance rule may need them early)."""
+        run_steps(self.identifying(exchange))
+
+    def steps(self, exchange: Exchange) -> Steps:
+        """Do what `run` does, with a stop at each awaitable that a callback returns.
 
         A SKIP that raises does not skip. What `identify` said stands; GET_METADATA's mapping is merged under it.
         """
         arguments = exchange.callback_arguments
-        if self._skip.given and self._call(self._skip, "SKIP", arguments):
-            exchange.skipped = True
-            return
-        self.identify(exchange)
+        if self._skip.given:
+            skipped = yield from self._ask(self._skip, arguments)
+            exchange.skipped = self._guard.run("callback SKIP", bool, skipped) or self._skip.is_missing
+            if exchange.skipped:
+                return
+        yield from self.identifying(exchange)
         if self._session_token.given and exchange.session_token is None:
-            exchange.session_token = self._call(self._session_token, "GET_SESSION_TOKEN", arguments)
+            exchange.session_token = yield from self._ask(self._session_token, arguments)
         if self._metadata.given:
-            said = self._call(self._metadata, "GET_METADATA", arguments)
+            said = yield from self._ask(self._metadata, arguments)
+            said = self._guard.run("callback GET_METADATA", snapshot, said)
             if isinstance(said, Mapping) and exchange.metadata:
                 exchange.metadata = {**said, **exchange.metadata}
             elif said is not None and not exchange.metadata:
                 exchange.metadata = said
 
-    def identify(self, exchange: Exchange) -> None:
-        """Run IDENTIFY_USER and IDENTIFY_COMPANY unless they have run (a governance rule may need them early)."""
+    def identifying(self, exchange: Exchange) -> Steps:
+        """Do what `identify` does, with a stop at each awaitable."""
         if exchange.identified:
             return
         exchange.identified = True
-        for field, name, callback in self._who:
+        for field, callback in self._who:
             if callback.given and getattr(exchange, field) is None:
                 arguments = exchange.callback_arguments
                 more = exchange.identify_arguments
                 if len(more) > len(arguments) and callback.accepts(len(more)):
                     arguments = more
-                setattr(exchange, field, self._call(callback, name, arguments))
+                said = yield from self._ask(callback, arguments)
+                setattr(exchange, field, said)
 
-    def _call(self, callback: _Callback, name: str, arguments: tuple[Any, ...]) -> Any:
+    def _ask(self, callback: _Callback, arguments: tuple[Any, ...]) -> Generator[Any, Any, Any]:
         try:
-            return _not_a_coroutine(callback(*arguments))
+            said = callback(*arguments)
+            if hasattr(type(said), "__await__"):
+                said = yield said
+        except (GeneratorExit, KeyboardInterrupt, SystemExit):
+            raise
         except _NotImportedError:
-            self._guard.count(f"callback {name}{self._suffix}")  # it has been named in the log
-            return None
-        except Exception as exc:
-            self._guard.caught(f"callback {name}{self._suffix}", exc)
-            return None
+            self._guard.count(f"callback {callback.name}")  # it has been named in the log
+        except BaseException as exc:  # asyncio's CancelledError and gevent's Timeout are no Exceptions
+            self._guard.caught(f"callback {callback.name}", exc)
+        else:
+            return said
+        return None
+
+
+def run_steps(steps: Steps) -> None:
+    """Run to the end what may be done in steps, where nobody can await: an awaitable is an error of its callback."""
+    try:
+        awaitable = next(steps)
+        while True:
+            close = getattr(awaitable, "close", None)  # a coroutine that is never awaited warns otherwise
+            if close is not None:
+                close()
+            awaitable = steps.throw(TypeError("an awaitable"))
+    except StopIteration:
+        return
 
 
 class _NotImportedError(Exception):
@@ -104,17 +138,17 @@ class _NotImportedError(Exception):
 class _Callback:
     """One callback, or none; knows how many positional arguments it takes."""
 
-    __slots__ = ("_function", "_positional", "_told", "given")
+    __slots__ = ("_function", "_positional", "given", "is_missing", "name")
 
-    def __init__(self, function: Callable[..., Any] | None) -> None:
+    def __init__(self, name: str, function: Callable[..., Any] | None) -> None:
+        self.name = name
         self._function = function
         self._positional: float | None = None
-        self._told = False
         self.given = function is not None
+        self.is_missing = False
+        """Whether its import path leads nowhere, as far as is known."""
 
     def __call__(self, *arguments: Any) -> Any:
-        if self._function is None:
-            return None
         return self._resolved()(*arguments)
 
     def accepts(self, count: int) -> bool:
@@ -132,16 +166,19 @@ class _Callback:
         if not isinstance(function, ImportedCallback):
             return function
         try:
-            return function.resolve()
+            found = function.resolve()
         except Exception as exc:
-            if not self._told:
-                self._told = True
+            if not self.is_missing:
+                self.is_missing = True
                 _logger.error(
-                    "moesif_otel: callback %r cannot be imported (%s); calls are recorded without it",
+                    "moesif_otel: callback %r cannot be imported (%s); calls are %s",
                     function.path,
                     _words_of(exc),
+                    "not sent" if self.name.startswith("SKIP") else "recorded without it",
                 )
             raise _NotImportedError from exc
+        self.is_missing = False
+        return found
 
 
 def _words_of(exc: Exception) -> str:
@@ -152,14 +189,6 @@ def _words_of(exc: Exception) -> str:
     return str(exc) if place.startswith("settings.py:") else f"{type(exc).__qualname__} at {place}"
 
 
-def _not_a_coroutine(said: Any) -> Any:
-    if inspect.iscoroutine(said):
-        # Of a callback named by its import path, or of a lambda around a coroutine function: nobody awaits it.
-        said.close()
-        raise TypeError("a coroutine")
-    return said
-
-
 def _positional_limit(function: Any) -> float:
     count = 0
     for parameter in inspect.signature(function).parameters.values():
@@ -168,3 +197,48 @@ def _positional_limit(function: Any) -> float:
         if parameter.kind in {parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD}:
             count += 1
     return count
+
+
+def check_signatures(
+    settings: Settings, arguments: Sequence[str], *, identify: Sequence[str] = (), suffix: str = ""
+) -> None:
+    """Refuse callbacks that cannot take what they will be called with, before the first call.
+
+    Args:
+        settings: Where the callbacks are named; those named by an import path are not imported here.
+        arguments: Names of the arguments that each callback gets.
+        identify: Those that IDENTIFY_* may take instead.
+        suffix: `_OUTGOING` for the callbacks of outgoing calls.
+
+    Raises:
+        MoesifConfigError: One cannot be called like that; the message shows the signatures that are expected.
+    """
+    for name in _NAMES:
+        function = getattr(settings, (name + suffix).lower())
+        if function is None or isinstance(function, ImportedCallback):
+            continue
+        shapes = [arguments, identify] if identify and name.startswith("IDENTIFY") else [arguments]
+        if not any(_takes(function, len(shape)) for shape in shapes):
+            raise MoesifConfigError(
+                f"{name}{suffix}: got {_shown(function)}, takes "
+                + " or ".join(f"a function ({', '.join(shape)})" for shape in shapes),
+                option=name + suffix,
+            )
+
+
+def _takes(function: Any, count: int) -> bool:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # a callable of C without a signature: the call itself will tell
+        return True
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
+def _shown(function: Any) -> str:
+    # Names of parameters only: their defaults, or what a `partial` holds, may be anything.
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    return f"{name}({', '.join(inspect.signature(function).parameters)})"

@@ -1,8 +1,7 @@
-"""The Exchange: what has been seen of one request and its response.
+"""The Exchange: what has been seen of one request and its response; and `identify`, which speaks of the current one.
 
-Owns: the record that taps fill, its one finish, the chain of current Exchanges, and `identify`.
-Threads: the thread or task that serves the request fills it; it may be finished from any thread, once.
-Never: keeps framework objects after the finish; takes a lock; calls back into the application.
+The thread or task that serves the request fills it; it may be finished from any thread, once, without a lock. It keeps
+no framework objects after the finish.
 """
 
 from __future__ import annotations
@@ -10,12 +9,13 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Mapping
 from contextvars import ContextVar
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from opentelemetry.sdk.trace import ReadableSpan, Span
 
@@ -171,17 +171,18 @@ class Exchange:
 
     __slots__ = (
         "__weakref__",
-        "_open",
+        "_finish_token",
         "_request_headers",
         "_response_headers",
+        "_submit_token",
         "_transaction_id",
         "_url",
         "blocked_by",
         "callback_arguments",
+        "callbacks_done",
         "closing",
         "company_id",
         "direction",
-        "emit_token",
         "ended_ns",
         "error_type",
         "generation",
@@ -201,6 +202,7 @@ class Exchange:
         "provisional",
         "request_body",
         "response_body",
+        "same_request",
         "session_token",
         "skipped",
         "span",
@@ -245,18 +247,20 @@ class Exchange:
         # A tap that knows only the server or the framework opened it; a middleware in the code takes over.
         self.provisional = False
         self.governed = False  # the governance rules have been asked
+        # Whether `outer` is of this very request too, seen for another pipeline.
+        self.same_request = False
         self._transaction_id: str | None = None
         # What callbacks and `identify` said.
-        self.skipped = False
+        self.skipped: bool | None = None  # None: SKIP has not been asked
         self.identified = False
+        self.callbacks_done = False
         self.user_id: Any = None
         self.company_id: Any = None
         self.session_token: Any = None
         self.metadata: Any = None
         self.blocked_by: str | None = None
-        # `list.pop` is atomic: whoever gets the entry finishes, or emits, and nobody else.
-        self._open = [True]
-        self.emit_token = [True]
+        # Deleting an attribute that is there succeeds once, atomically: who did it finishes the call, or submits it.
+        self._finish_token = self._submit_token = None
 
     @property
     def url(self) -> str:
@@ -303,7 +307,7 @@ class Exchange:
     @property
     def is_open(self) -> bool:
         """Whether it has not been finished."""
-        return bool(self._open)
+        return hasattr(self, "_finish_token")
 
     @property
     def is_ours(self) -> bool:
@@ -317,18 +321,24 @@ class Exchange:
             outcome: How it ended.
             error: The exception that ended it, if one did; only its type's name is kept.
         """
-        if self._close(outcome, error):
+        if self.close(outcome, error):
             self.pipeline.finished(self)
 
     def finish_from_finalizer(self, outcome: Outcome = Outcome.DROPPED) -> None:
         """End the Exchange from `__del__` or a weakref callback: lock-free; callbacks run later on our own thread."""
-        if self._close(outcome, None):
+        if self.close(outcome):
             self.pipeline.finished_late(self)
 
-    def _close(self, outcome: Outcome, error: BaseException | None) -> bool:
+    def close(self, outcome: Outcome, error: BaseException | None = None) -> bool:
+        """End the record, apart from handing it over; True for the first call, whose caller has that to do.
+
+        Args:
+            outcome: How it ended.
+            error: As `finish` takes it.
+        """
         try:
-            self._open.pop()
-        except IndexError:
+            del self._finish_token
+        except AttributeError:
             return False
         self.ended_ns = time.time_ns()
         self.outcome = outcome
@@ -336,7 +346,15 @@ class Exchange:
             self.error_type = type(error).__qualname__
         return True
 
-    def let_go(self) -> None:
+    def take_submission(self) -> bool:
+        """Whether the caller is the one who submits this call: True once."""
+        try:
+            del self._submit_token
+        except AttributeError:
+            return False
+        return True
+
+    def release(self) -> None:
         """Drop the framework's objects; after the callbacks nothing of a request may be kept alive by us."""
         self.callback_arguments = ()
         self.identify_arguments = ()
@@ -369,7 +387,7 @@ class Exchange:
 
     def supersede(self) -> None:
         """Make room for another Exchange of the same call: this one ends here and is never delivered."""
-        if self._close(Outcome.UNFINISHED, None):
+        if self.close(Outcome.UNFINISHED):
             self.pipeline.superseded(self)
 
     @property
@@ -386,7 +404,7 @@ class Exchange:
 
     def discard(self) -> None:
         """Give the captured bytes back; the Exchange will not be delivered."""
-        self.let_go()
+        self.release()
         for body in (self.request_body, self.response_body):
             if body is not None:
                 body.discard()
@@ -423,7 +441,7 @@ def identify(
     Thread-safe for the thread or task that serves the request (PEP 567 context; `asyncio.to_thread` carries it,
     `run_in_executor` does not). Never raises.
     """
-    for exchange in chain(current_exchange.get()):
+    for exchange in _being_served():
         if user_id is not None:
             exchange.user_id = user_id
         if company_id is not None:
@@ -431,7 +449,30 @@ def identify(
         if session_token is not None:
             exchange.session_token = session_token
         if metadata:
-            exchange.metadata = {**(exchange.metadata or {}), **metadata}
+            exchange.metadata = {**(exchange.metadata or {}), **snapshot(metadata)}
+
+
+def _being_served() -> Iterator[Exchange]:
+    """Go over the innermost call and the others of the very same request; calls around a sub-request are not meant."""
+    exchange = current_exchange.get()
+    while exchange is not None:
+        yield exchange
+        if exchange.direction == "Incoming" and not exchange.same_request:
+            return
+        exchange = exchange.outer
+
+
+_MOST_LEVELS: Final = 100
+
+
+def snapshot(value: Any, _level: int = 0) -> Any:
+    """Copy the dicts and lists of a value: what the application does to its own ones later is not of this call."""
+    if _level < _MOST_LEVELS:
+        if isinstance(value, Mapping):
+            return {key: snapshot(one, _level + 1) for key, one in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [snapshot(one, _level + 1) for one in value]
+    return value
 
 
 def random_id(size_bytes: int) -> int:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from opentelemetry.trace import TracerProvider
 
+from moesif_otel._capture.callbacks import check_signatures
 from moesif_otel._delivery.client import MoesifTransport
 from moesif_otel._delivery.profile_queue import ProfileQueue
 from moesif_otel._pipeline.pipeline import Pipeline, live_pipeline
@@ -44,6 +45,8 @@ class Middleware(ProfileCalls):
             raise MoesifConfigError(
                 f"tracer_provider: got {type(tracer_provider).__name__}, takes an OpenTelemetry TracerProvider"
             )
+        if settings.capture_outgoing_requests:
+            check_signatures(settings, ("request", "response"), suffix="_OUTGOING")
         self.settings = settings
         self._explicit_provider = tracer_provider
         self._pipeline = live_pipeline(settings, of_processor=True) or Pipeline(EventSink(settings))

@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import atexit
 import functools
+import logging
 import queue
+import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 
 from opentelemetry import trace
+from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.trace import SpanKind
 
 from moesif_otel._capture.callbacks import Callbacks
@@ -29,6 +32,7 @@ from moesif_otel._guard import PROCESS_GUARD
 from moesif_otel._pipeline import governance
 from moesif_otel._pipeline.claims import claims_of
 from moesif_otel._pipeline.providers import dispatcher_on
+from moesif_otel.settings import show_debug_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan, Span
 
     from moesif_otel._capture.body import ByteBudget
+    from moesif_otel._capture.callbacks import Steps
     from moesif_otel._delivery.stats import Stats
     from moesif_otel._delivery.worker import Delivery
     from moesif_otel._guard import Guard
@@ -47,7 +52,14 @@ if TYPE_CHECKING:
 __all__ = ["Pipeline", "Sink", "live_pipeline"]
 
 _T = TypeVar("_T")
+_logger: Final = logging.getLogger(__name__)
+
 _SPAN_GRACE_S: Final = 1.0
+_CALLBACKS_S: Final = 5.0
+"""Callbacks that take longer where nobody waits for them have lost: the call goes without their answers."""
+_POLL_S: Final = 0.005
+_SWEEP_AT: Final = 1_000
+_SAID_APART: Final = frozenset({"APPLICATION_ID", "BASE_URI"})
 _MAX_LIVE_SPANS: Final = 10_000
 
 _pipelines: Final[weakref.WeakSet[Pipeline]] = weakref.WeakSet()
@@ -116,6 +128,14 @@ class Sink(Protocol):
         ...
 
 
+class _Finishing(NamedTuple):
+    """A call whose callbacks are at work."""
+
+    exchange: Exchange
+    due_s: float
+    thread_id: int
+
+
 class Pipeline:
     """Joins the calls and the spans of one settings value and submits them to a sink.
 
@@ -140,14 +160,21 @@ class Pipeline:
         self._bound: dict[int, Exchange] = {}
         self._live: dict[int, None] = {}
         self._waiting: dict[int, tuple[float, Exchange]] = {}
-        self._opened: dict[int, weakref.ref[Exchange]] = {}
+        # Calls being served; weak, since a capture may lose one. Entries of lost ones are swept now and then.
+        self._opened: set[weakref.ref[Exchange]] = set()
+        self._finishing: dict[int, _Finishing] = {}
+        self._late_work: queue.SimpleQueue[Exchange] = queue.SimpleQueue()
+        self._late_thread: threading.Thread | None = None
         self._late: queue.SimpleQueue[Exchange] = queue.SimpleQueue()
         # Grows in a forked child. A plain number: to ask delivery each time is to ask for the process id each time.
         self.generation = 0
         self.is_live = True
+        self._is_silent = True
         self.of_processor = False
         self._owners: weakref.WeakSet[Any] = weakref.WeakSet()
         self._dispatchers: list[Dispatcher] = []
+        if self.settings.debug:
+            show_debug_log()
         _watch_exit()
         _pipelines.add(self)
         sink.delivery.add_housekeeping(_weakly(self, Pipeline.housekeeping))
@@ -182,6 +209,17 @@ class Pipeline:
         except Exception as exc:
             self.guard.caught("watching a tracer provider", exc)
 
+    def _say_what_is_captured(self, exchange: Exchange) -> None:
+        settings = self.settings
+        options = ", ".join(f"{name}={text}" for name, text in settings.changed().items() if name not in _SAID_APART)
+        _logger.info(
+            "moesif_otel: the first call is captured (%s, %s), for %s; options: %s",
+            exchange.direction.lower(),
+            _name_of(exchange),
+            settings.shown_address,
+            options or "defaults",
+        )
+
     # The captures' side.
 
     def has_callbacks(self, exchange: Exchange) -> bool:
@@ -194,9 +232,11 @@ class Pipeline:
             self.sink.ensure_started()
             # Where no at-fork hook runs (uWSGI) the line above is the first to notice a fork.
             exchange.generation = self.generation
-            key = id(exchange)
-            self._opened[key] = weakref.ref(exchange, lambda _ref, key=key: self._opened.pop(key, None))  # type: ignore[misc]
+            self._opened.add(weakref.ref(exchange))
             self._bind_current(exchange)
+            if self._is_silent:
+                self._is_silent = False
+                self._say_what_is_captured(exchange)
         except Exception as exc:
             self.guard.caught("opening a call", exc)
 
@@ -223,33 +263,64 @@ class Pipeline:
     def finished(self, exchange: Exchange) -> None:
         """Run the callbacks, then submit the call or wait a moment for its span."""
         try:
-            self._opened.pop(id(exchange), None)
-            if not exchange.is_ours:
+            self._opened.discard(weakref.ref(exchange))
+            if exchange.generation != self.generation:
                 exchange.discard()
                 return
             callbacks = self._callbacks[exchange.direction]
-            if callbacks.any:
-                callbacks.run(exchange)
-                if exchange.skipped:
-                    self._unbind(exchange)
-                    exchange.discard()
-                    self.sink.count("skipped")
-                    return
-            exchange.fix_ids()
-            exchange.let_go()
-            self._submit_or_wait(exchange)
+            if callbacks.any and not exchange.callbacks_done:
+                try:
+                    callbacks.run(exchange)
+                except BaseException:  # SystemExit and KeyboardInterrupt are the application's, the call is ours
+                    self._hand_over(exchange)
+                    raise
+            self._hand_over(exchange)
         except Exception as exc:
             self.guard.caught("finishing a call", exc)
             exchange.discard()
 
+    def finishing(self, exchange: Exchange) -> Steps:
+        """Do what `finished` does, in steps, for callers that can await: see `Callbacks.steps`.
+
+        Closed early, it hands the call over without the callbacks that have not run; so do a flush whose time is over
+        and the end of the pipeline while it is suspended. A call whose SKIP has not answered is not sent.
+        """
+        self._opened.discard(weakref.ref(exchange))
+        if exchange.generation != self.generation:
+            exchange.discard()
+            return
+        self._finishing[id(exchange)] = _Finishing(exchange, time.monotonic() + _CALLBACKS_S, threading.get_ident())
+        try:
+            callbacks = self._callbacks[exchange.direction]
+            if callbacks.any and not exchange.callbacks_done:
+                yield from callbacks.steps(exchange)
+        except Exception as exc:
+            self.guard.caught("finishing a call", exc)
+        finally:
+            self._end_finishing(exchange)
+
+    def _end_finishing(self, exchange: Exchange) -> None:
+        if self._finishing.pop(id(exchange), None) is not None:
+            self.guard.run("finishing a call", self._hand_over, exchange)
+
     def finished_late(self, exchange: Exchange) -> None:
-        """Take a call that a finalizer ended; the rest happens on our own thread."""
+        """Take a call that a finalizer ended; the rest happens on our own threads."""
         self._late.put(exchange)
         self.sink.delivery.wake()
 
+    def _hand_over(self, exchange: Exchange) -> None:
+        if exchange.skipped or (exchange.skipped is None and self._callbacks[exchange.direction].may_skip):
+            self._unbind(exchange)
+            exchange.discard()
+            self.sink.count("skipped")
+            return
+        exchange.fix_ids()
+        exchange.release()
+        self._submit_or_wait(exchange)
+
     def superseded(self, exchange: Exchange) -> None:
         """Forget a call that another pipeline delivers."""
-        self._opened.pop(id(exchange), None)
+        self._opened.discard(weakref.ref(exchange))
         self._unbind(exchange)
         exchange.discard()
 
@@ -265,9 +336,7 @@ class Pipeline:
             self.sink.delivery.wake()
 
     def _submit(self, exchange: Exchange) -> None:
-        try:
-            exchange.emit_token.pop()
-        except IndexError:
+        if not exchange.take_submission():
             return
         span = exchange.span
         if span is not None:
@@ -374,15 +443,55 @@ class Pipeline:
             closing, exchange.closing = exchange.closing, None
             if closing is not None:
                 self.guard.run("the end of a dropped call", closing)
-            self.finished(exchange)
+            if self._callbacks[exchange.direction].any and not exchange.callbacks_done:
+                self._finishing[id(exchange)] = _Finishing(exchange, time.monotonic() + _CALLBACKS_S, 0)
+                self._late_work.put(exchange)
+            else:
+                self.finished(exchange)
+        self._run_late_callbacks()
+        for reference in tuple(self._opened) if len(self._opened) > _SWEEP_AT else ():
+            if reference() is None:
+                self._opened.discard(reference)
         now = time.monotonic()
         soonest: float | None = None
+        for finishing in tuple(self._finishing.values()):
+            if finishing.due_s <= now:
+                self._end_finishing(finishing.exchange)
+            else:
+                soonest = finishing.due_s if soonest is None else min(soonest, finishing.due_s)
         for due, exchange in tuple(self._waiting.values()):
             if due <= now:
                 self.guard.run("submitting a call", self._submit, exchange)
             else:
                 soonest = due if soonest is None else min(soonest, due)
         return None if soonest is None else soonest - now
+
+    def _run_late_callbacks(self) -> None:
+        """Have the callbacks of calls that finalizers ended run on a thread of their own: one may wait or hang."""
+        thread = self._late_thread
+        if self._late_work.empty() or (thread is not None and thread.is_alive()):
+            return
+        thread = threading.Thread(target=self._late_callbacks, name="moesif-otel-callbacks", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # at the end of the process no thread can be started (Python 3.12 and later)
+            self._late_callbacks()
+        else:
+            self._late_thread = thread
+
+    def _late_callbacks(self) -> None:
+        with suppress_instrumentation():
+            while True:
+                try:
+                    exchange = self._late_work.get_nowait()
+                except queue.Empty:
+                    return
+                if id(exchange) in self._finishing:
+                    try:
+                        self._callbacks[exchange.direction].run(exchange)
+                    except BaseException as exc:  # a SystemExit would end this thread before its work is done
+                        self.guard.caught("callbacks of a dropped call", exc)
+                    self._end_finishing(exchange)
 
     def force_flush(self, timeout_s: float) -> bool:
         """Deliver every call that has finished; calls that are still running (a stream, say) are not waited for.
@@ -393,8 +502,9 @@ class Pipeline:
         Returns:
             True if everything that had finished was delivered or is counted as dropped.
         """
-        self._submit_everything()
-        return self.sink.force_flush(timeout_s)
+        deadline_s = time.monotonic() + timeout_s
+        self._settle(deadline_s - timeout_s / 2)
+        return self.sink.force_flush(max(0.0, deadline_s - time.monotonic()))
 
     def shutdown(self, timeout_s: float | None = None) -> None:
         """End the pipeline: running calls are sent as far as they came (`unfinished`), then everything is delivered.
@@ -412,22 +522,29 @@ class Pipeline:
 
     def end_open_calls(self) -> None:
         """Submit the calls that are being served as far as they came, and those that wait for their span."""
-        for reference in tuple(self._opened.values()):
+        for reference in tuple(self._opened):
             exchange = reference()
             if exchange is not None:
                 self.guard.run("ending an open call", exchange.finish, Outcome.UNFINISHED)
-        self._submit_everything()
+        self._settle(time.monotonic())
 
-    def _submit_everything(self) -> None:
+    def _settle(self, deadline_s: float) -> None:
+        """Submit all that has finished; callbacks that are at work get until the deadline."""
         self.guard.run("housekeeping", self.housekeeping)
+        here = threading.get_ident()
+        others = [key for key, one in tuple(self._finishing.items()) if one.thread_id != here]
+        while any(key in self._finishing for key in others) and time.monotonic() < deadline_s:
+            time.sleep(_POLL_S)
+        for one in tuple(self._finishing.values()):
+            self._end_finishing(one.exchange)
         for _due, exchange in tuple(self._waiting.values()):
             self.guard.run("submitting a call", self._submit, exchange)
 
     def after_fork(self) -> None:
         """Forget, in a forked child, the calls that the parent serves and delivers."""
         self.generation += 1
-        self._bound, self._live, self._waiting, self._opened = {}, {}, {}, {}
-        self._late = queue.SimpleQueue()
+        self._bound, self._live, self._waiting, self._finishing, self._opened = {}, {}, {}, {}, set()
+        self._late, self._late_work, self._late_thread = queue.SimpleQueue(), queue.SimpleQueue(), None
 
     def stats(self) -> Stats:
         """Return the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
@@ -443,6 +560,14 @@ def _weakly(pipeline: Pipeline, method: Callable[[Pipeline], _T]) -> Callable[[]
         return method(found) if found is not None else None
 
     return run
+
+
+def _name_of(exchange: Exchange) -> str:
+    """Name what serves or makes a call by the package of its object: `flask`, `tornado`, `requests`."""
+    arguments = exchange.callback_arguments
+    subject = getattr(arguments[0], "__self__", arguments[0]) if arguments else exchange
+    name: str = type(subject).__module__.partition(".")[0]
+    return name if name not in {"builtins", "moesif_otel"} else exchange.method
 
 
 def _has_ended(exchange: Exchange) -> bool:

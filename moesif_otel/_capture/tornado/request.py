@@ -33,6 +33,8 @@ def open_exchange(pipeline: Pipeline, handler: RequestHandler) -> Exchange:
     if exchange.outer is not None and not exchange.outer.is_open:
         # A context inherited from a request that is over (a server started inside a handler): not around this one.
         exchange.outer = None
+    elif exchange.outer is not None:
+        exchange.same_request = exchange.outer.callback_arguments[:1] == (handler,)
     # The request began when its headers were read; the handler runs when the body is there.
     exchange.started_ns -= max(0, int(request.request_time() * _NANOSECONDS))
     exchange.url = partial(_full_url, request.protocol, request.host, request.uri)

@@ -256,7 +256,7 @@ class RecordingPipeline:
             self.while_callbacks_run(*arguments)
         except Exception as exc:
             self.guard.caught("callback", exc)
-        exchange.let_go()
+        exchange.release()
         self.exchanges.append(exchange)
 
     def finished_late(self, exchange):
