@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from moesif_otel.errors import MoesifConfigError
 
@@ -28,6 +28,8 @@ __all__ = [
     "Settings",
     "nearest",
     "show_debug_log",
+    "unknown_variables",
+    "variable_of",
     "warn_of_unknown",
 ]
 
@@ -564,12 +566,6 @@ class Settings:
         """What makes two exporters deliver to the same place: application id and base URI."""
         return (self.application_id, self.base_uri)
 
-    @property
-    def address(self) -> str:
-        """`BASE_URI` as a message may have it: without user, password and query."""
-        parts = urlsplit(self.base_uri)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
-
 
 OPTIONS: Final[Mapping[str, Option]] = {
     f.name.upper(): Option(f.name.upper(), default=None if f.name == "application_id" else f.default, **f.metadata)
@@ -606,17 +602,20 @@ def _read(
                     errors.append(error)
                     wrong.add(option.field_name)
     for option in OPTIONS.values():
-        found = None if option.field_name in values or option.field_name in wrong else _variable(option.name, environ)
+        found = None if option.field_name in values or option.field_name in wrong else variable_of(option.name, environ)
         if found is not None:
             try:
                 values[option.field_name] = option.read_text(*found)
             except MoesifConfigError as error:
                 errors.append(error)
-    _warn_of_unknown_variables(environ)
+    for prefix, name in unknown_variables(environ):
+        if prefix + name not in _told_variables:
+            _told_variables.add(prefix + name)
+            warn_of_unknown(name, prefix)
     return values, errors
 
 
-def _variable(name: str, environ: Mapping[str, str]) -> tuple[str, str] | None:
+def variable_of(name: str, environ: Mapping[str, str]) -> tuple[str, str] | None:
     """Return the environment variable that gives an option, and its text."""
     for one in (name, *(old for old, new in _OLD_NAMES.items() if new == name)):
         for prefix in _PREFIXES:
@@ -628,18 +627,18 @@ def _variable(name: str, environ: Mapping[str, str]) -> tuple[str, str] | None:
 
 
 # Once a process: every pipeline reads the same environment.
-_unknown_variables: Final[set[str]] = set()
+_told_variables: Final[set[str]] = set()
 
 
-def _warn_of_unknown_variables(environ: Mapping[str, str]) -> None:
+def unknown_variables(environ: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return the prefix and name of each variable that is meant as an option of ours and is none."""
+    found = []
     for variable in tuple(environ):
         prefix = next((prefix for prefix in _PREFIXES if variable.startswith(prefix)), None)
-        if prefix is None or variable in _unknown_variables:
-            continue
-        name = variable.removeprefix(prefix)
-        if name not in OPTIONS and name not in _OLD_NAMES:
-            _unknown_variables.add(variable)
-            warn_of_unknown(name, prefix)
+        name = variable.removeprefix(prefix or "")
+        if prefix is not None and name not in OPTIONS and name not in _OLD_NAMES and name not in _FORGOTTEN:
+            found.append((prefix, name))
+    return found
 
 
 def nearest(name: str) -> str | None:

@@ -122,7 +122,6 @@ class RequestFacts:
     Args:
         verb: HTTP method.
         uri: Full URI, query included.
-        route: Path with the mount it lies under, without query; that of `uri` by default.
         ip_address: The client's address.
         header: Returns a request header by its lower-case name, repeated ones joined with a comma; None without it.
         guard: Where a failing `header` is counted.
@@ -135,12 +134,11 @@ class RequestFacts:
         *,
         verb: str,
         uri: str,
-        route: str | None = None,
         ip_address: str | None = None,
         header: Callable[[str], str | None] | None = None,
         guard: Guard | None = None,
     ) -> None:
-        route = route_of(uri) if route is None else route
+        route = route_of(uri)
         # The path first: a long query that makes a search slow then hides nothing. Decoded too where that differs,
         # since the framework may route by `/admin` what a client wrote as `/%61dmin`.
         self._routes = (route, unquote(route), uri) if "%" in route else (route, uri)

@@ -134,7 +134,7 @@ class ConfigPoller:
         self.rules = NO_RULES
         self._skips = Skips()
         self._transport = transport
-        self._address = settings.address
+        self._address = settings.shown_address
         self._timeout_s = settings.export_timeout
         self._clock = clock
         self._config_document = _Document("configuration", "/v1/config", "x-moesif-config-etag")

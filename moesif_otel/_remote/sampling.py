@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from random import SystemRandom
+import os
+from random import Random
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from moesif_otel._remote.expressions import Allowance, OutOfTimeError
@@ -20,7 +21,10 @@ __all__ = ["Sampled", "decide", "rate_for", "weight_for"]
 _FULL_RATE: Final = 100.0
 # A rate so small that its weight would be no sensible number (1e-300 per cent) is not a rate anyone means.
 _MAX_WEIGHT: Final = 1_000_000_000
-_random: Final = SystemRandom().random  # the application's `random` is left alone, and forked children do not share it
+# Not the application's generator, whose numbers are its own; nor the system's, which gives up the interpreter's lock.
+_generator: Final = Random()  # noqa: S311 - no secret
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_generator.seed)
 
 
 class Sampled(NamedTuple):
@@ -35,7 +39,7 @@ def decide(
     facts: CallFacts,
     user_id: object = None,
     company_id: object = None,
-    random: Callable[[], float] = _random,
+    random: Callable[[], float] = _generator.random,
 ) -> Sampled:
     """Decide whether a call is kept. Thread-safe; never raises.
 

@@ -456,12 +456,6 @@ def test_an_encoded_path_is_seen_decoded_too(uri: str) -> None:
     assert ask(rule(regex_config=where({"request.route": "^/admin"})), about=facts(uri=uri)) is not None
 
 
-def test_the_route_may_be_told_apart_from_the_uri() -> None:
-    """A URI that says something else does not hide the path that the server routes by."""
-    about = RequestFacts(verb="GET", uri="http://x?/public", route="/mount/admin")
-    assert ask(rule(regex_config=where({"request.route": "^/mount/admin$"})), about=about) is not None
-
-
 def test_the_body_is_asked_for_only_when_needed() -> None:
     """A rule whose verb does not fit asks for no body; one that has come so far does, and then knows the rest already."""
     about = RequestFacts(verb="GET", uri=URI)

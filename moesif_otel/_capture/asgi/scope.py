@@ -10,6 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
+from moesif_otel._capture.authority import is_authority
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -52,7 +54,7 @@ def _build_url(  # noqa: PLR0917 - the keys of the scope that a URL is made of
 
 def _authority(scheme: str, headers: Any, server: Any) -> str:
     host = next((value for name, value in headers if _text(name).lower() == "host" and value), None)
-    if host is not None:
+    if host is not None and is_authority(_text(host).strip()):
         return quote(_bytes(host).strip(), safe=_QUERY_SAFE)
     # Without a port it is a Unix domain socket's path, which names no host.
     if not server or len(server) < 2 or server[1] is None:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
+from moesif_otel._capture.authority import is_authority
 from moesif_otel._capture.exchange import Exchange
 
 if TYPE_CHECKING:
@@ -53,12 +54,15 @@ def _peer_address(request: HTTPServerRequest) -> str | None:
 
 
 def _full_url(protocol: Any, host: Any, uri: Any) -> str:
-    target: str = _quoted(uri)
-    if target.lower().startswith(("http://", "https://")):
+    # No request target has a fragment: Tornado routes by all of it.
+    target = _quoted(uri).replace("#", "%23")
+    scheme, separator, rest = target.partition("://")
+    if separator and scheme.lower() in {"http", "https"} and is_authority(rest.partition("/")[0]):
         return target  # absolute form (RFC 9112, 3.2.2), as a client sends it to a proxy
     if not target.startswith("/"):
         target = "/" + target  # "OPTIONS *"
-    return f"{protocol or 'http'}://{_quoted(host) or 'localhost'}{target}"
+    authority = _quoted(host) if is_authority(str(host or "")) else "localhost"
+    return f"{protocol or 'http'}://{authority}{target}"
 
 
 def _quoted(text: Any) -> str:

@@ -11,6 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
+from moesif_otel._capture.authority import is_authority
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -55,7 +57,7 @@ def _build_url(  # noqa: PLR0917 - the variables of PEP 3333's reconstruction, i
 ) -> str:
     scheme = str(scheme or "http")
     authority = str(host or "").strip()
-    if not authority:
+    if not is_authority(authority):
         authority = str(server_name or "localhost")
         if ":" in authority and not authority.startswith("["):
             authority = f"[{authority}]"
