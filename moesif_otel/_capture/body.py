@@ -26,6 +26,7 @@ class LeftOut(str, Enum):
     CONTENT = "content_type"
     NOT_MASKABLE = "not_maskable"
     UNREADABLE = "unreadable"
+    NOT_READ = "not_read"  # announced, and the application did not ask for it
 
 
 class ByteBudget:

@@ -1,9 +1,7 @@
 """The same event as OTLP attributes, for a pipeline that sends private span copies to a Collector.
 
-Owns: `redacted_attributes`, `redacted_events`, `redacted_name`.
-Threads: any; pure functions.
-Never: gives what `build_event` would not send, or what OTLP's encoder drops with a log line that quotes it (bytes,
-mappings, lone surrogates, integers beyond 64 bits).
+Nothing is given here that an event would not carry, and nothing that OTLP's encoder drops with a log line that quotes
+it (bytes, mappings, lone surrogates, integers beyond 64 bits).
 """
 
 from __future__ import annotations
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
     from moesif_otel._capture.exchange import Exchange
-    from moesif_otel._events.model import MoesifEvent
     from moesif_otel.settings import Settings
 
 __all__ = ["redacted_attributes", "redacted_events", "redacted_name"]
@@ -43,7 +40,7 @@ _INT64: Final = 1 << 63
 
 
 def redacted_attributes(captured: Exchange | None, span: ReadableSpan | None, settings: Settings) -> dict[str, Any]:
-    """Give all attributes of a private span copy: the span's own and what was captured, with everything hidden.
+    """Return all attributes of a private span copy: the span's own and what was captured, with everything hidden.
 
     Args:
         captured: The finished Exchange, or None for a bare span.
@@ -70,7 +67,7 @@ def redacted_attributes(captured: Exchange | None, span: ReadableSpan | None, se
 
 
 def redacted_events(events: Sequence[Event], settings: Settings) -> list[Event]:
-    """Give a span's events without the attributes in which a name that counts occurs (messages quote data freely)."""
+    """Return a span's events without the attributes in which a name that counts occurs (messages quote data freely)."""
     rules = redaction_for(settings)
 
     def safe(value: Any) -> bool:
@@ -88,7 +85,7 @@ def redacted_events(events: Sequence[Event], settings: Settings) -> list[Event]:
 
 
 def redacted_name(name: str, settings: Settings) -> str:
-    """Give the name of a span or of an event with everything hidden: some have a whole URL in it."""
+    """Return the name of a span or of an event with everything hidden: some have a whole URL in it."""
     rules = redaction_for(settings)
     return redact_text(rules.response, redact_url(rules.request, name))
 
@@ -105,25 +102,25 @@ def _own(span: ReadableSpan | None, settings: Settings) -> dict[str, Any]:
     return {name: carried for name, value in own.items() if (carried := _carried(value)) is not None}
 
 
-def _from_event(event: MoesifEvent) -> dict[str, Any]:
-    request, response = event.request, event.response
+def _from_event(event: dict[str, Any]) -> dict[str, Any]:
+    request, response = event["request"], event.get("response")
     found: dict[str, Any] = {
-        "http.request.method": request.verb,
-        "url.full": request.uri,
-        "client.address": request.ip_address,
+        "http.request.method": request["verb"],
+        "url.full": request["uri"],
+        "client.address": request.get("ip_address"),
         "http.request.body.content": _text_of_body(request),
-        "user.id": event.user_id,
-        "company.id": event.company_id,
-        "session.id": event.session_token,
+        "user.id": event.get("user_id"),
+        "company.id": event.get("company_id"),
+        "session.id": event.get("session_token"),
     }
-    _add_url_parts(found, request.uri)
-    _add_headers(found, "http.request.header.", request.headers)
+    _add_url_parts(found, request["uri"])
+    _add_headers(found, "http.request.header.", request["headers"])
     if response is not None:
-        found["http.response.status_code"] = response.status
+        found["http.response.status_code"] = response["status"]
         found["http.response.body.content"] = _text_of_body(response)
-        found["network.peer.address"] = response.ip_address
-        _add_headers(found, "http.response.header.", response.headers)
-    ours = (event.metadata or {}).get(OUR_KEY, {}) if isinstance(event.metadata, dict) else {}
+        found["network.peer.address"] = response.get("ip_address")
+        _add_headers(found, "http.response.header.", response["headers"])
+    ours = event.get("metadata", {}).get(OUR_KEY, {})
     for side in ("request", "response"):
         size = ours.get(f"{side}_body", {}).get("size_bytes")
         if size is not None:
@@ -149,12 +146,13 @@ def _add_headers(found: dict[str, Any], prefix: str, headers: Mapping[str, str])
         found[prefix + name.lower()] = [value]
 
 
-def _text_of_body(part: Any) -> str | None:
-    if part.body is None:
+def _text_of_body(part: dict[str, Any]) -> str | None:
+    body = part.get("body")
+    if body is None:
         return None
-    if part.transfer_encoding != "base64":
-        return orjson.dumps(plain(part.body)).decode()
-    data = b64decode(part.body)
+    if part["transfer_encoding"] != "base64":
+        return orjson.dumps(plain(body)).decode()
+    data = b64decode(body)
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -162,14 +160,9 @@ def _text_of_body(part: Any) -> str | None:
         return data[: error.start].decode() if error.start >= len(data) - 3 else None
 
 
-def _from_metadata(event: MoesifEvent) -> list[tuple[str, Any]]:
-    metadata = event.metadata
-    if metadata is None:
-        return []
-    if not isinstance(metadata, dict):
-        metadata = {"metadata": metadata}
+def _from_metadata(event: dict[str, Any]) -> list[tuple[str, Any]]:
     found = []
-    for key, value in metadata.items():
+    for key, value in event.get("metadata", {}).items():
         if key == OUR_KEY and isinstance(value, dict):
             # They stand among the attributes already.
             value = {name: inner for name, inner in value.items() if name != "attributes"}  # noqa: PLW2901
@@ -182,7 +175,7 @@ def _from_metadata(event: MoesifEvent) -> list[tuple[str, Any]]:
 
 
 def _carried(value: Any) -> Any:
-    """Give a value as OTLP can carry it: text, bool, 64-bit int, float, a list of one of these; else JSON text."""
+    """Return a value as OTLP can carry it: text, bool, 64-bit int, float, a list of one of these; else JSON text."""
     if value is None or isinstance(value, (bool, float)):
         return value
     if isinstance(value, str):

@@ -1,288 +1,394 @@
-"""One Moesif event from an Exchange, a span, or both.
+"""One Moesif event from one finished call: which field comes from where, with everything hidden that must be.
 
-Owns: `build_event`, and which field of the event comes from where.
-Threads: any; pure functions of an Exchange that is finished and a span that nobody changes any more.
-Never: sends what `redact` has not seen, reads a clock, does I/O.
+An event is a plain dict of the JSON that Moesif takes; `model.MoesifEvent` exists for masks only. Nothing here does
+I/O or reads a clock. Any thread may build: an Exchange is finished, and nobody changes it any more.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
-from moesifapi.models import EventRequestModel, EventResponseModel
+from datetime import datetime, timezone
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
 
 from moesif_otel._capture.body import LeftOut
-from moesif_otel._events.body import NO_BODY, Body, read_body
-from moesif_otel._events.client_ip import client_address
-from moesif_otel._events.exchanges import call_of_exchange
+from moesif_otel._capture.exchange import Outcome
+from moesif_otel._events.body import read_body
+from moesif_otel._events.client_ip import ADDRESS_HEADERS, client_address
 from moesif_otel._events.identity import user_from_headers
 from moesif_otel._events.media import is_left_out, media_of
-from moesif_otel._events.model import MoesifEvent, hide_absent_bodies, show_absent_bodies
-from moesif_otel._events.serialize import OUR_KEY, plain, serialize, text_of, without_bodies
-from moesif_otel._events.spans import call_of_span
-from moesif_otel._events.times import moesif_time
+from moesif_otel._events.serialize import OUR_KEY, as_mapping, plain, serialize, text_of, without_bodies
+from moesif_otel._events.spans import SpanFacts, call_of_span, facts_of_span, weight_of_span
 from moesif_otel._redaction.formats import names_in
 from moesif_otel._redaction.headers import redact_headers
 from moesif_otel._redaction.rules import redaction_for
 from moesif_otel._redaction.text import redact_text, redact_url
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable
 
     from opentelemetry.sdk.trace import ReadableSpan
 
+    from moesif_otel._capture.body import CapturedBody
     from moesif_otel._capture.exchange import Exchange, Headers
-    from moesif_otel._events.call import Call, Content
-    from moesif_otel._redaction.rules import Redaction, Rules
+    from moesif_otel._redaction.rules import Rules
     from moesif_otel.settings import Settings
 
-__all__ = [
-    "MoesifEvent",
-    "build_event",
-    "event_of",
-    "hide_absent_bodies",
-    "read_call",
-    "serialize",
-    "show_absent_bodies",
-    "transaction_id_for",
-    "without_bodies",
-]
+__all__ = ["EventBuilder", "build_event", "builder_for", "serialize", "transaction_id_for", "without_bodies"]
+
+_TRACE_ID: Final = (1 << 128) - 1
+_SPAN_ID: Final = (1 << 64) - 1
+_LAST_SECOND: Final = 253_402_300_799  # 9999-12-31T23:59:59, the last that `datetime` knows
+# RFC 9562: the two highest bits of this digit are the variant.
+_VARIANT: Final = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
+
+# Names of headers are read once each; clients can invent names without end, so the memory is bounded.
+_MAX_NAMES: Final = 1_024
+_MAX_NAME_CHARACTERS: Final = 128
+_BODY_HEADERS: Final = ("content-type", "content-encoding", "content-length", "transfer-encoding")
 
 
-def build_event(
-    captured: Exchange | None, span: ReadableSpan | None, settings: Settings, *, parse_bodies: bool
-) -> MoesifEvent | None:
-    """Give the Moesif event of one call, with everything hidden that the settings say.
-
-    Args:
-        captured: The finished Exchange; None for a bare span.
-        span: The span that decorates the Exchange (its ids, parent, links, name and attributes), or the bare HTTP
-            span of any instrumentation that is the only source.
-        settings: What to hide, who the user is, what tag the events have.
-        parse_bodies: Give JSON bodies as Python values, for a mask that will look at them.
-
-    Returns:
-        The event; None for a span that is no HTTP call. An incoming call whose application raised before it sent a
-        status has status 500; a call that ended before any status (the client left, no answer came) has no response.
-        Thread-safe.
-    """
-    call = read_call(captured, span, settings)
-    return None if call is None else event_of(call, settings, parse_bodies=parse_bodies)
-
-
-def read_call(captured: Exchange | None, span: ReadableSpan | None, settings: Settings) -> Call | None:
-    """Give what `build_event` starts from, without a look at bodies: enough to decide whether a call is sampled.
-
-    Args:
-        captured: The finished Exchange; None for a bare span.
-        span: As `build_event` takes it.
-        settings: Where identities are looked for.
-
-    Returns:
-        The call with user and client address found; None for a span that is no HTTP call. Not masked: it must not
-        leave the process but through `event_of`.
-    """
-    if captured is not None:
-        call: Call | None = call_of_exchange(captured, span)
-    else:
-        call = call_of_span(span) if span is not None else None
-        if call is not None:
-            _limit_bodies(call, settings)
-    if call is not None and call.direction == "Incoming":
-        names = _by_lower_name(call.request_headers)
-        call.client_address = client_address(names, call.peer_address)
-        if not call.user_id:
-            # Before the credentials are hidden.
-            call.user_id = user_from_headers(
-                names, settings.authorization_header_name, settings.authorization_user_id_field
-            )
-    return call
-
-
-def _limit_bodies(call: Call, settings: Settings) -> None:
-    """Hold bodies that somebody else captured to the options that our own taps obey."""
-    log_body = settings.log_body if call.direction == "Incoming" else settings.log_body_outgoing
-    if not log_body:
-        call.request_body = call.response_body = None
-        return
-    for content, most_bytes in (
-        (call.request_body, settings.request_max_body_size),
-        (call.response_body, settings.response_max_body_size),
-    ):
-        if content is not None:
-            content.data = content.data[:most_bytes]
+@lru_cache(maxsize=64)  # one a pipeline
+def _id_state(application_id: str) -> Any:
+    return hashlib.sha256(application_id.encode("utf-8", "surrogatepass"))
 
 
 def transaction_id_for(trace_id: int, span_id: int, application_id: str) -> str:
-    """Give the id by which Moesif recognises a second delivery of the same call.
+    """Return the id by which Moesif recognises a second delivery of the same call.
 
     The same span gives the same id in every process, and another one for another application id. A UUID by its form
     (RFC 9562, version 8: of our own making).
     """
-    text = f"{trace_id:032x}{span_id:016x}{application_id}"
-    digits = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-    variant = "89ab"[int(digits[16], 16) & 3]
-    return f"{digits[:8]}-{digits[8:12]}-8{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:32]}"
+    state = _id_state(application_id).copy()
+    state.update(((trace_id & _TRACE_ID) << 64 | (span_id & _SPAN_ID)).to_bytes(24, "big"))
+    digits: str = state.hexdigest()
+    return f"{digits[:8]}-{digits[8:12]}-8{digits[13:16]}-{_VARIANT[digits[16]]}{digits[17:20]}-{digits[20:32]}"
 
 
-def event_of(call: Call, settings: Settings, *, parse_bodies: bool) -> MoesifEvent:
-    """Give the event of a call that `read_call` gave, with everything hidden that the settings say."""
-    ours = call.ours
-    rules = redaction_for(settings)
-    request_names = _by_lower_name(call.request_headers)
-    response_names = _by_lower_name(call.response_headers)
-    request = EventRequestModel(
-        time=moesif_time(call.started_ns),
-        uri=redact_url(rules.request, call.url),
-        verb=call.method,
-        headers=_joined([(name.title(), value) for name, value in redact_headers(rules.request, call.request_headers)]),
-        api_version=settings.api_version,
-        ip_address=call.client_address,
-    )
-    body, facts = _read(call.request_body, request_names, rules.request, settings, parse=parse_bodies)
-    request.body, request.transfer_encoding = body.value, body.transfer_encoding
-    if facts:
-        ours["request_body"] = facts
-    response = None
-    if call.status is not None:
-        response = EventResponseModel(
-            time=moesif_time(max(call.ended_ns, call.started_ns)),
-            status=call.status,
-            headers=_joined(redact_headers(rules.response, call.response_headers)),
-            ip_address=call.server_address,
-        )
-        body, facts = _read(call.response_body, response_names, rules.response, settings, parse=parse_bodies)
-        response.body, response.transfer_encoding = body.value, body.transfer_encoding
+@lru_cache(maxsize=8)  # events come in the order of time, more or less
+def _second_text(second: int) -> str:
+    moment = datetime.fromtimestamp(min(max(second, 0), _LAST_SECOND), timezone.utc)
+    return moment.isoformat()[:19]
+
+
+def moesif_time(time_ns: int | None) -> str:
+    """Return nanoseconds since the epoch as `2024-10-30T04:45:42.914`, UTC, cut to milliseconds."""
+    second, millis = divmod(max(time_ns or 0, 0) // 1_000_000, 1_000)
+    return f"{_second_text(second)}.{millis:03d}"
+
+
+class EventBuilder:
+    """Builds the events of the calls of one settings value.
+
+    Args:
+        settings: What to hide, who the user is, what tag the events have.
+
+    Thread-safe: it keeps nothing of a call but a bounded memory of header names.
+    """
+
+    __slots__ = ("_application_id", "_names", "_request", "_response", "_rules", "_settings")
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._application_id = settings.application_id
+        self._rules = redaction_for(settings)
+        user_headers = {name.lower() for name in settings.authorization_header_name}
+        self._request = _Names({*_BODY_HEADERS, *ADDRESS_HEADERS, *user_headers}, titled=True)
+        self._response = _Names(set(_BODY_HEADERS), titled=False)
+
+    def build(
+        self,
+        call: Exchange,
+        *,
+        parse_bodies: bool = False,
+        weigh: Callable[[Exchange, str | None, Any], int] | None = None,
+    ) -> dict[str, Any] | None:
+        """Build the event of a finished call.
+
+        Args:
+            call: The Exchange; `call.span` decorates it (links, name, the application's attributes).
+            parse_bodies: Give JSON bodies as Python values, for a mask that will look at them.
+            weigh: Asked with the call, the client's address and the user's id before any body is looked at: how many
+                calls the event stands for, 0 to leave it out. By default 1.
+
+        Returns:
+            The event, or None when `weigh` left it out. An incoming call whose application raised before it sent a
+            status has status 500; a call that ended before any status has no response.
+        """
+        incoming = call.direction == "Incoming"
+        rules = self._rules
+        request_headers, request_facts = self._request.read(rules.request, call.request_headers)
+        address = call.peer_address
+        facts = facts_of_span(call)
+        user_id = call.user_id or (facts.user_id if facts is not None else None)
+        if incoming:
+            address = client_address(request_facts, address)
+            if not user_id:
+                settings = self._settings
+                user_id = user_from_headers(
+                    request_facts, settings.authorization_header_name, settings.authorization_user_id_field
+                )
+        weight = 1 if weigh is None else weigh(call, address, user_id)
+        if weight <= 0:
+            return None
+        ours: dict[str, Any] = {}
+        request: dict[str, Any] = {
+            "time": moesif_time(call.started_ns),
+            "uri": redact_url(rules.request, call.url),
+            "verb": call.method,
+            "headers": request_headers,
+        }
+        event: dict[str, Any] = {"request": request, "direction": call.direction, "weight": weight}
+        if incoming and address:
+            request["ip_address"] = address
+        if self._settings.api_version is not None:
+            request["api_version"] = self._settings.api_version
+        if call.request_body is not None:
+            self._add_body(request, ours, "request_body", call.request_body, request_facts, parse_bodies)
+        status = call.status
+        if status is None and incoming and call.outcome is Outcome.FAILED:
+            status = 500  # the server is about to send it
+        if status is not None:
+            headers, response_facts = self._response.read(rules.response, call.response_headers)
+            response: dict[str, Any] = {
+                "time": moesif_time(max(call.ended_ns or 0, call.started_ns)),
+                "status": status,
+                "headers": headers,
+            }
+            event["response"] = response
+            if not incoming and address:
+                response["ip_address"] = address
+            if call.response_body is not None:
+                self._add_body(response, ours, "response_body", call.response_body, response_facts, parse_bodies)
+        self._add_identity(event, call, user_id, facts)
+        self._add_trace(event, call, facts)
+        if facts is not None:
+            self._add_span(ours, facts)
+        if call.notes:
+            ours.update(call.notes)
+        if call.outcome is not Outcome.COMPLETE and call.outcome is not None:
+            ours["outcome"] = call.outcome.value
+        if call.error_type is not None:
+            ours["error_type"] = call.error_type
+        if ours or call.metadata is not None:
+            event["metadata"] = _metadata(call.metadata, ours)
+        return event
+
+    def _add_identity(self, event: dict[str, Any], call: Exchange, user_id: Any, facts: SpanFacts | None) -> None:
+        company_id, session_token = call.company_id, call.session_token
+        if facts is not None:
+            company_id, session_token = company_id or facts.company_id, session_token or facts.session_token
+        if user_id:
+            event["user_id"] = text_of(user_id)
+        if company_id:
+            event["company_id"] = text_of(company_id)
+        if session_token:
+            event["session_token"] = text_of(session_token)
+        if call.blocked_by is not None:
+            event["blocked_by"] = call.blocked_by
+
+    def _add_trace(self, event: dict[str, Any], call: Exchange, facts: SpanFacts | None) -> None:
+        trace_id, span_id, parent_span_id = call.trace_id, call.span_id, call.parent_span_id
+        if facts is not None and facts.trace_id:
+            trace_id, span_id, parent_span_id = facts.trace_id, facts.span_id, facts.parent_span_id
+        event["transaction_id"] = call.transaction_id or transaction_id_for(trace_id, span_id, self._application_id)
+        if trace_id:
+            event["trace_id"] = f"{trace_id:032x}"
+            event["span"] = span = {"id": f"{span_id:016x}"}
+            if parent_span_id:
+                span["parent_id"] = f"{parent_span_id:016x}"
+            if facts is not None:
+                span.update(facts.of_span)
+
+    def _add_span(self, ours: dict[str, Any], facts: SpanFacts) -> None:
+        """Add what the span brought of the application's own, inspected like a body of either side."""
+        rules = self._rules
+        for name, text in facts.texts.items():
+            ours[name] = redact_text(rules.response, redact_url(rules.request, text))
+        if facts.attributes:
+            attributes = plain(facts.attributes)
+            for side in rules:
+                if side.active:
+                    side.redact_value(attributes)
+            ours["attributes"] = attributes
+        if facts.exceptions:
+            ours["exceptions"] = [self._exception(found) for found in facts.exceptions]
+
+    def _exception(self, found: dict[str, str]) -> dict[str, str]:
+        """Return an exception without its message where that has a name that counts: messages quote data freely."""
+        message = found.get("message", "").encode("utf-8", "replace")
+        for side in self._rules:
+            if side.active and side.may_concern_encoded(message) and names_in(side, message):
+                return {name: text for name, text in found.items() if name != "message"}
+        return found
+
+    def _add_body(
+        self,
+        part: dict[str, Any],
+        ours: dict[str, Any],
+        side: str,
+        captured: CapturedBody,
+        headers: dict[str, str],
+        parse: bool,
+    ) -> None:
+        """Add a body as Moesif takes it, and to `ours` its true size and why it is not all there, if it is not."""
+        total_bytes = captured.total_bytes
+        if not total_bytes:
+            if side == "request_body":
+                _note_unread(ours, headers)
+            return
+        content_type = headers.get("content-type")
+        left_out = None if captured.left_out is None else captured.left_out.value
+        if left_out is None and not self._settings.log_binary_body and is_left_out(media_of(content_type)):
+            left_out = LeftOut.CONTENT.value
+        facts: dict[str, Any] = {}
+        if left_out is None:
+            data = captured.data()
+            truncated = len(data) < total_bytes
+            body = read_body(
+                data,
+                content_type,
+                None if captured.decoded else headers.get("content-encoding"),
+                truncated=truncated,
+                unread=not captured.decoded and _announced_bytes(headers) > total_bytes,
+                parse=parse,
+                rules=self._rules.request if side == "request_body" else self._rules.response,
+            )
+            left_out = body.left_out
+            if body.value is not None:
+                part["body"], part["transfer_encoding"] = body.value, body.transfer_encoding
+            if truncated:
+                facts["kept_bytes"] = len(data)
+            if truncated or body.shortened:
+                facts["truncated"] = True
+        if left_out is not None:
+            facts["left_out"] = left_out
+            essence = media_of(content_type).essence
+            if essence:
+                facts["content_type"] = essence
         if facts:
-            ours["response_body"] = facts
-    event = MoesifEvent(
-        request=request,
-        response=response,
-        user_id=text_of(call.user_id) if call.user_id else None,
-        company_id=text_of(call.company_id) if call.company_id else None,
-        session_token=text_of(call.session_token) if call.session_token else None,
-        direction=call.direction,
-        weight=call.weight,
-        blocked_by=call.blocked_by,
-        transaction_id=call.transaction_id or transaction_id_for(call.trace_id, call.span_id, settings.application_id),
-    )
-    _link(event, call)
-    _add_span_facts(call, rules)
-    event.metadata = _metadata(call.metadata, ours)
-    return event
+            facts["size_bytes"] = total_bytes
+            ours[side] = facts
 
 
-def _add_span_facts(call: Call, rules: Redaction) -> None:
-    """Add what the span brought of the application's own, looked through like a body of either side."""
-    if call.attributes:
-        attributes = plain(call.attributes)
-        for side in rules:
-            if side.active:
-                side.redact_value(attributes)
-        call.ours["attributes"] = attributes
-    if call.exceptions:
-        call.ours["exceptions"] = [_exception(found, rules) for found in call.exceptions]
-    name = call.ours.get("span_name")
-    if name is not None:
-        call.ours["span_name"] = redact_text(rules.response, redact_url(rules.request, name))
+def _note_unread(ours: dict[str, Any], headers: dict[str, str]) -> None:
+    """Say of a request body that was announced that the application did not read it."""
+    announced_bytes = _announced_bytes(headers)
+    if announced_bytes:
+        ours["request_body"] = {"left_out": LeftOut.NOT_READ.value, "size_bytes": announced_bytes}
+    elif "chunked" in headers.get("transfer-encoding", "").lower():
+        ours["request_body"] = {"left_out": LeftOut.NOT_READ.value}
 
 
-def _exception(found: dict[str, str], rules: Redaction) -> dict[str, str]:
-    """Give an exception without its message where that has a name that counts: messages quote data freely."""
-    message = found.get("message", "").encode("utf-8", "replace")
-    if any(side.active and side.may_concern_encoded(message) and names_in(side, message) for side in rules):
-        return {name: text for name, text in found.items() if name != "message"}
-    return found
-
-
-def _joined(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Give headers as a map; repeated ones are joined with a comma under the name's first spelling."""
-    found: dict[str, str] = {}
-    spelling: dict[str, str] = {}
-    for name, value in headers:
-        first = spelling.setdefault(name.lower(), name)
-        if first in found:
-            # RFC 9113 section 8.2.3: pieces of one cookie header are joined with a semicolon.
-            found[first] += f"{'; ' if first == 'Cookie' else ', '}{value}"
-        else:
-            found[first] = value
-    return found
-
-
-def _read(
-    content: Content | None, headers: Mapping[str, str], rules: Rules, settings: Settings, *, parse: bool
-) -> tuple[Body, dict[str, Any]]:
-    """Give a body as Moesif takes it, and what there is to say of it: true size, and why it is not all there."""
-    if content is None:
-        return NO_BODY, {}
-    content_type = headers.get("content-type")
-    media = media_of(content_type)
-    facts: dict[str, Any] = {}
-    body = NO_BODY
-    left_out = content.left_out
-    if left_out is None and is_left_out(media) and not settings.log_binary_body:
-        left_out = LeftOut.CONTENT.value
-    if left_out is None:
-        truncated = len(content.data) < content.total_bytes
-        body = read_body(
-            content.data,
-            content_type,
-            None if content.decoded else headers.get("content-encoding"),
-            truncated=truncated,
-            unread=_announced_bytes(headers) > content.total_bytes and not content.decoded,
-            parse=parse,
-            rules=rules,
-        )
-        left_out = body.left_out
-        if truncated:
-            facts["kept_bytes"] = len(content.data)
-        if truncated or body.shortened:
-            facts["truncated"] = True
-    if left_out is not None:
-        facts["left_out"] = left_out
-        if media.essence:
-            facts["content_type"] = media.essence
-    if facts:
-        facts["size_bytes"] = content.total_bytes
-    return body, facts
-
-
-def _announced_bytes(headers: Mapping[str, str]) -> int:
-    length = headers.get("content-length", "").strip()
+def _announced_bytes(headers: dict[str, str]) -> int:
+    length = headers.get("content-length")
+    if length is None:
+        return 0
+    length = length.strip()
     return int(length) if length.isascii() and length.isdecimal() and len(length) < 20 else 0
 
 
-def _by_lower_name(headers: Headers) -> dict[str, str]:
-    return {name.lower(): value for name, value in reversed(headers)}
+class _Names:
+    """Reads headers of one side in one pass; each name's spelling is worked out once.
+
+    Args:
+        wanted: Lower-case names whose values the builder needs.
+        titled: Whether names are shown in title case (`User-Agent`), as masks index request headers.
+    """
+
+    __slots__ = ("_known", "_titled", "_wanted")
+
+    def __init__(self, wanted: set[str], *, titled: bool) -> None:
+        self._wanted = frozenset(wanted)
+        self._titled = titled
+        self._known: dict[str, tuple[str, str, bool]] = {}
+
+    def read(self, rules: Rules, headers: Headers) -> tuple[dict[str, str], dict[str, str]]:
+        """Return headers as a map to be shown, everything hidden, and the wanted ones as they came by lower-case name.
+
+        Repeated headers are joined with a comma under the name's first spelling; of a wanted one the first counts.
+        """
+        try:
+            return self._read(redact_headers(rules, headers), headers)
+        except (TypeError, ValueError, AttributeError):
+            # What is no text costs nothing but itself.
+            headers = _text_pairs(headers)
+            return self._read(redact_headers(rules, headers), headers)
+
+    def _read(self, redacted: Headers, headers: Headers) -> tuple[dict[str, str], dict[str, str]]:
+        known, titled = self._known, self._titled
+        shown: dict[str, str] = {}
+        spelling: dict[str, str] = {}
+        facts: dict[str, str] = {}
+        for (name, value), (_, raw) in zip(redacted, headers):  # noqa: B905 - redacting keeps their number
+            spelled, key, wanted = known.get(name) or self._learn(name)
+            if wanted and key not in facts:
+                facts[key] = raw
+            if not titled:
+                spelled = spelling.setdefault(key, spelled)
+            if spelled in shown:
+                # RFC 9113 section 8.2.3: pieces of one cookie header are joined with a semicolon.
+                shown[spelled] += f"; {value}" if spelled == "Cookie" else f", {value}"
+            else:
+                shown[spelled] = value
+        return shown, facts
+
+    def _learn(self, name: str) -> tuple[str, str, bool]:
+        key = name.lower()
+        found = (name.title() if self._titled else name, key, key in self._wanted)
+        if len(name) <= _MAX_NAME_CHARACTERS:
+            if len(self._known) >= _MAX_NAMES:
+                self._known.clear()
+            self._known[name] = found
+        return found
 
 
-def _link(event: MoesifEvent, call: Call) -> None:
-    if not call.trace_id:
-        return
-    event.trace_id = f"{call.trace_id:032x}"
-    span: dict[str, Any] = {"id": f"{call.span_id:016x}"}
-    if call.parent_span_id:
-        span["parent_id"] = f"{call.parent_span_id:016x}"
-    if call.links:
-        span["links"] = call.links
-    if call.span_status is not None:
-        span["status"] = call.span_status
-    event.span = span
+def _text_pairs(headers: Any) -> Headers:
+    found = []
+    for pair in headers:
+        try:
+            name, value = pair
+        except (TypeError, ValueError):
+            continue
+        found.append((text_of(name), text_of(value)))
+    return found
 
 
 def _metadata(given: Any, ours: dict[str, Any]) -> Any:
-    """Give the user's metadata with ours under one key; the user's own dict is never changed."""
-    if not ours:
-        return given
-    if given is None:
-        return {OUR_KEY: ours}
-    try:
-        metadata = dict(given) if isinstance(given, Mapping) else {"value": given}
-    except Exception:
-        # A mapping of the user's own making may fail in any way; `serialize` copes with the value itself.
-        metadata = {"value": given}
-    theirs = metadata.get(OUR_KEY)
-    metadata[OUR_KEY] = {**theirs, **ours} if isinstance(theirs, dict) else ours
+    """Return the user's metadata with ours under one key; the user's own dict is never changed."""
+    metadata = as_mapping(given) if given is not None else {}
+    if ours:
+        theirs = metadata.get(OUR_KEY)
+        metadata[OUR_KEY] = {**theirs, **ours} if isinstance(theirs, dict) else ours
     return metadata
+
+
+@lru_cache(maxsize=64)
+def builder_for(settings: Settings) -> EventBuilder:
+    """Return the builder of a settings value; made once for equal ones."""
+    return EventBuilder(settings)
+
+
+def build_event(
+    call: Exchange | None, span: ReadableSpan | None, settings: Settings, *, parse_bodies: bool
+) -> dict[str, Any] | None:
+    """Build one event without the rest of a pipeline; see `EventBuilder.build`.
+
+    Args:
+        call: The finished Exchange; None for a bare span.
+        span: The span that decorates it, or the bare HTTP span of any instrumentation.
+        settings: What to hide, who the user is, what tag the events have.
+        parse_bodies: Give JSON bodies as Python values.
+
+    Returns:
+        The event; None for a span that is no HTTP call.
+    """
+    weight = 1
+    if call is None:
+        call = call_of_span(span, settings) if span is not None else None
+        if call is None:
+            return None
+        weight = weight_of_span(span)
+    elif span is not None:
+        call.span = span
+    return builder_for(settings).build(call, parse_bodies=parse_bodies, weigh=lambda *_: weight)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["client_address"]
+__all__ = ["ADDRESS_HEADERS", "client_address"]
 
 # In the order of the packages that we replace; X-Forwarded-For is leftmost-first, as proxies append on the right.
 _NAMES: Final = (
@@ -29,7 +29,8 @@ _NAMES: Final = (
     "forwarded-for",
     "forwarded",
 )
-_KNOWN: Final = frozenset(_NAMES)
+ADDRESS_HEADERS: Final = frozenset(_NAMES)
+"""Lower-case names of the headers that `client_address` looks at."""
 
 # Longest text looked at; proxies write tens of characters, an attacker may write 64 KB.
 _MAX_CHARACTERS: Final = 4_096
@@ -50,7 +51,7 @@ def client_address(headers: Mapping[str, str], peer_address: str | None) -> str 
         X-Real-IP, X-Cluster-Client-IP, X-Forwarded, Forwarded-For and Forwarded (RFC 7239), else `peer_address`, or
         None. Ports, brackets and IPv6 zones are taken off. Never raises. Thread-safe.
     """
-    if not _KNOWN.isdisjoint(headers):
+    if not ADDRESS_HEADERS.isdisjoint(headers):
         for name in _NAMES:
             value = headers.get(name)
             if value:

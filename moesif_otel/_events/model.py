@@ -1,8 +1,6 @@
-"""The Moesif event: `moesifapi`'s model with the fields that it lacks.
+"""The event as masks see it: `moesifapi`'s model with the fields that it lacks.
 
-Owns: `MoesifEvent`, and showing a mask what is absent.
-Threads: an event belongs to one thread at a time.
-Never: sends a null, draws a random transaction id (the server deduplicates by it).
+Made of the dict that `build` builds, and turned into such a dict again, only where there is a MASK_EVENT_MODEL.
 """
 
 from __future__ import annotations
@@ -11,22 +9,14 @@ from typing import Any, Final
 
 from moesifapi.models import EventModel, EventRequestModel, EventResponseModel
 
+from moesif_otel._events.serialize import as_mapping, text_of
+
 __all__ = ["MoesifEvent", "as_dictionary", "hide_absent_bodies", "show_absent_bodies"]
 
+_IDS: Final = ("user_id", "company_id", "session_token", "transaction_id", "trace_id")
 _FIELDS: Final = (
-    "session_token",
-    "tags",
-    "user_id",
-    "company_id",
-    "subscription_id",
-    "metadata",
-    "direction",
-    "weight",
-    "blocked_by",
-    "transaction_id",
-    "trace_id",
-    "span",
-    "action_name",
+    *("tags", "subscription_id", "metadata", "direction", "weight", "blocked_by", "span", "action_name"),
+    *_IDS,
 )
 _REQUEST_FIELDS: Final = ("time", "uri", "verb", "headers", "api_version", "ip_address", "body", "transfer_encoding")
 _RESPONSE_FIELDS: Final = ("time", "status", "headers", "ip_address", "body", "transfer_encoding")
@@ -36,10 +26,7 @@ class MoesifEvent(EventModel):  # type: ignore[misc] # moesifapi has no type inf
     """One API call as Moesif takes it (`POST /v1/events`), with the OpenTelemetry fields of its documentation.
 
     Args:
-        request: The request's part.
-        response: The response's part; None when no answer came.
-        transaction_id: Id by which the server recognises a repeated delivery; never drawn at random here.
-        fields: Any of `EventModel`'s other fields.
+        event: The call as a dict of JSON values, as Moesif takes it.
 
     Attributes beyond `EventModel`'s:
         trace_id: Trace id, 32 hexadecimal digits.
@@ -48,27 +35,29 @@ class MoesifEvent(EventModel):  # type: ignore[misc] # moesifapi has no type inf
         action_name: Name of a user action.
     """
 
-    def __init__(
-        self,
-        request: EventRequestModel | None = None,
-        response: EventResponseModel | None = None,
-        *,
-        transaction_id: str = "",
-        **fields: Any,
-    ) -> None:
-        super().__init__(request=request, response=response, transaction_id=transaction_id, **fields)
-        self.trace_id: str | None = None
-        self.span: dict[str, Any] | None = None
-        self.subscription_id: str | None = None
-        self.action_name: str | None = None
+    def __init__(self, event: dict[str, Any]) -> None:
+        super().__init__(transaction_id="")  # the server deduplicates by it: never drawn at random
+        for name in _FIELDS:
+            setattr(self, name, event.get(name))
+        request, response = event.get("request"), event.get("response")
+        self.request = None if request is None else EventRequestModel(**request)
+        self.response = None if response is None else EventResponseModel(**response)
+
+    @classmethod
+    def from_dictionary(cls, dictionary: dict[str, Any] | None) -> MoesifEvent | None:
+        """Return the event that a dict describes, as `EventModel` does."""
+        return None if dictionary is None else cls(dictionary)
 
     def to_dictionary(self) -> dict[str, Any]:
-        """Give the event as Moesif takes it, with nothing that is None."""
+        """Return the event as Moesif takes it, with nothing that is None."""
         return as_dictionary(self)
 
 
 def as_dictionary(event: EventModel) -> dict[str, Any]:
-    """Give any `EventModel` (a mask may have made its own) as a dict with nothing that is None."""
+    """Return any `EventModel` (a mask may have made its own) as a dict with nothing that is None.
+
+    Metadata becomes an object and ids become text, whatever the mask has put there.
+    """
     found: dict[str, Any] = {}
     request, response = getattr(event, "request", None), getattr(event, "response", None)
     if request is not None:
@@ -79,7 +68,9 @@ def as_dictionary(event: EventModel) -> dict[str, Any]:
     for name in _FIELDS:
         value = values.get(name)
         if value is not None:
-            found[name] = value
+            found[name] = text_of(value) if name in _IDS else value
+    if "metadata" in found and not isinstance(found["metadata"], dict):
+        found["metadata"] = as_mapping(found["metadata"])
     return found
 
 

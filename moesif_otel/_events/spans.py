@@ -1,28 +1,39 @@
-"""A bare HTTP span of any instrumentation, as a `Call`.
+"""What spans tell: bare HTTP spans of any instrumentation as calls, and what a span adds to a captured call.
 
-Owns: the HTTP semantic conventions, old and stable, and what a span tells of its trace.
-Threads: any; pure functions of spans that have ended.
-Never: takes a span for a call that is none.
+The HTTP semantic conventions, old and stable. Any thread may read a span that has ended; one that has not may change
+meanwhile, and then tells less.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.trace import SpanKind, StatusCode
 
-from moesif_otel._events.call import Call, Content
-from moesif_otel._events.weight import weight_of
+from moesif_otel._capture.body import ByteBudget, CapturedBody
+from moesif_otel._capture.exchange import Exchange, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.trace import SpanContext
     from opentelemetry.util.types import Attributes
 
     from moesif_otel._capture.exchange import Headers
+    from moesif_otel.settings import Settings
 
-__all__ = ["CONVENTION_PREFIXES", "attributes_of", "call_of_span", "decorate", "has_http_method"]
+__all__ = [
+    "CONVENTION_PREFIXES",
+    "SpanFacts",
+    "attributes_of",
+    "call_of_span",
+    "facts_of_span",
+    "has_http_method",
+    "weight_of",
+    "weight_of_span",
+]
 
 _REQUEST_HEADER: Final = "http.request.header."
 _RESPONSE_HEADER: Final = "http.response.header."
@@ -39,49 +50,93 @@ _WSGI_SCOPE: Final = "opentelemetry.instrumentation.wsgi"
 _MAX_LINKS: Final = 32
 _MAX_EXCEPTIONS: Final = 8
 
+# OpenTelemetry specification, "TraceState: probability sampling": a rejection threshold of 56 bits, in up to 14
+# hexadecimal digits whose trailing zeros are left out. Probability is 1 - threshold / 2**56.
+_DIGITS: Final = 14
+_HEXADECIMAL: Final = frozenset("0123456789abcdefABCDEF")
+_FULL: Final = 1 << 56
+# Its predecessor: `p:n`, probability 2**-n; 63 stands for zero.
+_MAX_EXPONENT: Final = 62
+_MAX_WEIGHT: Final = (1 << 31) - 1
 
-def call_of_span(span: ReadableSpan) -> Call | None:
-    """Give a SERVER or CLIENT span with a HTTP method as a Call; None for any other span."""
-    if span.kind is SpanKind.SERVER:
-        direction: Literal["Incoming", "Outgoing"] = "Incoming"
-    elif span.kind is SpanKind.CLIENT:
-        direction = "Outgoing"
-    else:
+
+class _NoPipeline:
+    """Stands where an Exchange has the pipeline that captured it; a bare span has none."""
+
+    generation: Final = 0
+
+
+_NO_PIPELINE: Final[Any] = _NoPipeline()
+
+
+def call_of_span(span: ReadableSpan, settings: Settings) -> Exchange | None:
+    """Return a SERVER or CLIENT span with an HTTP method as a finished call; None for any other span.
+
+    Bodies that somebody else captured are held to the options that our own capture obeys.
+    """
+    if span.kind is not SpanKind.SERVER and span.kind is not SpanKind.CLIENT:
         return None
     attributes = attributes_of(span)
     method = _method(attributes)
     if method is None:
         return None
-    request_headers = _headers(attributes, _REQUEST_HEADER)
-    response_headers = _headers(attributes, _RESPONSE_HEADER)
+    incoming = span.kind is SpanKind.SERVER
+    call = Exchange(_NO_PIPELINE, "Incoming" if incoming else "Outgoing", method)
+    call.outer = None
+    call.outcome = Outcome.COMPLETE
+    call.span = span
+    call.started_ns = span.start_time or 0
+    call.ended_ns = span.end_time or call.started_ns
+    call.status = _status(span, attributes)
+    call.request_headers = request_headers = _headers(attributes, _REQUEST_HEADER)
+    call.response_headers = _headers(attributes, _RESPONSE_HEADER)
     agent = _text(attributes, "user_agent.original", "http.user_agent")
     if agent and all(name != "User-Agent" for name, _ in request_headers):
         request_headers.append(("User-Agent", agent))
-    started_ns = span.start_time or 0
+    call.url = _url(attributes, request_headers)
     peer = _text(attributes, "network.peer.address", "net.sock.peer.addr", "net.peer.ip")
-    incoming = direction == "Incoming"
-    call = Call(
-        direction=direction,
-        method=method,
-        url=_url(attributes, request_headers),
-        started_ns=started_ns,
-        ended_ns=span.end_time or started_ns,
-        status=_status(span, attributes),
-        request_headers=request_headers,
-        response_headers=response_headers,
-        request_body=_content(attributes, "request", "http.request_content_length"),
-        response_body=_content(attributes, "response", "http.response_content_length"),
-        peer_address=_text(attributes, "client.address", "http.client_ip") or peer if incoming else None,
-        server_address=peer if not incoming else None,
-    )
-    decorate(call, span)
-    state = span.context.trace_state if span.context is not None else None
-    call.weight = weight_of(state.get("ot") if state else None)
+    call.peer_address = (_text(attributes, "client.address", "http.client_ip") or peer) if incoming else peer
+    if settings.log_body if incoming else settings.log_body_outgoing:
+        call.request_body = _body(
+            attributes, "request", "http.request_content_length", settings.request_max_body_size
+        )
+        call.response_body = _body(
+            attributes, "response", "http.response_content_length", settings.response_max_body_size
+        )
     return call
 
 
+def weight_of_span(span: ReadableSpan) -> int:
+    """Return how many calls a span stands for, as a sampler of this process noted it in the span's trace state.
+
+    A trace state is handed down from parent to child, and the first one may come from a client, who must not choose
+    the weight: what a span has in common with its parent counts as 1.
+    """
+    state = span.context.trace_state if span.context is not None else None
+    noted = state.get("ot") if state else None
+    if not noted or noted == _noted_by_parent(span.parent):
+        return 1
+    return weight_of(noted)
+
+
+def _noted_by_parent(parent: SpanContext | None) -> str | None:
+    return parent.trace_state.get("ot") if parent is not None and parent.trace_state else None
+
+
+def weight_of(entry: str | None) -> int:
+    """Return one over the sampling probability of a trace state's `ot` entry, rounded; 1 where it does not tell."""
+    for member in (entry or "").split(";"):
+        name, _, value = member.partition(":")
+        if name == "th" and 0 < len(value) <= _DIGITS and _HEXADECIMAL.issuperset(value):
+            threshold = int(value, 16) << 4 * (_DIGITS - len(value))
+            return min(max(round(_FULL / (_FULL - threshold)), 1), _MAX_WEIGHT)
+        if name == "p" and value.isascii() and value.isdecimal() and len(value) <= 2 and int(value) <= _MAX_EXPONENT:
+            return min(1 << int(value), _MAX_WEIGHT)
+    return 1
+
+
 def attributes_of(span: ReadableSpan) -> Mapping[str, Any]:
-    """Give a copy of a span's attributes; nothing, if somebody changes them at this very moment."""
+    """Return a copy of a span's attributes; nothing, if somebody changes them at this very moment."""
     try:
         return dict(span.attributes or {})
     except (RuntimeError, KeyError):
@@ -90,40 +145,86 @@ def attributes_of(span: ReadableSpan) -> Mapping[str, Any]:
 
 
 def has_http_method(span: ReadableSpan) -> bool:
-    """Whether a span describes an HTTP call, by the old or the stable conventions; reads names only."""
+    """Tell whether a span describes an HTTP call, by the old or the stable conventions; reads names only."""
     attributes = span.attributes
     return attributes is not None and any(name in attributes for name in _METHODS)
 
 
-def decorate(call: Call, span: ReadableSpan) -> None:
-    """Add what a span knows: ids, parent, links, status, route, name, exceptions, the application's attributes."""
+@dataclass(slots=True, repr=False)  # a `repr` would show what nobody has inspected
+class SpanFacts:
+    """What a span adds to its call, not inspected yet.
+
+    Attributes:
+        of_span: What the event's `span` has besides ids: `links`, `status`.
+        texts: `route`, `span_name` and `error_type`, where they say more than the call does.
+        attributes: The application's own.
+        exceptions: `{"type": …, "message": …}` of its exception events.
+    """
+
+    trace_id: int = 0
+    span_id: int = 0
+    parent_span_id: int | None = None
+    user_id: str | None = None
+    company_id: str | None = None
+    session_token: str | None = None
+    of_span: dict[str, Any] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
+    exceptions: list[dict[str, str]] = field(default_factory=list)
+
+
+def facts_of_span(call: Exchange) -> SpanFacts | None:
+    """Return what the span of a call adds to it; None where there is no span."""
+    span: Any = call.span
+    if span is None:
+        return None
+    facts = SpanFacts()
     context = span.context
     if context is not None and context.is_valid:
-        call.trace_id, call.span_id = context.trace_id, context.span_id
-        call.parent_span_id = span.parent.span_id if span.parent is not None else None
+        facts.trace_id, facts.span_id = context.trace_id, context.span_id
+        facts.parent_span_id = span.parent.span_id if span.parent is not None else None
     if span.links:
-        call.links = [
+        facts.of_span["links"] = [
             {"trace_id": f"{link.context.trace_id:032x}", "span_id": f"{link.context.span_id:016x}"}
             for link in span.links[:_MAX_LINKS]
         ]
-    if span.status.status_code is not StatusCode.UNSET:
-        call.span_status = span.status.status_code.name
-    attributes = attributes_of(span)
-    call.user_id = call.user_id or _text(attributes, "user.id", "enduser.id")
-    call.company_id = call.company_id or _text(attributes, "company.id")
-    call.session_token = call.session_token or _text(attributes, "session.id")
-    route = _text(attributes, "http.route")
-    if route:
-        call.ours["route"] = route
+    code = span.status.status_code
+    if code is not StatusCode.UNSET:
+        facts.of_span["status"] = code.name
+    route = _add_attributes(facts, call, span)
     if _says_more(span, call.method, route):
-        call.ours["span_name"] = span.name
-    error_type = _text(attributes, "error.type")
-    if error_type and error_type != str(call.status):
-        call.ours["error_type"] = error_type
-    call.attributes = {name: value for name, value in attributes.items() if not name.startswith(CONVENTION_PREFIXES)}
-    call.exceptions = [_exception(event.attributes) for event in span.events if event.name == "exception"][
-        :_MAX_EXCEPTIONS
-    ]
+        facts.texts["span_name"] = span.name
+    events = span.events
+    if events:
+        facts.exceptions = [_exception(event.attributes) for event in events if event.name == "exception"][
+            :_MAX_EXCEPTIONS
+        ]
+    return facts
+
+
+def _add_attributes(facts: SpanFacts, call: Exchange, span: ReadableSpan) -> str | None:
+    """Read attributes by name: to copy them all takes several times as long, and few are of use here."""
+    attributes = span.attributes
+    if not attributes:
+        return None
+    try:
+        names = list(attributes)
+        facts.attributes = {
+            name: attributes[name] for name in names if not name.startswith(CONVENTION_PREFIXES)
+        }
+        facts.user_id = _text(attributes, "user.id", "enduser.id")
+        facts.company_id = _text(attributes, "company.id")
+        facts.session_token = _text(attributes, "session.id")
+        route = _text(attributes, "http.route")
+        error_type = _text(attributes, "error.type")
+    except (RuntimeError, KeyError):
+        # A span that has not ended, at its limit of attributes: the oldest are going.
+        return None
+    if route:
+        facts.texts["route"] = route
+    if error_type and error_type != str(call.status) and call.error_type is None:
+        facts.texts["error_type"] = error_type
+    return route
 
 
 def _says_more(span: ReadableSpan, method: str, route: str | None) -> bool:
@@ -162,14 +263,18 @@ def _status(span: ReadableSpan, attributes: Mapping[str, Any]) -> int | None:
     return 500 if failed and span.kind is SpanKind.SERVER else None
 
 
-def _content(attributes: Mapping[str, Any], side: str, old_size_name: str) -> Content | None:
+def _body(attributes: Mapping[str, Any], side: str, old_size_name: str, max_bytes: int) -> CapturedBody | None:
     value = attributes.get(f"http.{side}.body.content")
     if not value or not isinstance(value, (str, bytes)):
         return None
     data = value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
     size = attributes.get(f"http.{side}.body.size", attributes.get(old_size_name))
     # A size that is smaller is the size on the wire, compressed.
-    return Content(data, size if isinstance(size, int) and size > len(data) else len(data))
+    body = CapturedBody(max_bytes, ByteBudget(len(data)))  # the span holds them anyway
+    body.add(data)
+    if isinstance(size, int) and size > len(data):
+        body.count(size - len(data))
+    return body
 
 
 def _headers(attributes: Mapping[str, Any], prefix: str) -> Headers:

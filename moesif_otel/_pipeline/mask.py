@@ -1,21 +1,21 @@
-"""Running MASK_EVENT_MODEL: the last look at an event before it leaves.
+"""MASK_EVENT_MODEL: the last look at an event before it leaves.
 
-Owns: `EventMask`; what a mask may return and what becomes of the event when it fails.
-Threads: the mask runs on one thread of its own, waited for by delivery's intake.
-Never: lets an event pass whose mask raised, hung or returned something else; logs an event's data.
+An event whose mask raised, hung or returned something else is never sent, and nothing of its data is logged.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
+import atexit
+import logging
+import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from moesifapi.models import EventModel
-from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from moesif_otel._delivery.stats import DropReason
-from moesif_otel._events.build import MoesifEvent, hide_absent_bodies, show_absent_bodies
+from moesif_otel._events.model import MoesifEvent, as_dictionary, hide_absent_bodies, show_absent_bodies
+from moesif_otel._guard import PROCESS_GUARD
+from moesif_otel._pipeline.bounded import BoundedCalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,132 +24,90 @@ if TYPE_CHECKING:
 
 __all__ = ["MASK_TIMEOUT_S", "EventMask"]
 
+_logger: Final = logging.getLogger(__name__)
+
 MASK_TIMEOUT_S: Final = 5.0
 """A mask that takes longer has lost its event; masks are plain functions on one event, microseconds as a rule."""
-
-_MAX_HUNG_THREADS: Final = 4
-
-
-class MaskHungError(Exception):
-    """The mask did not return in time."""
 
 
 class MaskTypeError(TypeError):
     """The mask returned something that is no event."""
 
 
-class MaskExitedError(Exception):
-    """The mask raised what ends a thread or a process, such as `SystemExit`."""
-
-
 class EventMask:
     """Applies the user's mask to events, one after the other.
 
     Args:
-        mask: The user's function, or None.
+        mask: The user's function, or a coroutine function.
         guard: Takes what it raises.
         timeout_s: How long one call may take.
-
-    `apply` is called by one thread at a time.
     """
 
-    def __init__(self, mask: Callable[..., Any] | None, guard: Guard, *, timeout_s: float = MASK_TIMEOUT_S) -> None:
+    def __init__(self, mask: Callable[..., Any], guard: Guard, *, timeout_s: float = MASK_TIMEOUT_S) -> None:
         self._mask = mask
         self._guard = guard
-        self._timeout_s = timeout_s
-        self._runner: _Runner | None = None
-        self._hung: list[_Runner] = []
+        # On a thread of its own, or a mask that hangs would stop all delivery: our other threads cannot be spared.
+        self._calls = BoundedCalls("moesif-otel-mask", timeout_s)
+        self._returned_events = False
+        self._returned_none = 0
+        _masks.add(self)
 
     @property
-    def given(self) -> bool:
-        """Whether there is a mask."""
-        return self._mask is not None
+    def is_own_thread(self) -> bool:
+        """Whether the caller is the mask itself."""
+        return self._calls.is_own_thread
 
-    def apply(self, event: MoesifEvent) -> Any:
-        """Give the masked event (an `EventModel`), or a `DropReason`: why it must not be sent.
+    def apply(self, event: dict[str, Any]) -> dict[str, Any] | DropReason:
+        """Return the masked event, or why it must not be sent.
 
         The mask sees parsed bodies and an absent one as an empty dict, which is left out again afterwards. It may
         change the event or return another one; None skips the event.
         """
-        if self._mask is None:
-            return event
-        show_absent_bodies(event)
+        model = MoesifEvent(event)
+        show_absent_bodies(model)
         try:
-            masked = self._run(event)
+            masked = self._calls.run(self._mask, model)
             if masked is None:
+                self._note_none()
                 return DropReason.MASKED_AWAY
             if not isinstance(masked, EventModel):
                 raise MaskTypeError  # noqa: TRY301 - one way out for all that a mask can do wrong
+            self._returned_events = True
+            hide_absent_bodies(masked)
+            if not isinstance(masked, MoesifEvent):
+                # A model of moesifapi's own: it has drawn a new id and knows nothing of the trace.
+                masked.transaction_id, masked.trace_id, masked.span = model.transaction_id, model.trace_id, model.span
+            return as_dictionary(masked)
         except Exception as exc:
             self._guard.caught("callback MASK_EVENT_MODEL", exc)
             return DropReason.MASK_FAILED
-        hide_absent_bodies(masked)
-        if not isinstance(masked, MoesifEvent):
-            # A model of moesifapi's own: it has drawn a new id and knows nothing of the trace.
-            masked.transaction_id, masked.trace_id, masked.span = event.transaction_id, event.trace_id, event.span
-        return masked
 
-    def _run(self, event: MoesifEvent) -> Any:
-        runner = self._runner
-        if runner is None or not runner.is_usable():
-            self._hung = [one for one in self._hung if one.is_busy()]
-            if len(self._hung) >= _MAX_HUNG_THREADS:
-                raise MaskHungError
-            try:
-                runner = self._runner = _Runner(self._mask)
-            except RuntimeError:
-                # Python 3.12+ starts no threads at interpreter shutdown: the last events are masked here.
-                return self._mask(event) if self._mask is not None else event
-        answer = runner.run(event, self._timeout_s)
-        if answer is None:
-            self._hung.append(runner)
-            self._runner = None
-            raise MaskHungError
-        result, error = answer
-        if error is not None:
-            raise error
-        return result
+    def _note_none(self) -> None:
+        self._returned_none += 1
+        if self._returned_none == 1:
+            _logger.warning(
+                "moesif_otel: MASK_EVENT_MODEL returned None, so this event is not sent (counted as %s), nor are "
+                "others for which it does; if that is not meant, let the mask return the event",
+                DropReason.MASKED_AWAY.value,
+            )
+
+    def tell_end(self) -> None:
+        """Say, when the pipeline or the process ends, that the mask has let no event pass."""
+        if self._returned_none and not self._returned_events:
+            _logger.warning(
+                "moesif_otel: MASK_EVENT_MODEL returned None for every event (%d), so none was sent; does it lack a "
+                "`return event`?",
+                self._returned_none,
+            )
+        _masks.discard(self)
 
 
-class _Runner:
-    """A daemon thread that calls the mask; abandoned when it hangs, a thread cannot be stopped."""
+_masks: Final[weakref.WeakSet[EventMask]] = weakref.WeakSet()
 
-    def __init__(self, mask: Callable[..., Any] | None) -> None:
-        self._mask = mask
-        self._work: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
-        self._busy = False
-        self._thread = threading.Thread(target=self._loop, name="moesif-otel-mask", daemon=True)
-        self._thread.start()
 
-    def is_usable(self) -> bool:
-        """Whether the thread lives: after a fork, or when the mask ended it, it does not."""
-        return self._thread.is_alive()
+def _tell_at_exit() -> None:
+    for mask in tuple(_masks):
+        PROCESS_GUARD.run("a log line at exit", mask.tell_end)
 
-    def is_busy(self) -> bool:
-        """Whether the mask is still at work."""
-        return self._busy and self._thread.is_alive()
 
-    def run(self, event: MoesifEvent, timeout_s: float) -> tuple[Any, Exception | None] | None:
-        """Mask one event; None when it took too long."""
-        self._busy = True
-        self._work.put(event)
-        try:
-            return self._answers.get(timeout=timeout_s)
-        except queue.Empty:
-            self._work.put(None)  # should it ever return, the thread ends
-            return None
-
-    def _loop(self) -> None:
-        with suppress_instrumentation():
-            while (event := self._work.get()) is not None:
-                try:
-                    answer: tuple[Any, Exception | None] = (self._mask(event) if self._mask else event, None)
-                except BaseException as exc:
-                    # Beyond this thread it would be printed with its message, or end the intake.
-                    error = exc if isinstance(exc, Exception) else MaskExitedError().with_traceback(exc.__traceback__)
-                    answer = (None, error)
-                    del error
-                self._busy = False
-                self._answers.put(answer)
-                del event, answer
+atexit.register(_tell_at_exit)

@@ -1,14 +1,14 @@
 """Where the calls of a pipeline become events: sampling, conversion, mask, then delivery.
 
-`submit` and `submit_span` are called by the application's threads (a span may even end in a finalizer) and return at
-once; the rest runs on delivery's intake thread. An event whose mask failed is never sent.
+Small events without a mask are made at once, in the thread that ends the call; the others on delivery's intake thread.
+Nothing waits or raises here, and an event whose mask failed is never sent.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from moesif_otel._capture.body import ByteBudget, LeftOut
 from moesif_otel._capture.exchange import Exchange
@@ -16,7 +16,9 @@ from moesif_otel._delivery.client import MoesifTransport
 from moesif_otel._delivery.profile_queue import ProfileQueue
 from moesif_otel._delivery.stats import DropReason, Ledger
 from moesif_otel._delivery.worker import Delivery, Prepared
-from moesif_otel._events.build import event_of, read_call, serialize, without_bodies
+from moesif_otel._events.build import EventBuilder
+from moesif_otel._events.serialize import json_bytes, serialize, without_bodies
+from moesif_otel._events.spans import attributes_of, call_of_span, weight_of_span
 from moesif_otel._guard import Guard
 from moesif_otel._pipeline.mask import EventMask
 from moesif_otel._remote import sampling
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
     from moesif_otel._delivery.stats import Stats
-    from moesif_otel._events.call import Call
     from moesif_otel.settings import Settings
 
 __all__ = ["EVENTS_SHARE", "EVENT_OVERHEAD_BYTES", "EventSink"]
@@ -40,7 +41,16 @@ EVENT_OVERHEAD_BYTES: Final = 4_096
 EVENTS_SHARE: Final = 8
 """Bodies leave this part of `EVENT_QUEUE_BYTES` to the events themselves: bodies go first, events last."""
 
+_HEADER_OVERHEAD_BYTES: Final = 160
+"""What a header holds besides its characters: two texts and a tuple."""
+
 _MAX_EVENT_BYTES: Final = 1_000_000  # Moesif's limit of one event (API documentation, "limits")
+
+_AT_ONCE_BYTES: Final = 16_384
+"""A call that has captured more is not converted in its own thread."""
+
+_FULL_RATE: Final = 100.0
+
 _UNPREPARED_SHARE: Final = 8
 """Captured bodies that wait for our thread may take this part of `EVENT_QUEUE_BYTES`; beyond it bodies are left out."""
 
@@ -62,7 +72,9 @@ class EventSink:
         # Bodies as the application made them, in its part of the heap, which does not shrink when they go: in a flood
         # they would come on top of the payloads that wait.
         self._unprepared = ByteBudget(settings.event_queue_bytes // _UNPREPARED_SHARE)
-        self._mask = EventMask(settings.mask_event_model, self.guard)
+        mask = settings.mask_event_model
+        self._mask = None if mask is None else EventMask(mask, self.guard)
+        self._builder = EventBuilder(settings)
         self.transport = MoesifTransport(settings, on_tags=self._note_tags)
         self._profiles: ProfileQueue | None = None
         self.remote = ConfigPoller(settings, self.transport)
@@ -101,10 +113,24 @@ class EventSink:
     # Taking calls.
 
     def submit(self, exchange: Exchange) -> None:
-        """Take over a finished call with its captured bytes; its span is `exchange.span`. Never raises, never waits."""
+        """Take over a finished call with its captured bytes; its span is `exchange.span`. Never raises, never waits.
+
+        Not for finalizers: see `submit_later`.
+        """
+        if self._mask is not None or exchange.kept_bytes > _AT_ONCE_BYTES:
+            self.submit_later(exchange)
+            return
+        try:
+            self._make_now(exchange)
+        except Exception as exc:
+            self.guard.caught("taking a call", exc)
+
+    def submit_later(self, exchange: Exchange) -> None:
+        """Take over a finished call as `submit` does, leaving all work to our thread; a finalizer may call it."""
         try:
             self._hold_unprepared(exchange)
-            self._submit(exchange)
+            held_bytes = EVENT_OVERHEAD_BYTES + _held_by_texts(exchange)
+            self._submit(exchange, held_bytes)
         except Exception as exc:
             self.guard.caught("taking a call", exc)
 
@@ -112,13 +138,40 @@ class EventSink:
         """Take a bare HTTP span of somebody's pipeline. Never raises, never waits."""
         try:
             self.ensure_started()
-            self._submit(span)
+            if self._mask is None:
+                self._make_now(span)
+            else:
+                self._submit(span, EVENT_OVERHEAD_BYTES + _held_by_attributes(span))
         except Exception as exc:
             self.guard.caught("export of a span", exc)
 
-    def _submit(self, item: Exchange | ReadableSpan) -> None:
-        self.budget.charge(EVENT_OVERHEAD_BYTES)
-        if not self.delivery.submit(item, EVENT_OVERHEAD_BYTES):
+    def _make_now(self, item: Exchange | ReadableSpan) -> None:
+        made: bytes | DropReason = DropReason.QUEUE_FULL
+        if self._ledger.pending < self.settings.event_queue_size:
+            made = self._make_guarded(item)
+        elif isinstance(item, Exchange):
+            item.discard()  # before any work is done for it
+        if isinstance(made, bytes):
+            self.delivery.submit_prepared(made)
+        else:
+            self._drop(made)
+
+    def _drop(self, reason: DropReason) -> None:
+        self._ledger.accept()
+        self._ledger.drop(reason)
+
+    def _submit(self, item: Exchange | ReadableSpan, held_bytes: int) -> None:
+        self.budget.charge(held_bytes)
+        if self.budget.held_bytes > self.settings.event_queue_bytes:
+            if isinstance(item, Exchange):
+                self._unprepared.release(item.kept_bytes)
+                item.leave_bodies_out(LeftOut.MEMORY)
+            if self.budget.held_bytes > self.settings.event_queue_bytes:
+                self.budget.release(held_bytes)
+                self._discard(item)
+                self._drop(DropReason.QUEUE_FULL)
+                return
+        if not self.delivery.submit(item, held_bytes):
             self._discard(item)
 
     def _hold_unprepared(self, exchange: Exchange) -> None:
@@ -139,29 +192,62 @@ class EventSink:
     # Making events of them.
 
     def _prepare(self, item: Exchange | ReadableSpan) -> Prepared | DropReason:
-        exchange, span = (item, item.span) if isinstance(item, Exchange) else (None, item)
+        if isinstance(item, Exchange):
+            self._unprepared.release(item.kept_bytes)
+        made = self._make_guarded(item)
+        return Prepared(made, len(made)) if isinstance(made, bytes) else made
+
+    def _make_guarded(self, item: Exchange | ReadableSpan) -> bytes | DropReason:
+        """Return the event of a call as JSON, or why it is not sent; the call's captured bytes are given back."""
         try:
-            call = read_call(exchange, span, self.settings)
-            if call is None:
+            return self._make(item)
+        except Exception as exc:
+            self.guard.caught("conversion of a call", exc)
+            return DropReason.NOT_CONVERTIBLE
+        finally:
+            if isinstance(item, Exchange):
+                item.discard()
+
+    def _make(self, item: Exchange | ReadableSpan) -> bytes | DropReason:
+        weigh = self._weigh
+        if isinstance(item, Exchange):
+            call = item
+        else:
+            found = call_of_span(item, self.settings)
+            if found is None:
                 return DropReason.NOT_CONVERTIBLE
-            if exchange is None and self._may_be_skipped(call):
+            if self._may_be_skipped(found):
                 return DropReason.SKIP_UNKNOWN
-            if not self._sampled(call):
-                return DropReason.SAMPLED_OUT
-            event = event_of(call, self.settings, parse_bodies=self._mask.given)
+            call = found
+            weight = weight_of_span(item)
+            if weight != 1:
+
+                def weigh(call: Exchange, address: str | None, user_id: Any) -> int:
+                    return weight * self._weigh(call, address, user_id)
+
+        event = self._builder.build(call, parse_bodies=self._mask is not None, weigh=weigh)
+        if event is None:
+            return DropReason.SAMPLED_OUT
+        if self._mask is not None:
             masked = self._mask.apply(event)
             if isinstance(masked, DropReason):
                 return masked
-            payload = serialize(masked)
-            if len(payload) > _MAX_EVENT_BYTES:
-                payload = without_bodies(payload)
-        finally:
-            self._discard(item)
+            event = masked
+        payload = self._fitted(serialize(event), call)
         if self.settings.debug:
-            _logger.debug("moesif_otel: event %s, %d bytes", event.transaction_id, len(payload))
-        return Prepared(payload, len(payload))
+            _logger.debug("moesif_otel: event %s, %d bytes", event["transaction_id"], len(payload))
+        return payload
 
-    def _may_be_skipped(self, call: Call) -> bool:
+    def _fitted(self, payload: bytes, call: Exchange) -> bytes:
+        """Return an event without as many of its bodies as Moesif's limit, or the bound of memory, asks for."""
+        # The bodies that it was made of are given back as soon as it is done.
+        room_bytes = self.budget.limit_bytes - self.budget.held_bytes + call.kept_bytes
+        limit_bytes = min(_MAX_EVENT_BYTES, max(room_bytes, EVENT_OVERHEAD_BYTES))
+        if len(payload) > limit_bytes:
+            payload = without_bodies(payload)  # the larger body
+        return without_bodies(payload) if len(payload) > limit_bytes else payload
+
+    def _may_be_skipped(self, call: Exchange) -> bool:
         """Whether a bare span is of a call that the user's SKIP, which takes a request, might have left out."""
         incoming = call.direction == "Incoming"
         if (self.settings.skip if incoming else self.settings.skip_outgoing) is None:
@@ -177,12 +263,16 @@ class EventSink:
             )
         return True
 
-    def _sampled(self, call: Call) -> bool:
-        """Decide by the rates that Moesif told, before any body is looked at; the weight goes into the event."""
-        facts = CallFacts(call.method, route_of(call.url), call.client_address, call.status)
-        sampled = sampling.decide(self.remote.config, facts, call.user_id, call.company_id)
-        call.weight *= sampled.weight
-        return sampled.keep
+    def _weigh(self, call: Exchange, address: str | None, user_id: Any) -> int:
+        """Decide by the rates that Moesif told how many calls an event stands for; 0: it is left out."""
+        config = self.remote.config
+        if config.sample_rate >= _FULL_RATE and not (
+            config.sample_rules or config.user_sample_rates or config.company_sample_rates
+        ):
+            return 1
+        facts = CallFacts(call.method, route_of(call.url), address, call.status)
+        sampled = sampling.decide(config, facts, user_id, call.company_id)
+        return sampled.weight if sampled.keep else 0
 
     # Flush, end, counters.
 
@@ -195,6 +285,8 @@ class EventSink:
         Returns:
             True if everything submitted before was delivered or is counted as dropped.
         """
+        if self._mask is not None and self._mask.is_own_thread:
+            return False  # the event that it holds would be waited for in vain
         deadline_s = time.monotonic() + timeout_s
         done = self.delivery.force_flush(timeout_s)
         if self._profiles is not None:
@@ -215,6 +307,8 @@ class EventSink:
             self._profiles.shutdown(timeout_s / 2)
         self.delivery.shutdown(max(0.0, deadline_s - time.monotonic()))
         self.remote.release()
+        if self._mask is not None:
+            self._mask.tell_end()
 
     def stats(self) -> Stats:
         """Return the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time.
@@ -227,3 +321,20 @@ class EventSink:
         if self._profiles is not None:
             stats["profiles"] = self._profiles.stats()
         return stats
+
+
+def _held_by_texts(exchange: Exchange) -> int:
+    """Return about what URL, headers and metadata of a call hold."""
+    held_bytes = len(exchange.url)
+    for headers in (exchange.request_headers, exchange.response_headers):
+        for name, value in headers:
+            held_bytes += _HEADER_OVERHEAD_BYTES + len(name) + (len(value) if isinstance(value, str) else 0)
+    return held_bytes + (0 if exchange.metadata is None else json_bytes(exchange.metadata))
+
+
+def _held_by_attributes(span: ReadableSpan) -> int:
+    """Return about what the attributes of a span hold."""
+    return sum(
+        _HEADER_OVERHEAD_BYTES + len(name) + (len(value) if isinstance(value, (str, bytes)) else 0)
+        for name, value in attributes_of(span).items()
+    )

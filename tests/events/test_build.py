@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace import Event
 from opentelemetry.trace import Link, SpanContext, StatusCode, TraceFlags
 
 from moesif_otel._capture.exchange import Outcome
-from moesif_otel._events.build import build_event, serialize, transaction_id_for
+from moesif_otel._events.build import build_event, moesif_time, serialize, transaction_id_for
 
 if TYPE_CHECKING:
     from tests.calls import Calls
@@ -263,8 +263,8 @@ def test_compressed_json_is_read(calls: Calls) -> None:
 def test_parsed_bodies_are_for_masks(calls: Calls) -> None:
     """A mask sees Python values; without one, JSON is embedded as it came."""
     exchange = calls.exchange(request=b'{"a" : 1.0}', request_headers=JSON)
-    assert build_event(exchange, None, calls.settings, parse_bodies=True).request.body == {"a": 1.0}
-    fragment = build_event(exchange, None, calls.settings, parse_bodies=False).request.body
+    assert build_event(exchange, None, calls.settings, parse_bodies=True)["request"]["body"] == {"a": 1.0}
+    fragment = build_event(exchange, None, calls.settings, parse_bodies=False)["request"]["body"]
     assert orjson.dumps(fragment) == b'{"a" : 1.0}'
 
 
@@ -281,3 +281,19 @@ def test_an_answer_is_never_before_its_request(calls: Calls) -> None:
     """A clock that was set back does not make a negative duration."""
     found = sent(calls, calls.exchange(ended_ns=1))
     assert found["response"]["time"] == found["request"]["time"]
+
+
+@pytest.mark.parametrize(
+    ("time_ns", "text"),
+    [
+        (1_730_263_542_914_999_999, "2024-10-30T04:45:42.914"),
+        (1_730_263_542_000_000_001, "2024-10-30T04:45:42.000"),
+        (0, "1970-01-01T00:00:00.000"),
+        (None, "1970-01-01T00:00:00.000"),
+        (-5, "1970-01-01T00:00:00.000"),
+        (10**30, "9999-12-31T23:59:59.000"),
+    ],
+)
+def test_times_are_utc_with_milliseconds(time_ns: int | None, text: str) -> None:
+    """Cut, not rounded: an event never lies in the future. Absurd times stay valid text."""
+    assert moesif_time(time_ns) == text
