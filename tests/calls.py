@@ -84,6 +84,7 @@ class Calls:
         name: str = "GET",
         state: dict[str, str] | None = None,
         parent: int | None = None,
+        parent_state: dict[str, str] | None = None,
         events: tuple[Any, ...] = (),
         links: tuple[Any, ...] = (),
         status: StatusCode = StatusCode.UNSET,
@@ -92,7 +93,7 @@ class Calls:
     ) -> ReadableSpan:
         """A span that has ended."""
 
-        def context(span_id: int) -> SpanContext:
+        def context(span_id: int, state: dict[str, str] | None = state) -> SpanContext:
             return SpanContext(
                 0x1234,
                 span_id,
@@ -104,7 +105,7 @@ class Calls:
         return ReadableSpan(
             name=name,
             context=context(0x77),
-            parent=None if parent is None else context(parent),
+            parent=None if parent is None else context(parent, parent_state or state),
             attributes=attributes or {},
             events=events,
             links=links,

@@ -77,6 +77,15 @@ def moesif_time(time_ns: int | None) -> str:
     return f"{_second_text(second)}.{millis:03d}"
 
 
+class _Event(dict[str, Any]):
+    """The JSON object of one event; crash reporters that show local variables see nothing of it."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<event>"
+
+
 class EventBuilder:
     """Builds the events of the calls of one settings value.
 
@@ -138,13 +147,13 @@ class EventBuilder:
             "verb": call.method,
             "headers": request_headers,
         }
-        event: dict[str, Any] = {"request": request, "direction": call.direction, "weight": weight}
+        event = _Event(request=request, direction=call.direction, weight=weight)
         if incoming and address:
             request["ip_address"] = address
         if self._settings.api_version is not None:
             request["api_version"] = self._settings.api_version
         if call.request_body is not None:
-            self._add_body(request, ours, "request_body", call.request_body, request_facts, parse_bodies)
+            self._add_body(request, ours, "request_body", call.request_body, request_facts, parse=parse_bodies)
         status = call.status
         if status is None and incoming and call.outcome is Outcome.FAILED:
             status = 500  # the server is about to send it
@@ -159,7 +168,7 @@ class EventBuilder:
             if not incoming and address:
                 response["ip_address"] = address
             if call.response_body is not None:
-                self._add_body(response, ours, "response_body", call.response_body, response_facts, parse_bodies)
+                self._add_body(response, ours, "response_body", call.response_body, response_facts, parse=parse_bodies)
         self._add_identity(event, call, user_id, facts)
         self._add_trace(event, call, facts)
         if facts is not None:
@@ -229,6 +238,7 @@ class EventBuilder:
         side: str,
         captured: CapturedBody,
         headers: dict[str, str],
+        *,
         parse: bool,
     ) -> None:
         """Add a body as Moesif takes it, and to `ours` its true size and why it is not all there, if it is not."""
@@ -384,11 +394,10 @@ def build_event(
         The event; None for a span that is no HTTP call.
     """
     weight = 1
-    if call is None:
-        call = call_of_span(span, settings) if span is not None else None
-        if call is None:
-            return None
-        weight = weight_of_span(span)
-    elif span is not None:
+    if call is None and span is not None:
+        call, weight = call_of_span(span, settings), weight_of_span(span)
+    elif call is not None and span is not None:
         call.span = span
+    if call is None:
+        return None
     return builder_for(settings).build(call, parse_bodies=parse_bodies, weigh=lambda *_: weight)

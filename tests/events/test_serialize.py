@@ -17,13 +17,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from moesifapi.models import EventModel, EventRequestModel, EventResponseModel
 
-from moesif_otel._events.build import MoesifEvent, hide_absent_bodies, show_absent_bodies
-from moesif_otel._events.serialize import plain, serialize, sound_text, without_bodies
+from moesif_otel._events import serialize as json_of
+from moesif_otel._events.model import MoesifEvent, as_dictionary, hide_absent_bodies, show_absent_bodies
+from moesif_otel._events.serialize import plain, snapshot, sound_text, without_bodies
 
 
 def event(**fields: Any) -> MoesifEvent:
-    request = EventRequestModel(time="2024-10-30T04:45:42.914", uri="https://x/", verb="GET", headers={})
-    return MoesifEvent(request=request, transaction_id="t", **fields)
+    request = {"time": "2024-10-30T04:45:42.914", "uri": "https://x/", "verb": "GET", "headers": {}}
+    return MoesifEvent({"request": request, "transaction_id": "t", **fields})
+
+
+def serialize(model: EventModel) -> bytes:
+    """What is sent after a mask has seen an event."""
+    return json_of.serialize(as_dictionary(model))
 
 
 def strict(payload: bytes) -> Any:
@@ -224,16 +230,42 @@ def test_sound_text_changes_only_what_is_unsound(text: str) -> None:
         assert len(sound) <= len(text)
 
 
-def test_without_bodies_keeps_the_rest() -> None:
-    """For a server that finds an event too large: the call, and why there are no bodies."""
+def test_without_bodies_leaves_the_larger_one_out_first() -> None:
+    """For a server that finds an event too large: the call, the smaller body, and why the other is missing."""
     made = event(metadata={"k": 1, "moesif_otel": {"outcome": "error"}})
     made.request.body, made.request.transfer_encoding = "QQ==", "base64"
-    made.response = EventResponseModel(time="t", status=200, body=orjson.Fragment(b"[1]"), transfer_encoding="json")
-    found = strict(without_bodies(serialize(made)))
-    assert "body" not in found["request"]
-    assert "transfer_encoding" not in found["response"]
-    assert found["metadata"] == {"k": 1, "moesif_otel": {"outcome": "error", "bodies_left_out": "event_too_large"}}
+    made.response = EventResponseModel(time="t", status=200, body=orjson.Fragment(b"[1,2,3,4]"), transfer_encoding="json")
+    once = without_bodies(serialize(made))
+    found = strict(once)
+    assert found["request"]["body"] == "QQ=="
+    assert not {"body", "transfer_encoding"} & set(found["response"])
+    left_out = {"size_bytes": 9, "left_out": "event_too_large"}
+    assert found["metadata"] == {"k": 1, "moesif_otel": {"outcome": "error", "response_body": left_out}}
+    twice = without_bodies(once)
+    assert "body" not in strict(twice)["request"]
+    assert set(strict(twice)["metadata"]["moesif_otel"]) == {"outcome", "request_body", "response_body"}
+    assert without_bodies(twice) == twice
     assert without_bodies(serialize(event())) == serialize(event())
+
+
+@given(ODD)
+def test_a_snapshot_shares_nothing(value: Any) -> None:
+    """It is plain JSON, and what becomes of the original does not reach it."""
+    taken = snapshot([value])
+    orjson.dumps(taken)
+    if isinstance(value, dict):
+        value.clear()
+    assert orjson.dumps(taken) == orjson.dumps(snapshot(taken))
+
+
+def test_a_snapshot_is_never_deeper_than_a_server_takes() -> None:
+    """The sandbox, and many a server, refuse an event for its depth."""
+
+    def depth(value: Any) -> int:
+        return 1 + depth(value[0]) if isinstance(value, list) and value else 1
+
+    for levels in (10, 199, 230, 300, 5_000):
+        assert depth(snapshot(deep(levels))) <= 202
 
 
 def documented_mask(made: MoesifEvent) -> MoesifEvent:

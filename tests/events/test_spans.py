@@ -7,10 +7,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from opentelemetry.sdk.trace import Event
 from opentelemetry.trace import SpanKind, StatusCode
 
 from moesif_otel._events.build import build_event, serialize
+from moesif_otel._events.spans import weight_of
 
 if TYPE_CHECKING:
     from tests.calls import Calls
@@ -207,11 +210,59 @@ def test_captured_bodies_and_identity(calls: Calls) -> None:
     assert (found["user_id"], found["company_id"], found["session_token"]) == ("joe", "acme", "s1")
 
 
-def test_weight_follows_the_sampler(calls: Calls) -> None:
-    """A span that stands for ten weighs ten."""
+def test_weight_follows_a_sampler_of_this_process(calls: Calls) -> None:
+    """A root span that stands for ten weighs ten, and so does one whose own sampler said so below a parent."""
     found = sent(calls, {"http.request.method": "GET"}, state={"ot": "th:e668"})
     assert found is not None
     assert found["weight"] == 10
+    span = calls.span({"http.request.method": "GET"}, state={"ot": "th:e668"}, parent=5, parent_state={"ot": "th:8"})
+    event = build_event(None, span, calls.settings, parse_bodies=False)
+    assert event is not None
+    assert event["weight"] == 10
+
+
+def test_a_trace_state_of_the_client_is_no_weight(calls: Calls) -> None:
+    """What a span has in common with its parent was handed down, from a client maybe."""
+    for entry in ("th:ffffffffffffff", "p:62", "th:8"):
+        found = sent(calls, {"http.request.method": "GET"}, state={"ot": entry}, parent=5)
+        assert found is not None
+        assert found["weight"] == 1
+
+
+@pytest.mark.parametrize(
+    ("entry", "weight"),
+    [
+        (None, 1),
+        ("", 1),
+        ("th:0", 1),  # everything is kept
+        ("th:8", 2),  # half
+        ("th:c", 4),
+        ("th:e668", 10),
+        ("rv:abcdef01234567;th:fd70a4", 100),
+        ("th:ffffffffffffff", (1 << 31) - 1),
+        ("p:0", 1),
+        ("p:3;r:10", 8),
+        ("r:10;p:62", (1 << 31) - 1),
+        ("p:63", 1),  # zero probability: not a weight
+        ("th:", 1),
+        ("th:xyz", 1),
+        ("th:-8", 1),
+        ("th:0x8", 1),
+        ("th:1_0", 1),
+        ("th:123456789012345", 1),
+        ("p:٣", 1),
+        ("p:-1", 1),
+    ],
+)
+def test_weight_is_one_over_the_sampling_probability(entry: str | None, weight: int) -> None:
+    """By the specification's threshold, or its predecessor's exponent; malformed entries weigh 1."""
+    assert weight_of(entry) == weight
+
+
+@given(st.text(alphabet="thpr:;0123456789abcdefx-", max_size=40))
+def test_any_entry_weighs_at_least_one(entry: str) -> None:
+    """No entry raises or makes a call disappear."""
+    assert 1 <= weight_of(entry) < 1 << 31
 
 
 def test_a_method_that_the_convention_does_not_know(calls: Calls) -> None:

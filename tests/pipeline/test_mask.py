@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import logging
 import threading
+import time
+import weakref
 from typing import Any
 
 import pytest
-from moesifapi.models import EventModel, EventRequestModel, EventResponseModel
+from moesifapi.models import EventModel
 
 from moesif_otel._delivery.stats import DropReason
-from moesif_otel._events.build import MoesifEvent
+from moesif_otel._events.model import MoesifEvent
 from moesif_otel._guard import Guard
-from moesif_otel._pipeline.mask import EventMask
+from moesif_otel._pipeline import bounded
+from moesif_otel._pipeline.mask import EventMask, _tell_at_exit
 
 
-def event(**parts: Any) -> MoesifEvent:
-    return MoesifEvent(
-        request=EventRequestModel(uri="http://a/b", verb="GET", headers={}, body=parts.get("request")),
-        response=EventResponseModel(status=200, headers={}, body=parts.get("response")),
-        transaction_id="t",
-    )
+def event(request: Any = None, response: Any = None) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "request": {"uri": "http://a/b", "verb": "GET", "headers": {}},
+        "response": {"status": 200, "headers": {}},
+        "transaction_id": "t",
+    }
+    for name, body in (("request", request), ("response", response)):
+        if body is not None:
+            made[name] |= {"body": body, "transfer_encoding": "json"}
+    return made
+
+
+def masked(mask: Any, made: dict[str, Any], **how: Any) -> Any:
+    return EventMask(mask, Guard(), **how).apply(made)
+
+
+def mask_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "moesif-otel-mask"]
+
+
+def until(true: Any, timeout_s: float = 10.0) -> bool:
+    deadline_s = time.monotonic() + timeout_s
+    while not true() and time.monotonic() < deadline_s:
+        threading.Event().wait(0.01)
+    return bool(true())
 
 
 def test_the_documented_mask_works_on_every_call() -> None:
@@ -32,10 +56,9 @@ def test_the_documented_mask_works_on_every_call() -> None:
                 part.body["password"] = None
         return model
 
-    masked = EventMask(mask, Guard()).apply(event(response={"password": "s", "a": 1}))
-    assert isinstance(masked, MoesifEvent)
-    assert masked.response.body == {"password": None, "a": 1}
-    assert masked.request.body is None
+    found = masked(mask, event(response={"password": "s", "a": 1}))
+    assert found["response"]["body"] == {"password": None, "a": 1}
+    assert "body" not in found["request"]
 
 
 def test_what_a_mask_puts_into_an_absent_body_is_sent() -> None:
@@ -45,14 +68,34 @@ def test_what_a_mask_puts_into_an_absent_body_is_sent() -> None:
         model.request.body["added"] = True
         return model
 
-    masked = EventMask(mask, Guard()).apply(event())
-    assert isinstance(masked, MoesifEvent)
-    assert masked.request.body == {"added": True}
+    assert masked(mask, event())["request"]["body"] == {"added": True}
 
 
-def test_none_skips_the_event() -> None:
-    """A mask may decide that an event is not to be sent."""
-    assert EventMask(lambda model: None, Guard()).apply(event()) is DropReason.MASKED_AWAY
+def test_none_skips_the_event_and_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A mask may decide that an event is not to be sent; one that forgets `return` hears of it at once."""
+    masking = EventMask(lambda model: None, Guard())
+    for _ in range(3):
+        assert masking.apply(event()) is DropReason.MASKED_AWAY
+    (record,) = caplog.records
+    assert "returned None" in record.getMessage()
+
+
+def test_a_mask_that_never_returned_an_event_is_told_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    """Also when nobody shuts the pipeline down; not for a mask that skips some events, and only once."""
+    forgetful = EventMask(lambda model: None, Guard())
+    choosy = EventMask(lambda model: model if model.request.verb == "GET" else None, Guard())
+    for masking in (forgetful, choosy):
+        made = event()
+        made["request"]["verb"] = "PUT"
+        masking.apply(made)
+        masking.apply(event())
+    caplog.clear()
+    choosy.tell_end()
+    _tell_at_exit()
+    forgetful.tell_end()
+    assert [record.getMessage() for record in caplog.records].count(caplog.records[0].getMessage()) <= 2
+    assert "for every event (2)" in caplog.text
+    assert "return event" in caplog.text
 
 
 @pytest.mark.parametrize("mask", [lambda model: 1 / 0, lambda model: {"request": {}}, lambda model: "text"])
@@ -74,8 +117,25 @@ def test_a_plain_event_model_is_taken_over() -> None:
     def mask(model: Any) -> Any:
         return EventModel(request=model.request, response=model.response, user_id="new")
 
-    masked = EventMask(mask, Guard()).apply(event())
-    assert (masked.user_id, masked.transaction_id) == ("new", "t")
+    found = masked(mask, event())
+    assert (found["user_id"], found["transaction_id"]) == ("new", "t")
+
+
+def test_a_copy_of_the_event_is_an_event() -> None:
+    """By way of its dict, as moesifapi's models can be copied."""
+    found = masked(lambda model: type(model).from_dictionary(model.to_dictionary()), event(request={"a": 1}))
+    assert found["request"]["body"] == {"a": 1}
+
+
+def test_odd_values_of_a_mask_are_made_sound() -> None:
+    """Metadata becomes an object, ids become text."""
+
+    def mask(model: Any) -> Any:
+        model.metadata, model.user_id = [1], 5
+        return model
+
+    found = masked(mask, event())
+    assert (found["metadata"], found["user_id"]) == ({"value": [1]}, "5")
 
 
 def test_a_mask_that_hangs_loses_its_event_and_stops_nobody() -> None:
@@ -87,22 +147,90 @@ def test_a_mask_that_hangs_loses_its_event_and_stops_nobody() -> None:
             release.wait(30)
         return model
 
-    guard = Guard()
-    masking = EventMask(mask, guard, timeout_s=0.25)
+    masking = EventMask(mask, Guard(), timeout_s=0.25)
     before = threading.active_count()
     for _ in range(12):
         assert masking.apply(event()) is DropReason.MASK_FAILED
     assert threading.active_count() - before <= 4
     hanging[0] = False
     release.set()
-    for _ in range(200):
-        if isinstance(masking.apply(event()), MoesifEvent):
-            break
-        threading.Event().wait(0.01)
-    assert isinstance(masking.apply(event()), MoesifEvent)
+    assert until(lambda: isinstance(masking.apply(event()), dict))
+    assert isinstance(masking.apply(event()), dict)
 
 
-def test_without_a_mask_events_pass_untouched() -> None:
-    """No thread, no look."""
-    plain = event()
-    assert EventMask(None, Guard()).apply(plain) is plain
+def test_no_thread_outlives_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipeline that rests, is shut down or is forgotten has no mask thread; the next event starts one."""
+    monkeypatch.setattr(bounded, "_IDLE_S", 0.05)
+    masking = EventMask(lambda model: model, Guard())
+    for _ in range(3):
+        assert isinstance(masking.apply(event()), dict)
+        assert until(lambda: not mask_threads())
+    gone = weakref.ref(masking)
+    del masking
+    gc.collect()
+    assert gone() is None
+
+
+def test_events_follow_each_other_on_one_thread() -> None:
+    """However many there are."""
+    threads: set[int] = set()
+
+    def mask(model: Any) -> Any:
+        threads.add(threading.get_ident())
+        return model
+
+    masking = EventMask(mask, Guard())
+    for _ in range(50):
+        masking.apply(event())
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
+
+
+def test_an_async_mask_is_awaited() -> None:
+    """On an event loop of the mask's own thread, which later events find again."""
+    loops: set[int] = set()
+
+    async def mask(model: Any) -> Any:
+        await asyncio.sleep(0)
+        loops.add(id(asyncio.get_running_loop()))
+        model.user_id = "masked"
+        return model
+
+    masking = EventMask(mask, Guard())
+    for _ in range(3):
+        found = masking.apply(event())
+        assert isinstance(found, dict)
+        assert found["user_id"] == "masked"
+    assert len(loops) == 1
+
+
+def test_an_async_mask_that_hangs_loses_its_event_alone() -> None:
+    """It is cancelled: no thread is lost."""
+
+    async def mask(model: Any) -> Any:
+        if model.user_id == "slow":
+            await asyncio.sleep(60)
+        return model
+
+    masking = EventMask(mask, Guard(), timeout_s=0.1)
+    assert masking.apply({**event(), "user_id": "slow"}) is DropReason.MASK_FAILED
+    assert until(lambda: isinstance(masking.apply(event()), dict))
+
+
+def test_the_mask_knows_its_thread() -> None:
+    """A mask that asks for a flush must not wait for itself."""
+    said: list[bool] = []
+
+    def mask(model: Any) -> Any:
+        said.append(masking.is_own_thread)
+        return model
+
+    masking = EventMask(mask, Guard())
+    masking.apply(event())
+    assert said == [True]
+    assert not masking.is_own_thread
+
+
+def test_a_model_has_no_drawn_id() -> None:
+    """The server deduplicates by it."""
+    assert MoesifEvent({"request": {}}).transaction_id is None

@@ -16,7 +16,6 @@ from moesif_otel._capture.body import ByteBudget, CapturedBody
 from moesif_otel._delivery.queue import Prepared
 from moesif_otel._events.body import Body
 from moesif_otel._events.build import build_event
-from moesif_otel._events.call import Call, Content
 from moesif_otel._events.codings import decode_content
 from moesif_otel.errors import MoesifConfigError, MoesifDeliveryError, MoesifError
 from moesif_otel.outgoing import start_capture_outgoing
@@ -73,14 +72,11 @@ def test_records_of_a_call() -> None:
     data = b'{"x": "%s"}' % SECRET.encode()
     headers = [("Authorization", f"Bearer {SECRET}"), ("Cookie", f"a={SECRET}")]
     exchange = calls.exchange(url=f"https://x/?a={SECRET}", request_headers=headers, request=data, response=data, user_id=SECRET)
-    call = Call("Incoming", "GET", f"https://x/?a={SECRET}", 0, 0, request_headers=headers, user_id=SECRET)
     things = [
         exchange,
         exchange.request_body,
         CapturedBody(10, ByteBudget(10)),
         build_event(exchange, None, calls.settings, parse_bodies=True),
-        call,
-        Content(data, len(data)),
         Body(SECRET, "json", None),
         decode_content(data, None, truncated=False, max_bytes=1_000),
         Prepared(data, len(data)),
