@@ -95,15 +95,16 @@ class EventBuilder:
     Thread-safe: it keeps nothing of a call but a bounded memory of header names.
     """
 
-    __slots__ = ("_application_id", "_names", "_request", "_response", "_rules", "_settings")
+    __slots__ = ("_application_id", "_incoming", "_outgoing", "_response", "_rules", "_settings")
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._application_id = settings.application_id
         self._rules = redaction_for(settings)
         user_headers = {name.lower() for name in settings.authorization_header_name}
-        self._request = _Names({*_BODY_HEADERS, *ADDRESS_HEADERS, *user_headers}, titled=True)
-        self._response = _Names(set(_BODY_HEADERS), titled=False)
+        self._incoming = _Names({*_BODY_HEADERS, *ADDRESS_HEADERS, *user_headers})
+        self._outgoing = _Names(set(_BODY_HEADERS), titled=True)
+        self._response = _Names(set(_BODY_HEADERS))
 
     def build(
         self,
@@ -126,7 +127,8 @@ class EventBuilder:
         """
         incoming = call.direction == "Incoming"
         rules = self._rules
-        request_headers, request_facts = self._request.read(rules.request, call.request_headers)
+        names = self._incoming if incoming else self._outgoing
+        request_headers, request_facts = names.read(rules.request, call.request_headers)
         address = call.peer_address
         facts = facts_of_span(call)
         user_id = call.user_id or (facts.user_id if facts is not None else None)
@@ -303,12 +305,13 @@ class _Names:
 
     Args:
         wanted: Lower-case names whose values the builder needs.
-        titled: Whether names are shown in title case (`User-Agent`), as masks index request headers.
+        titled: Whether names are shown in title case (`User-Agent`); else as the capture gives them, in the form in
+            which masks for its framework index them.
     """
 
     __slots__ = ("_known", "_titled", "_wanted")
 
-    def __init__(self, wanted: set[str], *, titled: bool) -> None:
+    def __init__(self, wanted: set[str], *, titled: bool = False) -> None:
         self._wanted = frozenset(wanted)
         self._titled = titled
         self._known: dict[str, tuple[str, str, bool]] = {}
@@ -326,7 +329,7 @@ class _Names:
             return self._read(redact_headers(rules, headers), headers)
 
     def _read(self, redacted: Headers, headers: Headers) -> tuple[dict[str, str], dict[str, str]]:
-        known, titled = self._known, self._titled
+        known = self._known
         shown: dict[str, str] = {}
         spelling: dict[str, str] = {}
         facts: dict[str, str] = {}
@@ -334,11 +337,10 @@ class _Names:
             spelled, key, wanted = known.get(name) or self._learn(name)
             if wanted and key not in facts:
                 facts[key] = raw
-            if not titled:
-                spelled = spelling.setdefault(key, spelled)
+            spelled = spelling.setdefault(key, spelled)
             if spelled in shown:
                 # RFC 9113 section 8.2.3: pieces of one cookie header are joined with a semicolon.
-                shown[spelled] += f"; {value}" if spelled == "Cookie" else f", {value}"
+                shown[spelled] += f"; {value}" if key == "cookie" else f", {value}"
             else:
                 shown[spelled] = value
         return shown, facts

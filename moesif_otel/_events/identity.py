@@ -1,8 +1,6 @@
-"""Who made a request, as far as its credentials tell.
+"""Who made a call: what callbacks said of it, else what a request's credentials say.
 
-Owns: reading a user id from Bearer, Basic and custom authorization headers.
-Threads: any; pure functions.
-Never: checks a signature (the application did), raises, keeps or logs a credential.
+A signature is not checked (the application did that), and a credential is never taken for an identity, kept or logged.
 """
 
 from __future__ import annotations
@@ -11,14 +9,19 @@ import base64
 import binascii
 import json
 import re
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from moesif_otel._events.serialize import snapshot, text_of
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["user_from_headers"]
+    from moesif_otel._capture.exchange import Exchange
+
+__all__ = ["settle", "user_from_headers"]
 
 # Servers refuse headers of 8 to 64 KB; a longer one is no token.
 _MAX_CHARACTERS: Final = 65_536
@@ -28,12 +31,42 @@ _BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]*\Z")
 _URL_SAFE: Final = str.maketrans("-_", "+/")
 
 
+# A name that a person or a service has is short, or an address; an API key in its place is long and random.
+_KEY_CHARACTERS: Final = 16
+_SURELY_KEY_CHARACTERS: Final = 40
+_KEY_SWITCHES: Final = 4  # of the kind of character (a-z, A-Z, 0-9): at least one in so many places
+_KIND: Final = {
+    **dict.fromkeys(map(ord, "abcdefghijklmnopqrstuvwxyz"), "a"),
+    **dict.fromkeys(map(ord, "ABCDEFGHIJKLMNOPQRSTUVWXYZ"), "A"),
+    **dict.fromkeys(map(ord, "0123456789"), "0"),
+}
+_KEY_PREFIX: Final = re.compile(
+    r"(?:sk|pk|rk|key|api|pat|token|secret|gh[opsu]|glpat|xox[abprs]|whsec)[_-]", re.IGNORECASE
+)
+
+
+def settle(exchange: Exchange) -> None:
+    """Make what callbacks and `identify` said of a call independent of the application's objects.
+
+    To be called in the thread that serves the call, when the callbacks have run: identities become text there (an
+    object of the application's may ask its database for it), and metadata is taken as it is at that moment.
+    """
+    if exchange.user_id is not None:
+        exchange.user_id = text_of(exchange.user_id) if exchange.user_id else None
+    if exchange.company_id is not None:
+        exchange.company_id = text_of(exchange.company_id) if exchange.company_id else None
+    if exchange.session_token is not None:
+        exchange.session_token = text_of(exchange.session_token) if exchange.session_token else None
+    if exchange.metadata is not None:
+        exchange.metadata = snapshot(exchange.metadata)
+
+
 def user_from_headers(headers: Mapping[str, str], header_names: Sequence[str], user_id_field: str) -> str | None:
-    """Give the user id that a request's credentials carry.
+    """Return the user id that a request's credentials carry.
 
     The first of `header_names` that is present decides, and of several credentials in it the first. `Bearer` with a
-    JWT gives the claim `user_id_field` (in any case), `Basic` the user name; any other header may be a bare JWT or
-    base64 JSON.
+    JWT gives the claim `user_id_field` (in any case), `Basic` the user name where there is a password beside it and the
+    name is no key itself (`sk_live_…:`); any other header may be a bare JWT or base64 JSON.
 
     Args:
         headers: Request headers, lower-case names.
@@ -60,7 +93,9 @@ def _user(credentials: str, field: str) -> str | None:
         case "bearer":
             return _claim(token, field) if "." in token else None
         case "basic":
-            return _id(_utf8_or_latin1(_decode(token)).partition(":")[0].strip())
+            name, _, password = _utf8_or_latin1(_decode(token)).partition(":")
+            name = name.strip()
+            return _id(name) if password and not _looks_like_key(name) else None
         case _:
             return _claim(token, field)
 
@@ -101,7 +136,23 @@ def _utf8_or_latin1(data: bytes) -> str:
 
 
 def _id(value: Any) -> str | None:
-    if value is None:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         return None
     text = value if isinstance(value, str) else json.dumps(value)
     return text if 0 < len(text) <= _MAX_ID_CHARACTERS else None
+
+
+def _looks_like_key(name: str) -> bool:
+    """Whether a user name may be a credential itself, as in `curl -u sk_live_…:`."""
+    if "@" in name:
+        return False
+    if len(name) >= _SURELY_KEY_CHARACTERS or (_KEY_PREFIX.match(name) and len(name) >= _KEY_CHARACTERS):
+        return True
+    kinds = [kind for character in name if (kind := _KIND.get(ord(character)))]
+    if len(kinds) < _KEY_CHARACTERS:
+        return False
+    # A capital before a small letter begins a word.
+    switches = sum(
+        before != after and before + after != "Aa" for before, after in pairwise(kinds)
+    )
+    return switches * _KEY_SWITCHES >= len(kinds) and "0" in kinds

@@ -87,6 +87,8 @@ class ForwardingExporter:
         if not self.delivery.submit(exchange, EVENT_OVERHEAD_BYTES):
             exchange.discard()
 
+    submit_later = submit
+
     def _prepare(self, exchange: Exchange) -> Prepared | DropReason:
         try:
             copy, size_bytes = private_copy(exchange, self.settings)  # made and masked here, on our thread

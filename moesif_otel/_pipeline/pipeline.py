@@ -27,6 +27,7 @@ from opentelemetry.trace import SpanKind
 
 from moesif_otel._capture.callbacks import Callbacks
 from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
+from moesif_otel._events.identity import settle
 from moesif_otel._events.spans import has_http_method
 from moesif_otel._guard import PROCESS_GUARD
 from moesif_otel._pipeline import governance
@@ -105,6 +106,10 @@ class Sink(Protocol):
 
     def submit(self, exchange: Exchange) -> None:
         """Take over a finished call with its captured bytes. Never raises, never waits."""
+        ...
+
+    def submit_later(self, exchange: Exchange) -> None:
+        """Take a call over as `submit` does, with no work done at once; a finalizer may call it."""
         ...
 
     def count(self, name: str) -> None:
@@ -314,6 +319,7 @@ class Pipeline:
             exchange.discard()
             self.sink.count("skipped")
             return
+        settle(exchange)
         exchange.fix_ids()
         exchange.release()
         self._submit_or_wait(exchange)
@@ -335,14 +341,17 @@ class Pipeline:
         else:
             self.sink.delivery.wake()
 
-    def _submit(self, exchange: Exchange) -> None:
+    def _submit(self, exchange: Exchange, *, now: bool = True) -> None:
         if not exchange.take_submission():
             return
         span = exchange.span
         if span is not None:
             self._waiting.pop(id(exchange), None)
             self._bound.pop(_span_id(span), None)
-        self.sink.submit(exchange)
+        if now:
+            self.sink.submit(exchange)
+        else:
+            self.sink.submit_later(exchange)
 
     # The spans' side.
 
@@ -373,7 +382,7 @@ class Pipeline:
             exchange.span = span
             exchange.span_ended = True
             if id(exchange) in self._waiting:
-                self._submit(exchange)
+                self._submit(exchange, now=False)
         except Exception as exc:
             self.guard.caught("the end of a span", exc)
 

@@ -33,7 +33,7 @@ def sent(calls: Calls, exchange: Any, span: Any = None, *, parse: bool = False, 
 def test_a_whole_call(calls: Calls) -> None:
     """Every field of a plain call, times in milliseconds UTC."""
     exchange = calls.exchange(
-        request_headers=[("host", "api.example.com"), ("user-agent", "curl/8"), *JSON],
+        request_headers=[("Host", "api.example.com"), ("USER-AGENT", "curl/8"), *JSON],
         response_headers=[("content-type", "application/json"), ("X-Odd-name", "v")],
         request=b'{"a":1}',
         response=b"[1]",
@@ -51,7 +51,7 @@ def test_a_whole_call(calls: Calls) -> None:
             "time": "2024-10-30T04:45:42.914",
             "uri": "https://api.example.com/v1/users?page=2",
             "verb": "POST",
-            "headers": {"Host": "api.example.com", "User-Agent": "curl/8", "Content-Type": "application/json"},
+            "headers": {"Host": "api.example.com", "USER-AGENT": "curl/8", "Content-Type": "application/json"},
             "api_version": "1.2",
             "ip_address": "10.0.0.1",
             "body": {"a": 1},
@@ -102,7 +102,7 @@ def test_repeated_headers_are_joined(calls: Calls) -> None:
             response_headers=[("Set-Cookie", "a=1; Path=/"), ("set-cookie", "b=2"), ("Vary", "x")],
         ),
     )
-    assert found["request"]["headers"] == {"X-A": "1, 2", "Cookie": "a=1; b=2"}
+    assert found["request"]["headers"] == {"x-a": "1, 2", "cookie": "a=1; b=2"}
     assert found["response"]["headers"] == {"Set-Cookie": "a=1; Path=/, b=2", "Vary": "x"}
 
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesif_otel._events.identity import user_from_headers
+from moesif_otel._events.identity import settle, user_from_headers
+from tests.calls import Calls
 
 
 def encode(value: Any, *, padded: bool = False, url_safe: bool = True) -> str:
@@ -44,8 +45,10 @@ def test_bearer_token_names_its_subject(scheme: str, padded: bool, url_safe: boo
         ({"sub": 42}, "sub", "42"),
         ({"sub": 123456789012345678901234567890}, "sub", "123456789012345678901234567890"),
         ({"sub": 1.5}, "sub", "1.5"),
-        ({"sub": True}, "sub", "true"),
-        ({"sub": ["a", 1]}, "sub", '["a", 1]'),
+        ({"sub": True}, "sub", None),
+        ({"sub": False}, "sub", None),
+        ({"sub": ["a", 1]}, "sub", None),
+        ({"sub": {"id": 1}}, "sub", None),
         ({"sub": None}, "sub", None),
         ({"sub": ""}, "sub", None),
         ({"sub": None, "Sub": "joe"}, "sub", "joe"),
@@ -66,7 +69,18 @@ def test_claims_match_in_any_case_and_become_text(claims: Any, field: str, expec
         (f"basic {encode(b'joe:se:cret')}", "joe"),
         (f"Basic {encode('jörg:x'.encode())}", "jörg"),
         (f"Basic {encode('jörg:x'.encode('latin-1'))}", "jörg"),
-        (f"Basic {encode(b'joe')}", "joe"),
+        (f"Basic {encode(b'joe')}", None),
+        (f"Basic {encode(b'joe:')}", None),
+        ("Basic c2stbGl2ZS1rZXk", None),
+        (f"Basic {encode(b'sk_live_4eC39HqLyjWDarjtT1zdp7dc:')}", None),
+        (f"Basic {encode(b'sk_live_4eC39HqLyjWDarjtT1zdp7dc:x')}", None),
+        (f"Basic {encode(b'AC3f2504e04f8911d39a0c0305e82c33:token')}", None),
+        (f"Basic {encode(b'3f2504e0-4f89-11d3-9a0c-0305e82c3301:x')}", None),
+        (f"Basic {encode(b'Zx81kQ0pLm29Vt7sRb44:x')}", None),
+        (f"Basic {encode(b'joe.smith.1985@a-long-company-name.example:pw')}", "joe.smith.1985@a-long-company-name.example"),
+        (f"Basic {encode(b'firstname.lastname1985:pw')}", "firstname.lastname1985"),
+        (f"Basic {encode(b'BillingServiceAccount2:pw')}", "BillingServiceAccount2"),
+        (f"Basic {encode(b'service-account-billing-eu:pw')}", "service-account-billing-eu"),
         (f"Basic {encode(b':x')}", None),
         ("Basic", None),
         ("Basic !!!!", None),
@@ -132,3 +146,30 @@ def test_no_payload_raises(data: bytes) -> None:
     for value in (f"Basic {encode(data)}", f"Bearer h.{encode(data)}.s", encode(data)):
         found = user(value)
         assert found is None or isinstance(found, str)
+
+
+class Account:
+    """An object of the application's that has a name while its session is open."""
+
+    def __init__(self) -> None:
+        self.name: str | None = "mary"
+
+    def __str__(self) -> str:
+        if self.name is None:
+            raise RuntimeError
+        return self.name
+
+
+def test_what_callbacks_said_is_taken_as_it_is() -> None:
+    """Identities are text at once, and metadata is nobody's dict any more."""
+    account, inner, metadata = Account(), [1], {"n": 1, "list": [1]}
+    metadata["list"] = inner
+    exchange = Calls().exchange(user_id=account, company_id=0, session_token=b"tok", metadata=metadata)
+    settle(exchange)
+    account.name = None
+    metadata["n"] = 2
+    inner.append(2)
+    assert (exchange.user_id, exchange.company_id, exchange.session_token) == ("mary", None, "tok")
+    assert exchange.metadata == {"n": 1, "list": [1]}
+    exchange.metadata["list"].append(3)
+    assert inner == [1, 2]
