@@ -73,7 +73,7 @@ class MoesifMiddleware(Middleware):
 
     def __init__(
         self,
-        settings: Mapping[str, Any] | Settings,
+        settings: Mapping[str, Any] | Settings | None = None,
         tracer_provider: TracerProvider | None = None,
         *,
         log_function: Callable[[RequestHandler], Any] | None = tornado_access_log,
@@ -82,8 +82,7 @@ class MoesifMiddleware(Middleware):
             raise MoesifConfigError(
                 f"log_function: got {type(log_function).__name__}, takes a callable (handler), or None"
             )
-        if not isinstance(settings, Settings):
-            settings = Settings.from_mapping(settings, batch_size_default=TORNADO_BATCH_SIZE)
+        settings = Settings.of(settings, defaults={"batch_size": TORNADO_BATCH_SIZE})
         check_signatures(settings, ("handler",))
         super().__init__(settings, tracer_provider)
         self._log_function = log_function

@@ -41,7 +41,10 @@ class MoesifMiddleware(Middleware):
     """
 
     def __init__(
-        self, app: Any, settings: Mapping[str, Any] | Settings, tracer_provider: TracerProvider | None = None
+        self,
+        app: Any,
+        settings: Mapping[str, Any] | Settings | None = None,
+        tracer_provider: TracerProvider | None = None,
     ) -> None:
         if not callable(app):
             raise MoesifConfigError(f"app: got {type(app).__name__}, takes a WSGI application (a callable)")
