@@ -7,7 +7,6 @@ Never: raises into a request, waits for the network on the event loop, changes t
 
 from __future__ import annotations
 
-import asyncio
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
     from opentelemetry.trace import TracerProvider
 
-    from moesif_otel._delivery.profile_fields import ProfileKind
 
 __all__ = ["MoesifMiddleware", "tornado_access_log"]
 
@@ -111,9 +109,6 @@ class MoesifMiddleware(Middleware):
         elif log_function is not None:
             log_function(handler)
 
-    def _tell(self, kind: ProfileKind, argument: Any, *, wait: bool, batch: bool) -> bool:
-        return super()._tell(kind, argument, wait=wait and not _on_event_loop(), batch=batch)
-
     def _resolve(self) -> None:
         provider = self._provider_to_watch()
         if provider is not None:
@@ -139,11 +134,3 @@ class MoesifMiddleware(Middleware):
         """
         self.stop()
         super().shutdown(timeout_millis)
-
-
-def _on_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

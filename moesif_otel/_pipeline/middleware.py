@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from opentelemetry.trace import TracerProvider
@@ -18,6 +19,7 @@ from moesif_otel.errors import MoesifConfigError
 if TYPE_CHECKING:
     from typing import Any
 
+    from moesif_otel._delivery.profile_fields import ProfileKind
     from moesif_otel._delivery.stats import Stats
     from moesif_otel.outgoing import OutgoingCapture
     from moesif_otel.settings import Settings
@@ -27,6 +29,8 @@ __all__ = ["Middleware"]
 
 class Middleware(ProfileCalls):
     """The base of the middlewares of all frameworks; it knows none of them.
+
+    On a running event loop the profile calls never wait: what they send is queued, as with `wait=False`.
 
     Args:
         settings: Validated.
@@ -72,6 +76,9 @@ class Middleware(ProfileCalls):
             self._pipeline.watch(provider)
         return provider
 
+    def _tell(self, kind: ProfileKind, argument: Any, *, wait: bool, batch: bool) -> bool:
+        return super()._tell(kind, argument, wait=wait and not _on_event_loop(), batch=batch)
+
     def force_flush(self, timeout_millis: int = 5_000) -> bool:
         """Deliver every call that has finished. It waits: on an event loop use `asyncio.to_thread`.
 
@@ -98,3 +105,8 @@ class Middleware(ProfileCalls):
     def stats(self) -> Stats:
         """Return the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
         return self._pipeline.stats()
+
+
+def _on_event_loop() -> bool:
+    asyncio = sys.modules.get("asyncio")  # who runs a loop has imported it
+    return asyncio is not None and asyncio._get_running_loop() is not None

@@ -58,6 +58,7 @@ _logger: Final = logging.getLogger(__name__)
 _SPAN_GRACE_S: Final = 1.0
 _CALLBACKS_S: Final = 5.0
 """Callbacks that take longer where nobody waits for them have lost: the call goes without their answers."""
+_MOMENT_S: Final = 0.1
 _POLL_S: Final = 0.005
 _SWEEP_AT: Final = 1_000
 _SAID_APART: Final = frozenset({"APPLICATION_ID", "BASE_URI"})
@@ -170,6 +171,7 @@ class Pipeline:
         self._finishing: dict[int, _Finishing] = {}
         self._late_work: queue.SimpleQueue[Exchange] = queue.SimpleQueue()
         self._late_thread: threading.Thread | None = None
+        self._housekeepers: set[int] = set()  # threads that have taken calls which are in no table for a moment
         self._late: queue.SimpleQueue[Exchange] = queue.SimpleQueue()
         # Grows in a forked child. A plain number: to ask delivery each time is to ask for the process id each time.
         self.generation = 0
@@ -290,11 +292,11 @@ class Pipeline:
         Closed early, it hands the call over without the callbacks that have not run; so do a flush whose time is over
         and the end of the pipeline while it is suspended. A call whose SKIP has not answered is not sent.
         """
-        self._opened.discard(weakref.ref(exchange))
         if exchange.generation != self.generation:
             exchange.discard()
             return
         self._finishing[id(exchange)] = _Finishing(exchange, time.monotonic() + _CALLBACKS_S, threading.get_ident())
+        self._opened.discard(weakref.ref(exchange))
         try:
             callbacks = self._callbacks[exchange.direction]
             if callbacks.any and not exchange.callbacks_done:
@@ -444,6 +446,15 @@ class Pipeline:
 
     def housekeeping(self) -> float | None:
         """Finish what finalizers left and submit calls whose span does not end; return the seconds to the next wish."""
+        here = threading.get_ident()
+        self._housekeepers.add(here)
+        try:
+            self._take_late_calls()
+            return self._submit_overdue()
+        finally:
+            self._housekeepers.discard(here)
+
+    def _take_late_calls(self) -> None:
         while True:
             try:
                 exchange = self._late.get_nowait()
@@ -461,6 +472,8 @@ class Pipeline:
         for reference in tuple(self._opened) if len(self._opened) > _SWEEP_AT else ():
             if reference() is None:
                 self._opened.discard(reference)
+
+    def _submit_overdue(self) -> float | None:
         now = time.monotonic()
         soonest: float | None = None
         for finishing in tuple(self._finishing.values()):
@@ -535,14 +548,16 @@ class Pipeline:
             exchange = reference()
             if exchange is not None:
                 self.guard.run("ending an open call", exchange.finish, Outcome.UNFINISHED)
-        self._settle(time.monotonic())
+        self._settle(time.monotonic() + _MOMENT_S)
 
     def _settle(self, deadline_s: float) -> None:
         """Submit all that has finished; callbacks that are at work get until the deadline."""
         self.guard.run("housekeeping", self.housekeeping)
         here = threading.get_ident()
         others = [key for key, one in tuple(self._finishing.items()) if one.thread_id != here]
-        while any(key in self._finishing for key in others) and time.monotonic() < deadline_s:
+        while time.monotonic() < deadline_s and (
+            any(key in self._finishing for key in others) or self._housekeepers - {here}
+        ):
             time.sleep(_POLL_S)
         for one in tuple(self._finishing.values()):
             self._end_finishing(one.exchange)
@@ -554,6 +569,7 @@ class Pipeline:
         self.generation += 1
         self._bound, self._live, self._waiting, self._finishing, self._opened = {}, {}, {}, {}, set()
         self._late, self._late_work, self._late_thread = queue.SimpleQueue(), queue.SimpleQueue(), None
+        self._housekeepers = set()
 
     def stats(self) -> Stats:
         """Return the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
