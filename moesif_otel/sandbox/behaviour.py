@@ -1,8 +1,6 @@
 """What the sandbox was told to do wrong: to fail, to be slow, to hang, to drop connections.
 
-Owns: the list of behaviours, and which request gets which.
-Threads: any; one lock. A behaviour is a value.
-Never: touches a request itself (front.py carries the behaviour out).
+Holds the list of behaviours, and which request gets which; `front.py` carries them out. Thread-safe.
 """
 
 from __future__ import annotations
@@ -76,7 +74,7 @@ class Behaviour:
         return found
 
     def as_json(self) -> dict[str, Any]:
-        """Give what was set."""
+        """Return what was set."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
 
 
@@ -112,7 +110,7 @@ class Behaviours:
 
     @property
     def generation(self) -> int:
-        """Grows at each change: a request that hangs is let go then."""
+        """Grows at each change: a request that hangs is answered then."""
         return self._generation
 
     def replace(self, behaviours: Iterable[Behaviour]) -> None:
@@ -122,7 +120,7 @@ class Behaviours:
             self._generation += 1
 
     def take(self, path: str, decoded_bytes: int) -> Behaviour | None:
-        """Give the behaviour for a request, counting it off."""
+        """Return the behaviour for a request, counting it off."""
         with self._lock:
             for place, (behaviour, left) in enumerate(self._left):
                 if behaviour.paths and path not in behaviour.paths:
@@ -135,6 +133,6 @@ class Behaviours:
         return None
 
     def as_json(self) -> list[dict[str, Any]]:
-        """Give what is in force; `times` is how often it still will be."""
+        """Return what is in force; `times` is how often it still will be."""
         with self._lock:
             return [{**b.as_json(), **({} if left is None else {"times": left})} for b, left in self._left]

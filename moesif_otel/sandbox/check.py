@@ -1,8 +1,6 @@
 """What the Moesif server asks of an event, a profile or an action, as its API documentation has it.
 
-Owns: the checks of decoded JSON, and `Refusal`, the error they end in.
-Threads: any; all functions are pure but for the clock that a caller hands in.
-Never: repairs what it was given, or stops at a value it does not know: only documented rules are checked.
+Pure functions that check decoded JSON and end in `Refusal`. Only documented rules are checked, and nothing is repaired.
 """
 
 from __future__ import annotations
@@ -67,7 +65,7 @@ class Refusal(Exception):  # noqa: N818 - the answer of a server, not a fault of
         self.field = field
 
     def as_json(self) -> dict[str, Any]:
-        """Give the body of the answer."""
+        """Return the body of the answer."""
         error = {"code": self.code, "message": str(self), "index": self.index, "field": self.field}
         return {"error": {name: value for name, value in error.items() if value is not None}}
 
@@ -189,7 +187,7 @@ def _check_event_fields(reader: _Reader) -> None:
 
 
 def check_profile(kind: str, profile: Any, *, index: int | None = None) -> str:
-    """Check a user, company or subscription and give its id.
+    """Check a user, company or subscription and return its id.
 
     Args:
         kind: A key of `PROFILE_KINDS`.
@@ -241,7 +239,10 @@ def _read_time(text: str) -> datetime:
     # Python 3.10 reads neither Z nor fractions of other lengths than 3 and 6.
     fraction = (fraction or ".0")[:7].ljust(7, "0")
     zone = "+00:00" if zone in {None, "Z"} else f"{zone[:3]}:{zone[-2:]}"
-    return datetime.fromisoformat(time + fraction + zone).astimezone(timezone.utc)
+    try:
+        return datetime.fromisoformat(time + fraction + zone).astimezone(timezone.utc)
+    except OverflowError:  # a zone that leads out of the years 1 to 9999
+        raise ValueError from None
 
 
 def _is_whole_number(value: Any) -> bool:

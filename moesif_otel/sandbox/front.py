@@ -1,23 +1,25 @@
 """The HTTP side of Moesif's own paths: reading the request, carrying out behaviours, sending the answer.
 
-Owns: the ASGI app for `/v1/…` and `/health/probe`.
-Threads: runs on the server's loop; decoding, checks and storing run in its executor.
-Never: blocks the loop, or waits for anything that stopping the sandbox does not end.
+Runs on the server's loop and must not block it: decoding, checks and storing run in an executor. Nothing here waits for
+what stopping the sandbox does not end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import orjson
 from starlette.responses import Response
 
 from moesif_otel.sandbox.check import MAX_BATCH_BYTES, Refusal
 from moesif_otel.sandbox.ingest import Answer, Call, Ingest, decode_body
+from moesif_otel.sandbox.wire import headers_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from concurrent.futures import Executor
 
     from starlette.types import Receive, Scope, Send
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from moesif_otel.sandbox.behaviour import Behaviour, Behaviours
     from moesif_otel.sandbox.wire import Wire
 
-__all__ = ["Front"]
+__all__ = ["Front", "read_body"]
 
 _T = TypeVar("_T")
 
@@ -61,32 +63,34 @@ class Front:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
         started_s = time.perf_counter()
-        entry = self._wire.begin(scope)
-        answer = await self._answer(scope, entry, receive)
+        headers = headers_of(scope)
+        entry = self._wire.begin(scope, headers)
+        answer = await self._answer(scope, headers, entry, receive)
         if answer is None:
             await self._leave(scope, receive)
             return
         took_ms = round((time.perf_counter() - started_s) * 1000, 3)
-        self._wire.note(entry, status=answer.status, took_ms=took_ms)
+        self._wire.note(entry, status=answer.status, took_ms=took_ms, items=answer.items, error=answer.error)
         response = Response(answer.body, answer.status, dict(answer.headers))
         if answer.body and "content-type" not in response.headers:
             response.headers["content-type"] = answer.content_type
         await response(scope, receive, send)
 
-    async def _answer(self, scope: Scope, entry: dict[str, Any], receive: Receive) -> Answer | None:
-        """Give the answer; None means that the connection ends without one."""
-        body = await _read_body(receive)
+    async def _answer(
+        self, scope: Scope, headers: Mapping[str, str], entry: dict[str, Any], receive: Receive
+    ) -> Answer | None:
+        """Return the answer; None means that the connection ends without one."""
+        body = await read_body(receive, MAX_BATCH_BYTES)
         if body is None:
             return None
         self._wire.note(entry, body_bytes=len(body))
         self._wire.count("body_bytes", len(body))
-        headers = entry["headers"]
         try:
             decoded = await self._run(decode_body, body, headers.get("content-encoding"))
         except Refusal as refusal:
             self._wire.count("rejected")
             # The rest of a body that was too long is not read: the connection is of no use any more.
-            return Answer.of_json(refusal.status, refusal.as_json(), {"Connection": "close"})
+            return Answer.of_refusal(refusal, {"Connection": "close"})
         self._wire.note(entry, decoded_bytes=len(decoded))
         self._wire.count("decoded_bytes", len(decoded))
         call = Call(scope["method"], scope["path"], headers, decoded)
@@ -111,11 +115,11 @@ class Front:
             return None
         extra = dict(behaviour.headers or {})
         if behaviour.status is not None:
-            told = {"error": {"code": "told_to", "message": "this sandbox was told to answer so"}}
-            answer = Answer.of_json(behaviour.status, told, extra)
-            return answer if behaviour.body is None else Answer(behaviour.status, behaviour.body.encode(), extra)
+            told = {"code": "told_to", "message": "this sandbox was told to answer so"}
+            body = orjson.dumps({"error": told}) if behaviour.body is None else behaviour.body.encode()
+            return Answer(behaviour.status, body, extra, error=told)
         answer = real or await self._process(call)
-        return Answer(answer.status, answer.body, {**answer.headers, **extra}, answer.content_type)
+        return replace(answer, headers={**answer.headers, **extra})
 
     async def _wait(self, receive: Receive, is_over: Callable[[], bool], step_s: float = _NOTICE_S) -> bool:
         """Wait until `is_over`; False when the client leaves or the sandbox stops first."""
@@ -142,11 +146,11 @@ class Front:
             pass
 
 
-async def _read_body(receive: Receive) -> bytes | None:
+async def read_body(receive: Receive, limit_bytes: int) -> bytes | None:
     """Read a body, at most a little over the limit; None when the client left before its end."""
     parts: list[bytes] = []
     size_bytes = 0
-    while size_bytes <= MAX_BATCH_BYTES:
+    while size_bytes <= limit_bytes:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None

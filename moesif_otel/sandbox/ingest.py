@@ -1,9 +1,7 @@
 """What happens to a request that reached Moesif's own paths: checks, storing, the answer.
 
-Owns: decoding of bodies, the application id, and one function a path of Moesif's API.
-Threads: runs on the server's worker threads; all state is in `Store` and `Wire`.
-Never: stores a part of a batch: one item that is refused refuses its batch (the real server does not say what it
-    does there; this is the harder case for a client).
+Runs on the server's worker threads; all state is in `Store` and `Wire`. A batch is never stored in part: one item that
+is refused refuses its batch (the real server does not say what it does there; this is the harder case for a client).
 """
 
 from __future__ import annotations
@@ -25,6 +23,8 @@ from moesif_otel.sandbox.check import (
     check_event,
     check_profile,
 )
+from moesif_otel.sandbox.documents import DOCUMENTS, put_document
+from moesif_otel.sandbox.jsontext import read_json, write_json
 from moesif_otel.sandbox.otlp import encode_answer, media_type, read_spans
 from moesif_otel.sandbox.spans import event_of_span
 
@@ -37,26 +37,9 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "Call", "Ingest", "decode_body"]
 
 _DECODE_STEP_BYTES: Final = 1024 * 1024
-# What the real server answers to an application without any setting of its own.
-_DEFAULT_CONFIG: Final = orjson.dumps(
-    {
-        "org_id": "sandbox:1",
-        "app_id": "sandbox:1",
-        "sample_rate": 100,
-        "block_bot_traffic": False,
-        "user_sample_rate": {},
-        "company_sample_rate": {},
-        "user_rules": {},
-        "company_rules": {},
-        "ip_addresses_blocked_by_name": {},
-        "regex_config": [],
-        "billing_config_jsons": {},
-    }
-)
-_DOCUMENTS: Final[Mapping[str, tuple[str, bytes, type, str]]] = {
-    "config": ("X-Moesif-Config-ETag", _DEFAULT_CONFIG, dict, "an object"),
-    "rules": ("X-Moesif-Rules-Tag", b"[]", list, "an array"),
-}
+_MAX_APPLICATION_ID_CHARACTERS: Final = 2_000
+_FIRST_READ_BYTES: Final = 512
+_MAX_READ_BYTES: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +60,19 @@ class Answer:
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
     content_type: str = "application/json"
+    items: int | None = None
+    error: Mapping[str, Any] | None = None
 
     @classmethod
     def of_json(cls, status: int, value: Any, headers: Mapping[str, str] | None = None) -> Answer:
         """Make an answer with a JSON body."""
         return cls(status, orjson.dumps(value), headers or {})
+
+    @classmethod
+    def of_refusal(cls, refusal: Refusal, headers: Mapping[str, str] | None = None) -> Answer:
+        """Make the answer to something that is refused."""
+        body = refusal.as_json()
+        return cls(refusal.status, orjson.dumps(body), headers or {}, error=body["error"])
 
 
 def decode_body(body: bytes, content_encoding: str | None, *, limit_bytes: int = MAX_BATCH_BYTES) -> bytes:
@@ -103,24 +94,38 @@ def decode_body(body: bytes, content_encoding: str | None, *, limit_bytes: int =
     if encoding not in {"gzip", "x-gzip"}:
         raise Refusal(415, "wrong_encoding", f"content-encoding must be gzip or none, got {encoding[:40]!r}")
     parts: list[bytes] = []
-    room = limit_bytes
+    room, place = limit_bytes, 0
     # A gzip body may consist of several members, one after the other (RFC 1952).
-    while body:
-        decoder = zlib.decompressobj(wbits=31)
-        while not decoder.eof:
-            try:
-                part = decoder.decompress(body, min(_DECODE_STEP_BYTES, room + 1))
-            except zlib.error:
-                raise Refusal(400, "bad_gzip", "the body is not the gzip data that its header says") from None
-            if not part and not decoder.unconsumed_tail and not decoder.eof:
-                raise Refusal(400, "bad_gzip", "the gzip data of the body ends early")
-            room -= len(part)
-            if room < 0:
-                raise _too_large(limit_bytes)
-            parts.append(part)
-            body = decoder.unconsumed_tail
-        body = decoder.unused_data
+    while place < len(body):
+        place, room = _decode_member(body, place, room, parts, limit_bytes)
     return b"".join(parts)
+
+
+def _decode_member(body: bytes, place: int, room: int, parts: list[bytes], limit_bytes: int) -> tuple[int, int]:
+    """Decode the member that starts at `place`; return where the next one starts and the room that is left.
+
+    The body is given to zlib in pieces, small ones first: it copies what it did not need, for each member.
+    """
+    decoder = zlib.decompressobj(wbits=31)
+    piece_bytes = _FIRST_READ_BYTES
+    piece = b""
+    while not decoder.eof:
+        if not piece:
+            piece = body[place : place + piece_bytes]
+            place += len(piece)
+            piece_bytes = min(piece_bytes * 2, _MAX_READ_BYTES)
+            if not piece:
+                raise Refusal(400, "bad_gzip", "the gzip data of the body ends early")
+        try:
+            part = decoder.decompress(piece, min(_DECODE_STEP_BYTES, room + 1))
+        except zlib.error:
+            raise Refusal(400, "bad_gzip", "the body is not the gzip data that its header says") from None
+        room -= len(part)
+        if room < 0:
+            raise _too_large(limit_bytes)
+        parts.append(part)
+        piece = decoder.unconsumed_tail
+    return place - len(decoder.unused_data), room
 
 
 def _too_large(limit_bytes: int) -> Refusal:
@@ -151,15 +156,15 @@ class Ingest:
             return self._route(call)
         except Refusal as refusal:
             self._wire.count("rejected")
-            return Answer.of_json(refusal.status, refusal.as_json())
+            return Answer.of_refusal(refusal)
         except sqlite3.Error as error:  # a full disk, a file that another sandbox holds: worth another try
-            return Answer.of_json(503, Refusal(503, "not_stored", f"the database failed: {error}").as_json())
+            return Answer.of_refusal(Refusal(503, "not_stored", f"the database failed: {error}"))
 
     def _route(self, call: Call) -> Answer:
         if call.path == "/health/probe":
             return Answer.of_json(200, {"status": True})
         words = call.path.strip("/").split("/")[1:]
-        if len(words) == 1 and words[0] in _DOCUMENTS:
+        if len(words) == 1 and words[0] in DOCUMENTS:
             return self._document(call, words[0])
         if len(words) not in {1, 2} or words[1:] not in ([], ["batch"]):
             raise Refusal(404, "not_found", f"no such path: {call.path[:200]}")
@@ -180,25 +185,23 @@ class Ingest:
         found = call.headers.get("x-moesif-application-id", "").strip()
         if not found:
             raise Refusal(401, "no_application_id", "the header X-Moesif-Application-Id is missing")
+        if len(found) > _MAX_APPLICATION_ID_CHARACTERS:
+            raise Refusal(401, "wrong_application_id", "the application id is far too long to be one")
         if self._application_ids and found not in self._application_ids:
             raise Refusal(401, "wrong_application_id", "this sandbox was started for other application ids")
         return found
 
     def _events(self, application_id: str, items: list[Any], batch: bool) -> Answer:
         now_s = time.time()
-        rows: list[tuple[str | None, bytes]] = []
+        rows: list[tuple[dict[str, Any], bytes]] = []
         for place, event in enumerate(items):
             index = place if batch else None
             check_event(event, now_s=now_s, index=index, max_age_s=self._max_event_age_s)
-            text = orjson.dumps(event)
-            if len(text) > MAX_EVENT_BYTES:
-                message = f"{f'item {place}: ' if batch else ''}an event must have at most {MAX_EVENT_BYTES} bytes"
-                raise Refusal(413, "event_too_large", f"{message}, got {len(text)}", index=index)
-            rows.append((event.get("transaction_id"), text))
+            rows.append((event, _written(event, index)))
         self._take(application_id, rows, "events")
-        return Answer(201, headers=self._tags(application_id))
+        return Answer(201, headers=self._tags(application_id), items=len(rows))
 
-    def _take(self, application_id: str, rows: list[tuple[str | None, bytes]], source: str) -> None:
+    def _take(self, application_id: str, rows: list[tuple[dict[str, Any], bytes]], source: str) -> None:
         stored = self._store.add_events(application_id, rows, source)
         self._wire.count("batches")
         self._wire.count("received", len(rows))
@@ -207,24 +210,27 @@ class Ingest:
     def _traces(self, call: Call, application_id: str) -> Answer:
         """Take OTLP. A span that makes no good event is refused alone, as OTLP's partial success has it."""
         content_type = call.headers.get("content-type")
-        events = [event_of_span(span, application_id) for span in read_spans(call.body, content_type)]
         now_s = time.time()
-        rows: list[tuple[str | None, bytes]] = []
+        rows: list[tuple[dict[str, Any], bytes]] = []
         refusals: list[Refusal] = []
-        for event in events:
-            if event is None:
-                continue
+        for span in read_spans(call.body, content_type):
             try:
+                event = event_of_span(span, application_id)
+                if event is None:
+                    continue
                 check_event(event, now_s=now_s, max_age_s=self._max_event_age_s)
-                rows.append((event["transaction_id"], orjson.dumps(event)))
-            except (Refusal, orjson.JSONEncodeError) as error:
-                refusals.append(error if isinstance(error, Refusal) else Refusal(400, "bad_otlp", "not JSON"))
+                rows.append((event, _written(event, None)))
+            except Refusal as refusal:
+                refusals.append(refusal)
         self._take(application_id, rows, "otlp")
         body = encode_answer(content_type, len(refusals), str(refusals[0]) if refusals else "")
-        return Answer(200, body, {"Content-Type": media_type(content_type)})
+        error = {**refusals[0].as_json()["error"], "rejected_spans": len(refusals)} if refusals else None
+        return Answer(200, body, {"Content-Type": media_type(content_type)}, items=len(rows), error=error)
 
     def _profiles(self, application_id: str, name: str, items: list[Any], batch: bool) -> Answer:
         indices: list[int | None] = list(range(len(items))) if batch else [None]
+        for index, item in zip(indices, items, strict=True):
+            _written(item, index)
         if name == "actions":
             for index, item in zip(indices, items, strict=True):
                 check_action(item, index=index)
@@ -233,7 +239,7 @@ class Ingest:
             keys = [check_profile(name, item, index=index) for index, item in zip(indices, items, strict=True)]
             self._store.merge_profiles(application_id, name, list(zip(keys, items, strict=True)))
         self._wire.count("profiles", len(items))
-        return Answer(201)
+        return Answer(201, items=len(items))
 
     def _document(self, call: Call, name: str) -> Answer:
         if call.method == "PUT":
@@ -241,7 +247,7 @@ class Ingest:
         if call.method != "GET":
             raise Refusal(405, "wrong_method", f"{call.path} takes GET or PUT, got {call.method}")
         document = self._read_document(self._application_id(call), name)
-        headers = {_DOCUMENTS[name][0]: document.tag, "ETag": f'"{document.tag}"'}
+        headers = {DOCUMENTS[name].tag_header: document.tag, "ETag": f'"{document.tag}"'}
         known = {tag.strip().removeprefix("W/").strip('"') for tag in call.headers.get("if-none-match", "").split(",")}
         if known & {document.tag, "*"}:
             return Answer(304, headers=headers)
@@ -250,30 +256,32 @@ class Ingest:
     def _put_document(self, call: Call, name: str) -> Answer:
         """Edit live. Without an application id it is for every application that has none of its own."""
         application_id = self._application_id(call) if "x-moesif-application-id" in call.headers else ""
-        value = _read_json(call.body)
-        header, _, kind, takes = _DOCUMENTS[name]
-        if not isinstance(value, kind):
-            raise Refusal(400, "wrong_type", f"{name} must be {takes}")
-        self._store.put_document(application_id, name, orjson.dumps(value))
+        put_document(self._store, application_id, name, call.body)
         document = self._read_document(application_id, name)
-        return Answer(200, document.body, {header: document.tag, "ETag": f'"{document.tag}"'})
+        return Answer(200, document.body, {DOCUMENTS[name].tag_header: document.tag, "ETag": f'"{document.tag}"'})
 
     def _read_document(self, application_id: str, name: str) -> Document:
-        return self._store.document(application_id, name, _DOCUMENTS[name][1])
+        return self._store.document(application_id, name, DOCUMENTS[name].default)
 
     def _tags(self, application_id: str) -> dict[str, str]:
-        return {row[0]: self._read_document(application_id, name).tag for name, row in _DOCUMENTS.items()}
+        return {row.tag_header: self._read_document(application_id, name).tag for name, row in DOCUMENTS.items()}
 
 
-def _read_json(body: bytes) -> Any:
+def _written(item: Any, index: int | None) -> bytes:
+    """Return an item as JSON; raises `Refusal` where it is too deep or too large."""
+    place = "" if index is None else f"item {index}: "
     try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise Refusal(400, "bad_json", f"the body is not JSON: {error}") from None
+        text = write_json(item)
+    except Refusal as refusal:
+        raise Refusal(refusal.status, refusal.code, f"{place}{refusal}", index=index) from None
+    if len(text) > MAX_EVENT_BYTES:
+        message = f"{place}an event must have at most {MAX_EVENT_BYTES} bytes, got {len(text)}"
+        raise Refusal(413, "event_too_large", message, index=index)
+    return text
 
 
 def _read_items(body: bytes, batch: bool) -> list[Any]:
-    value = _read_json(body)
+    value = read_json(body)
     if not batch:
         return [value]
     if not isinstance(value, list):

@@ -1,8 +1,6 @@
 """Spans as they come over OTLP/HTTP, in protobuf or in JSON.
 
-Owns: `Span`, what the sandbox knows of one span, and the two readers that make it.
-Threads: any; pure functions.
-Never: needs protobuf for JSON; imports it before the first protobuf body comes.
+Pure functions. JSON needs no protobuf, which is imported when the first protobuf body comes.
 
 Format: https://opentelemetry.io/docs/specs/otlp/ (JSON: ids in hex, 64-bit numbers as text).
 """
@@ -60,19 +58,19 @@ def read_spans(body: bytes, content_type: str | None) -> list[Span]:
             package that reads it is missing.
     """
     if media_type(content_type) == JSON_TYPE:
-        return list(_read_all(_read_json, _json_spans, body))
+        return list(_read_all(orjson.loads, _json_spans, body))
     if media_type(content_type) == PROTOBUF_TYPE:
         return list(_read_all(_read_protobuf, _protobuf_spans, body))
     raise Refusal(415, "wrong_type", f"content-type must be {PROTOBUF_TYPE} or {JSON_TYPE}")
 
 
 def media_type(content_type: str | None) -> str:
-    """Give a content type without its parameters."""
+    """Return a content type without its parameters."""
     return (content_type or "").partition(";")[0].strip().lower()
 
 
 def encode_answer(content_type: str | None, rejected: int, message: str) -> bytes:
-    """Give the answer's body in the request's format: empty, or a partial success that says what was refused."""
+    """Return the answer's body in the request's format: empty, or a partial success that says what was refused."""
     if media_type(content_type) == JSON_TYPE:
         partial = {"rejectedSpans": str(rejected), "errorMessage": message}
         return orjson.dumps({"partialSuccess": partial} if rejected else {})
@@ -87,7 +85,7 @@ def encode_answer(content_type: str | None, rejected: int, message: str) -> byte
 def _read_all(parse: Callable[[bytes], Any], spans: Callable[[Any], Iterator[Span]], body: bytes) -> Iterator[Span]:
     try:
         yield from spans(parse(body))
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError) as error:
         raise Refusal(400, "bad_otlp", f"the body is no OTLP trace export: {type(error).__name__}") from None
 
 
@@ -137,10 +135,6 @@ def _protobuf_value(value: Any) -> Any:
     if field == "kvlist_value":
         return {pair.key: _protobuf_value(pair.value) for pair in found.values}
     return found
-
-
-def _read_json(body: bytes) -> Any:
-    return orjson.loads(body)
 
 
 def _json_spans(request: Any) -> Iterator[Span]:
@@ -194,7 +188,7 @@ def _hex_id(text: Any) -> str:
 
 
 def _named(names: tuple[str, ...], number: Any) -> str:
-    """Give an enumeration's name; JSON may carry `SPAN_KIND_SERVER` instead of the number."""
+    """Return an enumeration's name; JSON may carry `SPAN_KIND_SERVER` instead of the number."""
     if isinstance(number, str) and not number.isdigit():
         last = number.rpartition("_")[2].lower()
         return next((name for name in names if name.lower() == last), names[0])

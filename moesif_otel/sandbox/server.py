@@ -1,9 +1,7 @@
 """The sandbox as a server in this process: for the command line, and for tests.
 
-Owns: `Sandbox`, its socket, its server thread and its executor.
-Threads: one runs the server's loop, up to four work for it; all are joined by `stop` and `close`. Methods of
-    `Sandbox` may be called from any thread but the server's.
-Never: configures logging, touches signals or the environment.
+One thread runs the server's loop and up to four work for it; all are joined by `stop` and `close`. Methods of `Sandbox`
+may be called from any thread but those. It configures no logging and touches neither signals nor the environment.
 """
 
 from __future__ import annotations
@@ -19,18 +17,21 @@ import uvicorn
 from typing_extensions import Self
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from moesif_otel.sandbox.api import KINDS, Api, read_behaviours
+from moesif_otel.sandbox.access import Access
+from moesif_otel.sandbox.api import KINDS, read_behaviours
 from moesif_otel.sandbox.behaviour import Behaviours
 from moesif_otel.sandbox.check import MAX_EVENT_AGE_S
 from moesif_otel.sandbox.front import Front
 from moesif_otel.sandbox.ingest import Ingest
-from moesif_otel.sandbox.store import Store, StoredEvent
+from moesif_otel.sandbox.jsontext import read_json
+from moesif_otel.sandbox.site import Site
+from moesif_otel.sandbox.store import DEFAULT_MAX_BYTES, Store, StoredEvent
 from moesif_otel.sandbox.wire import Wire
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 __all__ = ["Sandbox"]
 
@@ -57,7 +58,10 @@ class Sandbox:
         application_ids: Ids to accept; empty accepts any.
         max_event_age_s: Events older than this are refused, as Moesif does (30 days); None takes any age.
         max_events: Events kept at most; the oldest go first.
+        max_bytes: Bytes that they may take, about; the oldest go first. Profiles and actions may take a quarter of that
+            beside them.
         request_log_size: Requests that `requests()` remembers.
+        allowed_hosts: Names by which the sandbox may be asked, besides `localhost`, IP addresses and private names.
 
     Made running by `start` or `with`. Thread-safe.
     """
@@ -71,15 +75,18 @@ class Sandbox:
         application_ids: Collection[str] = (),
         max_event_age_s: float | None = MAX_EVENT_AGE_S,
         max_events: int = 200_000,
+        max_bytes: int = DEFAULT_MAX_BYTES,
         request_log_size: int = 1_000,
+        allowed_hosts: Collection[str] = (),
     ) -> None:
         self.host = host
         self.port = port
-        self._store = Store(database, max_events=max_events)
+        self._store = Store(database, max_events=max_events, max_bytes=max_bytes)
         self._wire = Wire(request_log_size)
         self._behaviours = Behaviours()
         self._ingest = Ingest(self._store, self._wire, application_ids=application_ids, max_event_age_s=max_event_age_s)
-        self._any_host = host not in {"127.0.0.1", "::1", "localhost"}
+        self._allowed_hosts = (host, *allowed_hosts)
+        self._any_machine = host not in {"127.0.0.1", "::1", "localhost"}
         self._running: _Running | None = None
 
     @property
@@ -117,15 +124,15 @@ class Sandbox:
         self.close()
 
     def events(self, *, application_id: str | None = None) -> list[dict[str, Any]]:
-        """Give the events that arrived, decoded, newest last; those with a transaction id once each.
+        """Return the events that arrived, decoded, newest last; those with a transaction id once each.
 
         Args:
             application_id: Only those sent with this id; None gives all.
         """
-        return [orjson.loads(row.event) for row in self._store.events(application_id=application_id)]
+        return [read_json(row.event) for row in self._store.events(application_id=application_id)]
 
     def stored_events(self, *, since: int = 0) -> list[StoredEvent]:
-        """Give events as they were stored: with sequence number, application id, time of arrival and source.
+        """Return events as they were stored: with sequence number, application id, time of arrival and source.
 
         Args:
             since: Only events with a greater sequence number; for following what arrives.
@@ -135,7 +142,7 @@ class Sandbox:
     def wait_for_events(
         self, count: int, timeout_s: float = 10.0, *, application_id: str | None = None
     ) -> list[dict[str, Any]]:
-        """Wait until at least `count` events are there, and give all.
+        """Wait until at least `count` events are there, and return all.
 
         Args:
             count: How many to wait for.
@@ -147,7 +154,7 @@ class Sandbox:
         """
         if not self._store.wait_for_events(count, timeout_s, application_id):
             here = self._store.count_events(application_id)
-            answers = [(entry["path"], entry["status"]) for entry in self.requests()[-5:]]
+            answers = [(entry["path"], entry["status"]) for entry in self._wire.requests(limit=5)]
             raise TimeoutError(
                 f"{here} of {count} events arrived within {timeout_s:g} s; "
                 f"counters: {self.stats()}; last requests and answers: {answers}"
@@ -155,27 +162,32 @@ class Sandbox:
         return self.events(application_id=application_id)
 
     def profiles(self, kind: str = "users", *, application_id: str | None = None) -> list[dict[str, Any]]:
-        """Give merged `users`, `companies` or `subscriptions`, or all `actions`, in order of first arrival."""
+        """Return merged `users`, `companies` or `subscriptions`, or all `actions`, in order of first arrival."""
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-        return [orjson.loads(profile) for profile in self._store.profiles(kind, application_id)]
+        return [read_json(profile) for profile in self._store.profiles(kind, application_id)]
 
     def requests(self, path: str | None = None) -> list[dict[str, Any]]:
-        """Give the last requests to Moesif's own paths, oldest first.
+        """Return the last requests to Moesif's own paths, oldest first.
 
         Args:
             path: Only requests to exactly this path.
 
         Returns:
             Dicts with `method`, `path`, `query`, `http_version`, `headers` (lower-case names), `connection`
-            (client address), `application_id`, `body_bytes`, `decoded_bytes`, `misbehaved`, `status` (None: no
-            answer was sent, or not yet), `took_ms` and `received_s`.
+            (client address), `application_id`, `body_bytes`, `decoded_bytes`, `items` (events or profiles taken),
+            `misbehaved`, `error` (what was refused and why), `status` (None: no answer was sent, or not yet),
+            `took_ms`, `received_s` and `number`.
         """
         return [entry for entry in self._wire.requests() if path is None or entry["path"] == path]
 
     def stats(self) -> dict[str, int]:
-        """Give the counters, and under `stored` the number of events there now."""
+        """Return the counters, and under `stored` the number of events there now."""
         return {**self._wire.stats(), "stored": self._store.count_events()}
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call `listener` after each change, in a thread of the sandbox, until the returned function is called."""
+        return self._store.listen(listener)
 
     def behave(self, *behaviours: Mapping[str, Any], **behaviour: Any) -> None:
         """Tell the sandbox what to do wrong from now on; with no argument, to behave well.
@@ -219,8 +231,9 @@ class _Running:
         self._stopping = threading.Event()
         self._executor = ThreadPoolExecutor(_WORKERS, thread_name_prefix="moesif-otel-sandbox-worker")
         front = Front(sandbox._ingest, sandbox._behaviours, sandbox._wire, self._executor, self._stopping.is_set)
-        api = Api(sandbox._store, sandbox._wire, sandbox._behaviours, self._executor, any_host=sandbox._any_host)
-        self._server = _Server(_config(front, api, sandbox._wire), sandbox._wire)
+        site = Site(sandbox._store, sandbox._wire, sandbox._behaviours, self._executor, self._stopping.is_set)
+        access = Access(_split(front, site.app), any_machine=sandbox._any_machine, allowed_hosts=sandbox._allowed_hosts)
+        self._server = _Server(_config(access, sandbox._wire), sandbox._wire)
         self._thread = threading.Thread(target=self._serve, name="moesif-otel-sandbox", daemon=True)
         self._thread.start()
         if not self._server.is_up.wait(_START_TIMEOUT_S) or not self._server.started:
@@ -258,13 +271,15 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def _config(front: Front, api: Api, wire: Wire) -> uvicorn.Config:
+def _split(front: ASGIApp, site: ASGIApp) -> ASGIApp:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"].startswith("/v1/") or scope["path"] == "/health/probe":
-            await front(scope, receive, send)
-        else:
-            await api.app(scope, receive, send)
+        is_moesifs = scope["path"].startswith("/v1/") or scope["path"] == "/health/probe"
+        await (front if is_moesifs else site)(scope, receive, send)
 
+    return app
+
+
+def _config(app: ASGIApp, wire: Wire) -> uvicorn.Config:
     class Protocol(H11Protocol):
         """uvicorn's HTTP/1.1, with its connections noted."""
 

@@ -1,8 +1,7 @@
 """Moesif's view of a span that came over OTLP: HTTP spans become events.
 
-Owns: the mapping from attributes of OpenTelemetry's HTTP conventions, old and stable, to an event's fields.
-Threads: any; pure functions.
-Never: is the package's own converter (events/ is): the two are written apart, so that each can prove the other.
+Pure functions. This is not the package's own converter (`_events` is): the two are written apart, so that each can
+prove the other.
 
 Attributes: https://opentelemetry.io/docs/specs/semconv/http/http-spans/
 """
@@ -15,6 +14,8 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
+
+from moesif_otel.sandbox.check import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +33,7 @@ _HOST: Final = ("server.address", "http.host", "net.host.name", "http.server_nam
 _PORT: Final = ("server.port", "net.host.port", "net.peer.port")
 _CLIENT: Final = ("client.address", "http.client_ip", "net.sock.peer.addr", "net.peer.ip")
 _DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
+_LAST_NS: Final = 253_402_300_799 * 1_000_000_000
 # Attribute to the event's field, for those that are one to one.
 _IDENTITY: Final[Mapping[str, tuple[str, ...]]] = {
     "user_id": ("user.id", "enduser.id"),
@@ -67,6 +69,9 @@ def event_of_span(span: Span, application_id: str) -> dict[str, Any] | None:
 
     Returns:
         The event; None when the span is no HTTP call.
+
+    Raises:
+        Refusal: Status 400, for a time that is none.
     """
     attributes = span.attributes
     verb = _first(attributes, _METHOD)
@@ -115,6 +120,8 @@ def _first(attributes: Mapping[str, Any], names: tuple[str, ...]) -> Any:
 
 
 def _time(nanoseconds: int) -> str:
+    if not 0 <= nanoseconds <= _LAST_NS:
+        raise Refusal(400, "wrong_value", "a span's time must be nanoseconds since 1970, before the year 10000")
     whole = datetime.fromtimestamp(nanoseconds // 1_000_000_000, timezone.utc)
     return f"{whole:%Y-%m-%dT%H:%M:%S}.{nanoseconds // 1_000_000 % 1_000:03d}"
 

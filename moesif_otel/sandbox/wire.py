@@ -1,12 +1,12 @@
 """What went over the wire: a log of the last requests, the open connections, and counters.
 
-Owns: `Wire`, where the server notes each request and tests read the facts.
-Threads: any; one lock. The entries that it gives are copies.
-Never: keeps a body; its headers stay on this machine, in memory.
+Any thread may call; entries that are given out are copies. No body is kept; headers stay on this machine, in memory,
+and the log is bounded by number and by bytes.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import Counter, deque
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Mapping
 
-__all__ = ["COUNTERS", "Wire"]
+__all__ = ["COUNTERS", "Wire", "headers_of"]
+
+_MAX_LOG_BYTES: Final = 16 * 1024 * 1024
+_MAX_TEXT_CHARACTERS: Final = 2_000  # of one header, path or query in the log
+_ENTRY_BYTES: Final = 1_000
 
 COUNTERS: Final = (
     "requests",  # to Moesif's own paths, misbehaved ones too
@@ -32,6 +36,15 @@ COUNTERS: Final = (
 )
 
 
+def headers_of(scope: Mapping[str, Any]) -> dict[str, str]:
+    """Return a request's headers by their names in lower case; repeated ones are joined with a comma."""
+    headers: dict[str, str] = {}
+    for name, value in scope["headers"]:
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        headers[key] = f"{headers[key]}, {text}" if key in headers else text
+    return headers
+
+
 class Wire:
     """The facts of the wire. Thread-safe.
 
@@ -41,7 +54,10 @@ class Wire:
 
     def __init__(self, log_size: int) -> None:
         self._lock = threading.Lock()
-        self._log: deque[dict[str, Any]] = deque(maxlen=log_size)
+        self._log: deque[tuple[int, dict[str, Any]]] = deque()
+        self._log_size = log_size
+        self._log_bytes = 0
+        self._numbers = itertools.count(1)
         self._counts: Counter[str] = Counter()
         self._transports: dict[tuple[str, int], asyncio.Transport] = {}
 
@@ -51,35 +67,39 @@ class Wire:
             self._counts[name] += number
 
     def stats(self) -> dict[str, int]:
-        """Give all counters."""
+        """Return all counters."""
         with self._lock:
             return {name: self._counts[name] for name in COUNTERS}
 
-    def begin(self, scope: Mapping[str, Any]) -> dict[str, Any]:
-        """Note that a request's head has come; the entry is completed by `note`."""
-        headers: dict[str, str] = {}
-        for name, value in scope["headers"]:
-            key, text = name.decode("latin-1").lower(), value.decode("latin-1")
-            headers[key] = f"{headers[key]}, {text}" if key in headers else text
+    def begin(self, scope: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, Any]:
+        """Note that a request's head has come, long values shortened; the entry is completed by `note`."""
         client = scope.get("client")
+        logged = {name[:_MAX_TEXT_CHARACTERS]: text[:_MAX_TEXT_CHARACTERS] for name, text in headers.items()}
         entry = {
             "received_s": time.time(),
             "method": scope["method"],
-            "path": scope["path"],
-            "query": scope["query_string"].decode("latin-1"),
+            "path": scope["path"][:_MAX_TEXT_CHARACTERS],
+            "query": scope["query_string"].decode("latin-1")[:_MAX_TEXT_CHARACTERS],
             "http_version": scope["http_version"],
-            "headers": headers,
+            "headers": logged,
             "connection": f"{client[0]}:{client[1]}" if client else None,
-            "application_id": headers.get("x-moesif-application-id"),
+            "application_id": logged.get("x-moesif-application-id"),
             "body_bytes": None,
             "decoded_bytes": None,
+            "items": None,
             "misbehaved": False,
+            "error": None,
             "status": None,
             "took_ms": None,
         }
+        size_bytes = _ENTRY_BYTES + sum(len(name) + len(text) + 100 for name, text in logged.items())
         with self._lock:
+            entry["number"] = next(self._numbers)
             self._counts["requests"] += 1
-            self._log.append(entry)
+            self._log.append((size_bytes, entry))
+            self._log_bytes += size_bytes
+            while len(self._log) > self._log_size or self._log_bytes > _MAX_LOG_BYTES:
+                self._log_bytes -= self._log.popleft()[0]
         return entry
 
     def note(self, entry: dict[str, Any], **facts: Any) -> None:
@@ -87,15 +107,24 @@ class Wire:
         with self._lock:
             entry.update(facts)
 
-    def requests(self) -> list[dict[str, Any]]:
-        """Give the log, oldest first; status None means that no answer was sent (yet)."""
+    def requests(self, *, before: int | None = None, limit: int | None = None) -> list[dict[str, Any]]:
+        """Return the log, oldest first; status None means that no answer was sent (yet).
+
+        Args:
+            before: Only entries with a smaller number.
+            limit: The newest of them only.
+        """
         with self._lock:
-            return [{**entry, "headers": dict(entry["headers"])} for entry in self._log]
+            found = [entry for _, entry in self._log if before is None or entry["number"] < before]
+            if limit is not None:
+                found = found[-limit:]
+            return [{**entry, "headers": dict(entry["headers"])} for entry in found]
 
     def clear(self) -> None:
         """Empty the log and set the counters to zero; open connections stay open."""
         with self._lock:
             self._log.clear()
+            self._log_bytes = 0
             self._counts.clear()
 
     def opened(self, client: tuple[str, int], transport: asyncio.Transport) -> None:

@@ -1,0 +1,364 @@
+"""One call, whole: both messages, what was hidden, who it was, the command that repeats it, and its trace."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+from moesif_otel.sandbox.bodies import BodyView, TreeNode, body_of, raw_body, tree_of
+from moesif_otel.sandbox.jsontext import read_json, write_json
+from moesif_otel.sandbox.query import Filters
+from moesif_otel.sandbox.rows import HIDDEN_MARK, OUR_KEY, Row, our_facts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from moesif_otel.sandbox.store import Store, StoredEvent, StoredRow
+
+__all__ = ["Detail", "Fact", "Hidden", "Message", "Waterfall", "curl_of", "detail_of", "hidden_in"]
+
+_MAX_TRACE_ROWS: Final = 100
+_MAX_HIDDEN: Final = 50
+_MAX_CURL_BODY_BYTES: Final = 50_000
+_TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+# What curl sets itself, or what belongs to one connection.
+_NOT_REPEATED: Final = frozenset({"host", "content-length", "connection", "transfer-encoding", "accept-encoding"})
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_OUTCOMES: Final = {
+    "client_aborted": "the client left before the end",
+    "error": "the application raised",
+    "not_read": "nobody read the response to its end",
+    "upgraded": "the connection was upgraded",
+    "detached": "the handler took the connection over",
+    "unfinished": "the process or the capture ended first",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """The request or the response, for the page."""
+
+    name: str
+    line: str
+    headers: list[tuple[str, str, bool]]
+    body: BodyView
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One line of a list: its name, its value, where that came from, and the filter that it can be."""
+
+    name: str
+    value: str
+    source: str = ""
+    filter: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """A place where something was hidden, and by which option."""
+
+    place: str
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One call of a trace; `x` and `width` are of 1000."""
+
+    sequence: int
+    row: Row
+    depth: int
+    x: float
+    width: float
+
+
+@dataclass(frozen=True, slots=True)
+class Waterfall:
+    """A call and those it caused."""
+
+    spans: list[Span]
+    total_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """Everything the page shows of one call."""
+
+    sequence: int
+    row: Row
+    uri: str
+    application_id: str
+    began: str
+    phrase: str
+    marks: list[tuple[str, str]]
+    identity: list[Fact]
+    ids: list[Fact]
+    capture: list[Fact]
+    hidden: list[Hidden]
+    request: Message
+    response: Message
+    metadata: list[TreeNode]
+    trace: Waterfall | None
+    curl: str
+    newer: int | None
+    older: int | None
+
+
+def detail_of(store: Store, stored: StoredEvent, filters: Filters) -> Detail:
+    """Read one stored event for the page."""
+    event = read_json(stored.event)
+    row = Row.of_event(event, text=stored.event)
+    ours = our_facts(event)
+    newer, older = store.neighbours(filters, stored.sequence)
+    metadata = {name: value for name, value in (event.get("metadata") or {}).items() if name != OUR_KEY}
+    return Detail(
+        sequence=stored.sequence,
+        row=row,
+        uri=event["request"]["uri"],
+        application_id=stored.application_id,
+        began=datetime.fromtimestamp(row.time_ms / 1000, timezone.utc).isoformat(timespec="milliseconds"),
+        phrase=_phrase(row.status),
+        marks=list(_marks(event, row, ours)),
+        identity=list(_identity(event, ours)),
+        ids=list(_ids(event, stored)),
+        capture=list(_capture(ours)),
+        hidden=hidden_in(event),
+        request=_message("request", event, row, ours),
+        response=_message("response", event, row, ours),
+        metadata=list(tree_of(metadata)) if metadata else [],
+        trace=_waterfall(store, row, stored.sequence),
+        curl=curl_of(event),
+        newer=newer,
+        older=older,
+    )
+
+
+def _phrase(status: int | None) -> str:
+    if status is None:
+        return "no answer"
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return ""
+
+
+def _marks(event: Mapping[str, Any], row: Row, ours: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if row.blocked:
+        yield "blocked", f"blocked by rule {event['blocked_by']}"[:200]
+    if row.outcome:
+        error = ours.get("error_type")
+        words = _OUTCOMES.get(row.outcome, row.outcome.replace("_", " "))
+        yield "error", f"{words}: {error}"[:200] if isinstance(error, str) else words
+    if row.weight != 1:
+        yield "weight", f"stands for {row.weight} calls"
+    if row.truncated:
+        yield "cut", "a body was cut"
+    if row.hidden:
+        yield "hidden", "values were hidden"
+
+
+def _identity(event: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[Fact]:
+    sources = ours.get("identity")
+    sources = sources if isinstance(sources, dict) else {}
+    for label, field, name in (
+        ("User", "user_id", "user"),
+        ("Company", "company_id", "company"),
+        ("Session", "session_token", ""),
+        ("Subscription", "subscription_id", ""),
+    ):
+        value = event.get(field)
+        if isinstance(value, str) and value:
+            source = sources.get(field)
+            yield Fact(label, value, f"from {source}" if isinstance(source, str) else "", name)
+    address = (event.get("request") or {}).get("ip_address")
+    if isinstance(address, str):
+        yield Fact("Address", address)
+
+
+def _ids(event: Mapping[str, Any], stored: StoredEvent) -> Iterator[Fact]:
+    span = event.get("span") or {}
+    for label, value, name in (
+        ("Transaction", event.get("transaction_id"), ""),
+        ("Trace", event.get("trace_id"), "trace"),
+        ("Span", span.get("id"), ""),
+        ("Parent span", span.get("parent_id"), ""),
+        ("Application id", stored.application_id, "application_id"),
+        ("API version", (event.get("request") or {}).get("api_version"), ""),
+        ("Tags", event.get("tags"), ""),
+        ("Action", event.get("action_name"), ""),
+    ):
+        if isinstance(value, str) and value:
+            yield Fact(label, value, "", name)
+    yield Fact("Arrived by", "OTLP" if stored.source == "otlp" else "Moesif's events API")
+
+
+def _capture(ours: Mapping[str, Any]) -> Iterator[Fact]:
+    """What moesif_otel adds that has no place of its own on the page."""
+    for name, value in ours.items():
+        if name in {"request_body", "response_body", "identity", "hidden", "outcome"}:
+            continue
+        text = value if isinstance(value, str) else write_json(value).decode()
+        yield Fact(name.replace("_", " "), text[:2_000])
+
+
+def _message(side: str, event: Mapping[str, Any], row: Row, ours: Mapping[str, Any]) -> Message:
+    message: Mapping[str, Any] = event.get(side) or {}
+    facts = ours.get(f"{side}_body")
+    facts = dict(facts) if isinstance(facts, dict) else {}
+    if isinstance(ours.get("bodies_left_out"), str) and message.get("body") is None:
+        facts.setdefault("left_out", ours["bodies_left_out"])
+    size_bytes = row.request_bytes if side == "request" else row.response_bytes
+    headers = [(name, value, HIDDEN_MARK in value) for name, value in (message.get("headers") or {}).items()]
+    line = row.verb if side == "request" else f"{row.status or ''} {_phrase(row.status)}".strip()
+    return Message(side, line, headers, body_of(message, facts, size_bytes, known=row.sizes_known))
+
+
+def hidden_in(event: Mapping[str, Any]) -> list[Hidden]:
+    """Find what was hidden.
+
+    `(hidden)` is what AUTO_HIDE_SENSITIVE writes. What a mask removed leaves no trace in the event; where moesif_otel
+    tells of it in the metadata, that is shown too.
+    """
+    found: list[Hidden] = []
+    rule = "AUTO_HIDE_SENSITIVE"
+    for side in ("request", "response"):
+        message = event.get(side) or {}
+        if HIDDEN_MARK in str(message.get("uri") or ""):
+            found.append(Hidden("address", rule))
+        found += [
+            Hidden(f"{side} header {name}", rule)
+            for name, value in (message.get("headers") or {}).items()
+            if HIDDEN_MARK in value
+        ]
+        data = raw_body(message)
+        if data is not None:
+            times = data.count(HIDDEN_MARK.encode())
+            if times:
+                found.append(Hidden(f"{side} body, {times} {'place' if times == 1 else 'places'}", rule))
+        else:
+            found += [Hidden(f"{side} body {path}", rule) for path in _hidden_paths(message.get("body"))]
+    told = our_facts(event).get("hidden")
+    if isinstance(told, dict):
+        for name, number in told.items():
+            if name != rule:
+                found.append(Hidden(f"{number} {'value' if number == 1 else 'values'}"[:100], str(name)[:100]))
+    return found[:_MAX_HIDDEN]
+
+
+def _hidden_paths(body: Any) -> Iterator[str]:
+    waiting: list[tuple[str, Any]] = [("", body)]
+    number = 0
+    while waiting and number < _MAX_HIDDEN:
+        path, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [(f"{path}.{name}" if path else name, inner) for name, inner in reversed(value.items())]
+        elif isinstance(value, list):
+            waiting += [(f"{path}[{place}]", inner) for place, inner in reversed(list(enumerate(value)))]
+        elif isinstance(value, str) and HIDDEN_MARK in value:
+            number += 1
+            yield path[:200] or "(whole)"
+
+
+def _waterfall(store: Store, row: Row, sequence: int) -> Waterfall | None:
+    if not row.trace_id:
+        return None
+    found = store.rows(Filters(trace=row.trace_id), limit=_MAX_TRACE_ROWS)
+    if len(found) < 2:
+        return None
+    found.sort(key=lambda each: (each.row.time_ms, each.row.direction == "Outgoing", each.sequence))
+    began_ms = found[0].row.time_ms
+    total_ms = max(each.row.time_ms + (each.row.took_ms or 0) for each in found) - began_ms or 1.0
+    del sequence
+    spans = [
+        Span(
+            sequence=each.sequence,
+            row=each.row,
+            depth=depth,
+            x=round((each.row.time_ms - began_ms) / total_ms * 1000, 1),
+            width=round(max((each.row.took_ms or 0) / total_ms * 1000, 4), 1),
+        )
+        for each, depth in _in_order(found)
+    ]
+    return Waterfall(spans, total_ms)
+
+
+def _in_order(found: list[StoredRow]) -> Iterator[tuple[StoredRow, int]]:
+    """Return calls with those they caused below them, and how deep each lies.
+
+    Spans between two calls are not known here: an outgoing call without a known parent belongs to the incoming one
+    that was under way when it began.
+    """
+    by_span = {each.row.span_id: each for each in found if each.row.span_id}
+    incoming = [each for each in found if each.row.direction != "Outgoing"]
+    children: dict[int, list[StoredRow]] = {}
+    roots: list[StoredRow] = []
+    for each in found:
+        parent = by_span.get(each.row.parent_id)
+        if parent is None and each.row.direction == "Outgoing":
+            parent = next((one for one in reversed(incoming) if _is_within(each.row, one.row)), None)
+        if parent is None or parent is each:
+            roots.append(each)
+        else:
+            children.setdefault(parent.sequence, []).append(each)
+    seen: set[int] = set()
+    waiting = [(each, 0) for each in reversed(roots)]
+    while waiting:
+        each, depth = waiting.pop()
+        if each.sequence not in seen:  # ids that lie may point in a circle
+            seen.add(each.sequence)
+            yield each, min(depth, 8)
+            waiting += [(child, depth + 1) for child in reversed(children.get(each.sequence, []))]
+    yield from ((each, 0) for each in found if each.sequence not in seen)
+
+
+def _is_within(inner: Row, outer: Row) -> bool:
+    return outer.time_ms <= inner.time_ms <= outer.time_ms + (outer.took_ms or 0)
+
+
+def curl_of(event: Mapping[str, Any]) -> str:
+    """Return a shell command that makes the call again, as far as the event tells it.
+
+    Everything is quoted: whatever the event holds, the command is one call of curl.
+    """
+    request = event["request"]
+    verb, uri = request["verb"], request["uri"]
+    parts = ["curl", "--globoff"]
+    data = raw_body(request)
+    body = request.get("body")
+    text = None
+    if data is not None:
+        try:
+            text = data.decode()
+        except UnicodeDecodeError:
+            text = None
+    elif body is not None:
+        text = body if isinstance(body, str) else write_json(body).decode()
+    if verb == "HEAD":
+        parts.append("--head")
+    elif verb != ("POST" if body is not None else "GET"):
+        parts += ["--request", _quoted(verb)]
+    parts.append(_quoted(uri))
+    lines = [" ".join(parts)]
+    for name, value in (request.get("headers") or {}).items():
+        if _TOKEN.fullmatch(name) and name.lower() not in _NOT_REPEATED:
+            lines.append(f"--header {_quoted(f'{name}: {value}')}")
+    if body is not None:
+        if text is None or "\0" in text or len(text) > _MAX_CURL_BODY_BYTES:
+            lines.append("--data-binary @body.bin")
+        else:
+            lines.append(f"--data-raw {_quoted(text)}")
+    return " \\\n  ".join(lines)
+
+
+def _quoted(text: str) -> str:
+    """Quote for a POSIX shell; control characters by their codes, so that a terminal never gets one pasted."""
+    if not _CONTROL.search(text):
+        return shlex.quote(text)
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    codes = _CONTROL.sub(lambda found: "".join(f"\\x{byte:02x}" for byte in found.group().encode()), escaped)
+    return f"$'{codes}'"
