@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import TYPE_CHECKING, Any
 
 from moesif_otel._capture.callbacks import check_signatures
 from moesif_otel._capture.wsgi.capture import WsgiTap
 from moesif_otel._capture.wsgi.span import ServerSpans
-from moesif_otel._events.build import transaction_id_for
 from moesif_otel._pipeline.middleware import Middleware
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.settings import Settings
@@ -75,22 +73,4 @@ class MoesifMiddleware(Middleware):
         return self._spans.setdefault("made", spans)
 
     def _transaction_id(self, exchange: Exchange) -> str:
-        """Fix the event's id so that the response header can tell it."""
-        environ = exchange.callback_arguments[1]
-        found = _uuid_text(environ.get("HTTP_X_MOESIF_TRANSACTION_ID"))
-        if found is None:
-            exchange.fix_ids()
-            found = transaction_id_for(exchange.trace_id, exchange.span_id, self.settings.application_id)
-        exchange.transaction_id = found
-        return found
-
-
-def _uuid_text(text: str | None) -> str | None:
-    if not text:
-        return None
-    text = text.strip()
-    try:
-        found = str(uuid.UUID(text))
-    except ValueError:
-        return None
-    return text if text.lower() == found else found
+        return self._transaction_id_of(exchange, exchange.callback_arguments[1].get("HTTP_X_MOESIF_TRANSACTION_ID"))

@@ -284,12 +284,21 @@ def test_two_application_ids_stay_apart(sandbox: Sandbox) -> None:
     ],
 )
 def test_an_incoming_transaction_id_is_kept_if_it_is_a_uuid(sandbox: Sandbox, given: str, kept: bool) -> None:
-    """The header answers with the event's id in every case."""
-    door = Door(sandbox)
+    """The header answers with the event's id in every case; what a client says counts where that is asked for."""
+    door = Door(sandbox, ACCEPT_TRANSACTION_ID=True)
     _, headers, _ = door.ask(HTTP_X_MOESIF_TRANSACTION_ID=given)
     (event,) = door.events()
     assert headers["X-Moesif-Transaction-Id"] == event["transaction_id"]
     assert (event["transaction_id"] == given.strip()) is kept
+
+
+def test_a_client_chooses_no_transaction_id(sandbox: Sandbox) -> None:
+    """Without ACCEPT_TRANSACTION_ID an incoming id says nothing: with it a client could evade metering."""
+    door = Door(sandbox)
+    given = "0f8fad5b-d9cb-469f-a165-70867728950e"
+    _, headers, _ = door.ask(HTTP_X_MOESIF_TRANSACTION_ID=given)
+    (event,) = door.events()
+    assert headers["X-Moesif-Transaction-Id"] == event["transaction_id"] != given
 
 
 def test_a_disabled_transaction_id_is_not_told(sandbox: Sandbox) -> None:

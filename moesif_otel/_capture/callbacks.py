@@ -20,17 +20,13 @@ from moesif_otel.settings import ImportedCallback
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
-    from moesif_otel._capture.exchange import Direction, Exchange
+    from moesif_otel._capture.exchange import Direction, Exchange, Steps
     from moesif_otel._guard import Guard
     from moesif_otel.settings import Settings
 
-__all__ = ["Callbacks", "Steps", "check_signatures"]
+__all__ = ["Callbacks", "await_steps", "check_signatures", "run_steps"]
 
 _logger: Final = logging.getLogger(__name__)
-
-if TYPE_CHECKING:
-    Steps = Generator[Any, Any, None]
-    """Work in steps: yields each awaitable that a callback returned, and is sent its result or thrown its error."""
 
 _NAMES: Final = ("SKIP", "IDENTIFY_USER", "IDENTIFY_COMPANY", "GET_METADATA", "GET_SESSION_TOKEN")
 
@@ -129,6 +125,29 @@ def run_steps(steps: Steps) -> None:
             awaitable = steps.throw(TypeError("an awaitable"))
     except StopIteration:
         return
+
+
+async def await_steps(steps: Steps, awaitable: Any = None) -> None:
+    """Run to the end what may be done in steps, and await what is awaitable.
+
+    Args:
+        steps: The steps.
+        awaitable: What they have yielded, where they have begun.
+    """
+    try:
+        if awaitable is None:
+            awaitable = next(steps)
+        while True:
+            try:
+                result = await awaitable
+            except Exception as exc:
+                awaitable = steps.throw(exc)
+            else:
+                awaitable = steps.send(result)
+    except StopIteration:
+        return
+    finally:
+        steps.close()  # cancelled
 
 
 class _NotImportedError(Exception):

@@ -15,7 +15,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from opentelemetry.sdk.trace import ReadableSpan, Span
 
@@ -95,6 +95,30 @@ class Decision(Protocol):
         ...
 
 
+if TYPE_CHECKING:
+    Steps = Generator[Any, Any, None]
+    """Work in steps: yields each awaitable that a callback returned, and is sent its result or thrown its error."""
+
+
+class Governed(Protocol):
+    """The governance rules asked about one request, in steps (`_pipeline.governance.GovernedRequest`)."""
+
+    needs_identity: bool
+
+    @property
+    def needs_body(self) -> bool:
+        """Whether a rule depends on the body; to be asked once the identity is known."""
+        ...
+
+    def give_body(self, data: bytes | None, *, whole: bool = True) -> None:
+        """Take the request body as it came."""
+        ...
+
+    def verdict(self) -> Decision | None:
+        """Return what the rules decide, or None when none has anything to say."""
+        ...
+
+
 class Pipeline(Protocol):
     """What a tap needs of the pipeline that it works for (`processor.MoesifSpanProcessor`)."""
 
@@ -130,6 +154,22 @@ class Pipeline(Protocol):
         Returns:
             None when no rule has anything to say, which takes well under a microsecond without rules. Never raises.
         """
+        ...
+
+    def governed(self, exchange: Exchange) -> Governed | None:
+        """Return what asks the governance rules in steps; None when there are none."""
+        ...
+
+    def identifying(self, exchange: Exchange) -> Steps:
+        """Run IDENTIFY_* before the application is called, in steps."""
+        ...
+
+    def calling_back(self, exchange: Exchange) -> Steps:
+        """Run all callbacks, in steps, before the call has ended."""
+        ...
+
+    def finishing(self, exchange: Exchange) -> Steps:
+        """Do what `finished` does, in steps."""
         ...
 
     def finished(self, exchange: Exchange) -> None:

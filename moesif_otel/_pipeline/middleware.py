@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import uuid
 from typing import TYPE_CHECKING
 
 from opentelemetry.trace import TracerProvider
@@ -10,6 +11,7 @@ from opentelemetry.trace import TracerProvider
 from moesif_otel._capture.callbacks import check_signatures
 from moesif_otel._delivery.client import MoesifTransport
 from moesif_otel._delivery.profile_queue import ProfileQueue
+from moesif_otel._events.build import transaction_id_for
 from moesif_otel._pipeline.pipeline import Pipeline, live_pipeline
 from moesif_otel._pipeline.providers import resolve_provider
 from moesif_otel._pipeline.sink import EventSink
@@ -19,6 +21,7 @@ from moesif_otel.errors import MoesifConfigError
 if TYPE_CHECKING:
     from typing import Any
 
+    from moesif_otel._capture.exchange import Exchange
     from moesif_otel._delivery.profile_fields import ProfileKind
     from moesif_otel._delivery.stats import Stats
     from moesif_otel.outgoing import OutgoingCapture
@@ -53,7 +56,7 @@ class Middleware(ProfileCalls):
             check_signatures(settings, ("request", "response"), suffix="_OUTGOING")
         self.settings = settings
         self._explicit_provider = tracer_provider
-        self._pipeline = live_pipeline(settings, of_processor=True) or Pipeline(EventSink(settings))
+        self._pipeline = self._find_pipeline()
         self._pipeline.join(self)
         self._is_shut_down = False
         sink = self._pipeline.sink
@@ -69,6 +72,9 @@ class Middleware(ProfileCalls):
 
             self._outgoing = start_capture_for(self._pipeline, tracer_provider)
 
+    def _find_pipeline(self) -> Pipeline:
+        return live_pipeline(self.settings, of_processor=True) or Pipeline(EventSink(self.settings))
+
     def _provider_to_watch(self) -> Any:
         """Choose the tracer provider, at the first request, and let the pipeline see its spans; None without one."""
         provider = resolve_provider(self._explicit_provider)
@@ -78,6 +84,20 @@ class Middleware(ProfileCalls):
 
     def _tell(self, kind: ProfileKind, argument: Any, *, wait: bool, batch: bool) -> bool:
         return super()._tell(kind, argument, wait=wait and not _on_event_loop(), batch=batch)
+
+    def _transaction_id_of(self, exchange: Exchange, incoming: str | None) -> str:
+        """Fix the event's id, so that a response header can tell it.
+
+        Args:
+            exchange: The call.
+            incoming: What the request says that the id should be; counts with `ACCEPT_TRANSACTION_ID` only.
+        """
+        found = _uuid_text(incoming) if self.settings.accept_transaction_id else None
+        if found is None:
+            exchange.fix_ids()
+            found = transaction_id_for(exchange.trace_id, exchange.span_id, self.settings.application_id)
+        exchange.transaction_id = found
+        return found
 
     def force_flush(self, timeout_millis: int = 5_000) -> bool:
         """Deliver every call that has finished. It waits: on an event loop use `asyncio.to_thread`.
@@ -110,3 +130,14 @@ class Middleware(ProfileCalls):
 def _on_event_loop() -> bool:
     asyncio = sys.modules.get("asyncio")  # who runs a loop has imported it
     return asyncio is not None and asyncio._get_running_loop() is not None
+
+
+def _uuid_text(text: str | None) -> str | None:
+    if not text:
+        return None
+    text = text.strip()
+    try:
+        found = str(uuid.UUID(text))
+    except ValueError:
+        return None
+    return text if text.lower() == found else found

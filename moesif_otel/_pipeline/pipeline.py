@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan, Span
 
     from moesif_otel._capture.body import ByteBudget
-    from moesif_otel._capture.callbacks import Steps
+    from moesif_otel._capture.exchange import Steps
     from moesif_otel._delivery.stats import Stats
     from moesif_otel._delivery.worker import Delivery
     from moesif_otel._guard import Guard
@@ -266,6 +266,22 @@ class Pipeline:
         except Exception as exc:
             self.guard.caught("governance", exc)
             return None
+
+    def governed(self, exchange: Exchange) -> governance.GovernedRequest | None:
+        """Return what asks the governance rules in steps; None when there are none."""
+        remote = self.sink.remote
+        if remote is None or not remote.rules:
+            return None
+        return governance.GovernedRequest(remote.rules, remote.config, exchange)
+
+    def identifying(self, exchange: Exchange) -> Steps:
+        """Run IDENTIFY_* before the application is called, in steps."""
+        return self._callbacks[exchange.direction].identifying(exchange)
+
+    def calling_back(self, exchange: Exchange) -> Steps:
+        """Run all callbacks, in steps, for a framework in which that has a better time than the end of the call."""
+        exchange.callbacks_done = True
+        return self._callbacks[exchange.direction].steps(exchange)
 
     def finished(self, exchange: Exchange) -> None:
         """Run the callbacks, then submit the call or wait a moment for its span."""

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as otel_context
 
+from moesif_otel._capture.asgi.background import go_on
 from moesif_otel._capture.asgi.callback_objects import CallbackObjects
 from moesif_otel._capture.asgi.scope import header_source, peer_address, repeatable, url_source
 from moesif_otel._capture.body import CapturedBody
+from moesif_otel._capture.callbacks import await_steps
 from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
 
 if TYPE_CHECKING:
@@ -108,30 +110,35 @@ class AsgiCapture:
     async def govern(self, app: Any, exchange: Exchange, scope: Any, receive: Receive, send: Send) -> Any:
         """Ask the governance rules about a call, then call the application, or answer in its place."""
         exchange.governed = True
+        ahead = _BodyAhead(receive, self._pipeline.settings.request_max_body_size)
+        decision = None
         try:
-            decision, receive = await self._decide(exchange, scope, receive)
+            decision = await self._decide(exchange, scope, ahead)
         except Exception as exc:
             self._pipeline.guard.caught("governance", exc)
-            decision = None
+        if ahead.messages:
+            receive = ahead.receive
         if decision is None:
             return await app(scope, receive, send)
         if not decision.blocked:
             return await app(scope, receive, _DecidedSend(send, decision, self._pipeline.guard))
         return await answer_instead(decision, scope, receive, send)
 
-    async def _decide(self, exchange: Exchange, scope: Any, receive: Receive) -> tuple[Decision | None, Receive]:
+    async def _decide(self, exchange: Exchange, scope: Any, ahead: _BodyAhead) -> Decision | None:
         pipeline = self._pipeline
-        if pipeline.has_callbacks(exchange):
-            objects = self.callback_objects()
-            exchange.callback_arguments = (objects.request(scope, {}, exchange), None)
-        ahead = _BodyAhead(receive, pipeline.settings.request_max_body_size)
-        decision = pipeline.govern(exchange, ahead.data)
-        if ahead.was_asked and await ahead.read():
-            # Rules that look into the body are asked once more, with it.
-            decision = pipeline.govern(exchange, ahead.data)
-        # What the callbacks did not know yet they are asked again, with the response.
-        exchange.identified = False
-        return decision, ahead.receive if ahead.messages else receive
+        governed = pipeline.governed(exchange)
+        if governed is None:
+            return None
+        if governed.needs_identity and pipeline.has_callbacks(exchange):
+            request = self.callback_objects().request(scope, {}, exchange)
+            exchange.callback_arguments = exchange.identify_arguments = (request, None)
+            await await_steps(pipeline.identifying(exchange))
+            # What the callbacks did not know yet they are asked again, with the response.
+            exchange.identified = False
+        if governed.needs_body:
+            data, whole = await ahead.read()
+            governed.give_body(data, whole=whole)
+        return governed.verdict()
 
     def callback_objects(self) -> CallbackObjects:
         """Return what makes the arguments of callbacks; the first time it may import Starlette."""
@@ -158,8 +165,7 @@ class AsgiCapture:
         exchange.has_remote_parent = any(name == b"traceparent" for name, _ in headers)
         scope[EXCHANGES_KEY] = (*present, exchange)
         call = (HttpCall if is_http else WebSocketCall)(exchange, receive, send)
-        if spans is not None:
-            call.start_span(spans, scope)
+        call.spans = spans
         if pipeline.has_callbacks(exchange):
             call.offer_to_callbacks(self.callback_objects(), scope)
         return exchange, call
@@ -192,11 +198,12 @@ class HttpCall:
         "_keeps_bodies",
         "_objects",
         "_receive",
+        "_rest",
         "_scope",
         "_send",
         "_span",
-        "_spans",
         "_trailers",
+        "spans",
     )
 
     def __init__(self, exchange: Exchange, receive: Receive, send: Send) -> None:
@@ -207,18 +214,20 @@ class HttpCall:
         self._send = send
         self._trailers = False
         self._span: ServerSpan | None = None
-        self._spans: ServerSpans | None = None
+        self.spans: ServerSpans | None = None  # makes the SERVER span, where no instrumentation does
         self._objects: CallbackObjects | None = None
         self._scope: Any = None
         self._came: Any = None
+        self._rest: Callable[[], Awaitable[Any]] | None = None  # waits for callbacks that are awaited
 
-    def start_span(self, spans: ServerSpans, scope: Any) -> None:
-        """Start the SERVER span, where it is ours to make."""
-        self._spans = spans
+    def _start_span(self, spans: ServerSpans, scope: Any) -> Any:
+        """Start the SERVER span, where it is ours to make, and make it current."""
         try:
-            self._span = spans.start(scope)
+            span = self._span = spans.start(scope)
+            return None if span is None or span.context is None else otel_context.attach(span.context)
         except Exception as exc:
             self._guard.caught("a SERVER span", exc)
+            return None
 
     def offer_to_callbacks(self, objects: CallbackObjects, scope: Any) -> None:
         """Remember what callbacks will be given."""
@@ -236,12 +245,19 @@ class HttpCall:
         token = current_exchange.set(exchange)
         attached = None
         try:
+            if self.spans is not None:
+                attached = self._start_span(self.spans, scope)
             exchange.pipeline.opened(exchange)
-            if self._span is not None and self._span.context is not None:
-                attached = otel_context.attach(self._span.context)
             if governor is not None and exchange.pipeline.has_rules:
-                return await governor.govern(app, exchange, scope, self.receive, self.send)
-            return await app(scope, self.receive, self.send)
+                result = await governor.govern(app, exchange, scope, self.receive, self.send)
+            else:
+                result = await app(scope, self.receive, self.send)
+            if self._exchange is not None:
+                # Without the last message of a response: the server answers 500, or cuts it.
+                self.end(Outcome.FAILED)
+            if self._rest is not None:
+                await self._rest()
+            return result
         except Exception as exc:
             self.end(Outcome.FAILED, exc)
             raise
@@ -253,8 +269,6 @@ class HttpCall:
             self._interrupted(exc)
             raise
         finally:
-            if self._exchange is not None:
-                self._returned()
             try:
                 if attached is not None:
                     otel_context.detach(attached)
@@ -349,10 +363,6 @@ class HttpCall:
         else:
             self.end(Outcome.ABORTED)
 
-    def _returned(self) -> None:
-        """The application returned without the last message of a response: the server answers 500, or cuts it."""
-        self.end(Outcome.FAILED)
-
     def dropped(self) -> None:
         """Nobody will go on with the call; may run in a finalizer."""
         exchange, self._exchange = self._exchange, None
@@ -370,20 +380,28 @@ class HttpCall:
         if exchange is None:
             return
         try:
-            if self._spans is not None:
+            if self.spans is not None:
                 span, self._span = self._span, None
                 if span is not None:
                     span.end(error)
-                self._spans.observe(exchange, made=span is not None)
+                self.spans.observe(exchange, made=span is not None)
         except Exception as exc:
             self._guard.caught("a SERVER span", exc)
         try:
             if self._objects is not None:
-                exchange.callback_arguments = self._callback_arguments(self._objects, exchange)
+                arguments = self._callback_arguments(self._objects, exchange)
+                exchange.callback_arguments = exchange.identify_arguments = arguments
         except Exception as exc:
             self._guard.caught("preparing callbacks", exc)
+        has_callbacks = self._objects is not None
         self._forget()
-        exchange.finish(outcome, error)
+        if not has_callbacks:
+            exchange.finish(outcome, error)
+        elif exchange.close(outcome, error):
+            try:
+                self._rest = go_on(exchange.pipeline.finishing(exchange))
+            except Exception as exc:
+                self._guard.caught("the end of an ASGI call", exc)
 
     def _callback_arguments(self, objects: CallbackObjects, exchange: Exchange) -> tuple[Any, Any]:
         came = self._came
@@ -392,7 +410,7 @@ class HttpCall:
 
     def _forget(self) -> None:
         # A background task may keep the call for hours.
-        self._objects = self._scope = self._came = self._spans = None
+        self._objects = self._scope = self._came = self.spans = None
 
 
 class WebSocketCall(HttpCall):
@@ -470,44 +488,36 @@ async def answer_instead(decision: Decision, scope: Any, receive: Receive, send:
 
 
 class _BodyAhead:
-    """The request body for rules that look into it: received before the application asks, then given to it.
+    """The request body for a rule that looks into it: received before the application asks, then given to it.
 
     Args:
         receive: Where the messages come from.
         max_bytes: A longer body is received no further.
     """
 
-    __slots__ = ("_data", "_max_bytes", "_receive", "messages", "was_asked")
+    __slots__ = ("_max_bytes", "_receive", "messages")
 
     def __init__(self, receive: Receive, max_bytes: int) -> None:
         self._receive = receive
         self._max_bytes = max_bytes
-        self._data: bytes | None = None
         self.messages: deque[Message] = deque()
-        self.was_asked = False
 
-    def data(self) -> bytes | None:
-        """Return the whole body, or None as long as it has not been read."""
-        self.was_asked = True
-        return self._data
-
-    async def read(self) -> bool:
-        """Receive the body; False when it is too long or the client left."""
+    async def read(self) -> tuple[bytes | None, bool]:
+        """Receive the body, and say whether it is whole: it is not when it is too long, or the client left."""
         parts: list[bytes] = []
         size_bytes = 0
         while True:
             message = await self._receive()
             self.messages.append(message)
             if message["type"] != "http.request":
-                return False
+                return None, False
             part = message.get("body") or b""
             parts.append(part)
             size_bytes += len(part)
             if size_bytes > self._max_bytes:
-                return False
+                return None, False
             if not message.get("more_body"):
-                self._data = b"".join(parts)
-                return True
+                return b"".join(parts), True
 
     async def receive(self) -> Message:
         """Receive for the application: first what was read ahead."""

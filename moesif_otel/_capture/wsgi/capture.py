@@ -50,17 +50,27 @@ class WsgiTap:
         pipeline: Whose calls they are.
         transaction_id: Gives the id for `X-Moesif-Transaction-Id`, or None to add no such header.
         provisional: Stand back where a `MoesifMiddleware` of the same application id is inside.
+        governs: Whether governance rules are asked here, and not further inside.
+        offer_to_callbacks: Prepares the arguments of callbacks at the end of a call.
 
     Thread-safe.
     """
 
-    __slots__ = ("_pipeline", "_provisional", "_transaction_id")
+    __slots__ = ("_pipeline", "_provisional", "governs", "offer_to_callbacks", "transaction_id")
 
     def __init__(
-        self, pipeline: Pipeline, *, transaction_id: Callable[[Exchange], str] | None = None, provisional: bool = False
+        self,
+        pipeline: Pipeline,
+        *,
+        transaction_id: Callable[[Exchange], str] | None = None,
+        provisional: bool = False,
+        governs: bool = True,
+        offer_to_callbacks: Callable[[Exchange], None] | None = None,
     ) -> None:
         self._pipeline = pipeline
-        self._transaction_id = transaction_id
+        self.governs = governs
+        self.offer_to_callbacks = offer_to_callbacks or _offer_to_callbacks
+        self.transaction_id = transaction_id
         self._provisional = provisional
 
     def call(
@@ -117,7 +127,7 @@ class WsgiTap:
                 body = exchange.request_body = CapturedBody(settings.request_max_body_size, pipeline.budget)
                 environ["wsgi.input"] = InputTee(environ["wsgi.input"], body, pipeline.guard)
         environ[EXCHANGES_KEY] = (*present, exchange)
-        return _Call(exchange, start_response, self._transaction_id, spans)
+        return _Call(exchange, start_response, self, spans)
 
     def _take_over(self, present: tuple[Exchange, ...]) -> bool:
         key = self._pipeline.settings.pipeline_key
@@ -142,21 +152,21 @@ class _Call:
         "_server_write",
         "_span",
         "_spans",
-        "_transaction_id",
+        "_tap",
     )
 
     def __init__(
         self,
         exchange: Exchange,
         start_response: Any,
-        transaction_id: Callable[[Exchange], str] | None,
+        tap: WsgiTap,
         spans: ServerSpans | None,
     ) -> None:
         self._exchange = exchange
+        self._tap = tap
         self._guard = exchange.pipeline.guard
         self._server_start_response = start_response
         self._server_write: Any = None
-        self._transaction_id = transaction_id
         self._spans = spans
         self._span: ServerSpan | None = None
         self._sent_bytes = 0
@@ -198,6 +208,9 @@ class _Call:
 
     def _govern(self, environ: dict[str, Any]) -> Decision | None:
         exchange = self._exchange
+        if not self._tap.governs:
+            return None
+        exchange.governed = True
         pipeline = exchange.pipeline
         return pipeline.govern(exchange, partial(read_ahead, environ, pipeline.settings.request_max_body_size))
 
@@ -236,7 +249,8 @@ class _Call:
         return result
 
     def _with_transaction_id(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        if self._transaction_id is None:
+        transaction_id = self._tap.transaction_id
+        if transaction_id is None:
             return headers
         try:
             if type(headers) is not list:
@@ -244,7 +258,7 @@ class _Call:
             for header in headers:
                 if header[0].lower() == _TRANSACTION_ID_NAME:
                     return headers
-            return [*headers, (TRANSACTION_ID_HEADER, self._transaction_id(self._exchange))]
+            return [*headers, (TRANSACTION_ID_HEADER, transaction_id(self._exchange))]
         except Exception as exc:
             self._guard.caught("the transaction id header", exc)
         return headers
@@ -349,8 +363,8 @@ class _Call:
         except Exception as exc:
             self._guard.caught("a SERVER span", exc)
         try:
-            if exchange.pipeline.has_callbacks(exchange):
-                _offer_to_callbacks(exchange)
+            if not exchange.callbacks_done and exchange.pipeline.has_callbacks(exchange):
+                self._tap.offer_to_callbacks(exchange)
         except Exception as exc:
             self._guard.caught("preparing callbacks", exc)
         exchange.finish(outcome, error)

@@ -1,0 +1,260 @@
+"""Capture of Django's calls: at the wire for the bytes, in the middleware for what Django knows of them.
+
+The wire is where Django's WSGI and ASGI handlers are called: outer middlewares' 304s and compression, streams and
+cookies are seen there as the client sees them, and `request.body` is never touched. The middleware finds the call's
+Exchange in the request. Test clients have no such handler: their calls are read off request and response.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from django.core.signals import got_request_exception
+from django.http import HttpResponse
+from django.utils.functional import LazyObject
+
+from moesif_otel._capture.asgi import scope as asgi_scope
+from moesif_otel._capture.asgi.capture import AsgiCapture
+from moesif_otel._capture.body import CapturedBody
+from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
+from moesif_otel._capture.patching import Patch, PatchSet
+from moesif_otel._capture.wsgi import environ
+from moesif_otel._capture.wsgi.capture import EXCHANGES_KEY, WsgiTap
+from moesif_otel._guard import PROCESS_GUARD
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from contextvars import Token
+
+    from moesif_otel._capture.exchange import Decision, Governed, Headers, Pipeline
+    from moesif_otel.settings import Settings
+
+__all__ = ["DjangoCall", "DjangoCapture"]
+
+_HANDLER_ATTRIBUTE: Final = "_moesif_otel_capture"
+
+
+class DjangoCapture:
+    """Captures the calls of the handlers whose MIDDLEWARE has a `MoesifMiddleware` of one pipeline.
+
+    Args:
+        pipeline: Whose calls they are.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self._wsgi = WsgiTap(pipeline, governs=False, offer_to_callbacks=_offer_unreached)
+        self._asgi = AsgiCapture(pipeline)
+
+    def meet_handlers(self, is_in_middleware: Callable[[], bool]) -> None:
+        """Stand around the handlers that are made now; the middleware that is being made belongs to one of them.
+
+        Args:
+            is_in_middleware: Whether the settings' MIDDLEWARE has ours.
+        """
+        global _newest  # noqa: PLW0603 - a handler finds at its first call what was made with it
+        _newest = (self, is_in_middleware)
+        PROCESS_GUARD.run("meeting Django's handlers", _handlers.hold, self)
+        got_request_exception.connect(_note_exception, dispatch_uid=_note_exception)
+
+    def serve_wsgi(self, call: Any, handler: Any, variables: Any, start_response: Any) -> Any:
+        """Have a WSGI handler serve a call."""
+        return self._wsgi.call(functools.partial(call, handler), variables, start_response, callback_app=handler)
+
+    def serve_asgi(self, call: Any, handler: Any, scope: Any, receive: Any, send: Any) -> Awaitable[Any]:
+        """Have an ASGI handler serve a call."""
+        return self._asgi.serve(functools.partial(call, handler), scope, receive, send, governs=False)
+
+
+def _capture_of(handler: Any) -> DjangoCapture | None:
+    """Return what captures a handler's calls; found once, kept on the handler."""
+    attributes = vars(handler)
+    if _HANDLER_ATTRIBUTE not in attributes:
+        found = None
+        # A handler without middlewares of its own serves static files for `runserver`.
+        if _newest is not None and getattr(handler, "_middleware_chain", None) is not None:
+            capture, is_in_middleware = _newest
+            found = capture if PROCESS_GUARD.run("looking at MIDDLEWARE", is_in_middleware) else None
+        attributes[_HANDLER_ATTRIBUTE] = found
+    capture_of_handler: DjangoCapture | None = attributes[_HANDLER_ATTRIBUTE]
+    return capture_of_handler
+
+
+def _serve_wsgi(call: Any, handler: Any, /, *args: Any, **kwargs: Any) -> Any:
+    capture = _capture_of(handler) if len(args) == 2 and not kwargs else None
+    if capture is None:
+        return call(handler, *args, **kwargs)
+    return capture.serve_wsgi(call, handler, *args)
+
+
+async def _serve_asgi(call: Any, handler: Any, /, *args: Any, **kwargs: Any) -> Any:
+    capture = _capture_of(handler) if len(args) == 3 and not kwargs else None
+    if capture is None or args[0].get("type") != "http":
+        return await call(handler, *args, **kwargs)
+    return await capture.serve_asgi(call, handler, *args)
+
+
+_newest: tuple[DjangoCapture, Callable[[], bool]] | None = None
+_handlers: Final = PatchSet(
+    [
+        Patch("django.core.handlers.wsgi", "WSGIHandler.__call__", _serve_wsgi),
+        Patch("django.core.handlers.asgi", "ASGIHandler.__call__", _serve_asgi),
+    ]
+)
+
+
+def _note_exception(**_facts: Any) -> None:
+    """Note an exception that Django answers with a 500 (its signal `got_request_exception`)."""
+    exchange, kind = current_exchange.get(), sys.exc_info()[0]
+    if exchange is not None and exchange.direction == "Incoming" and exchange.is_open and kind is not None:
+        exchange.error_type = kind.__qualname__
+
+
+def _offer_unreached(exchange: Exchange) -> None:
+    """Give callbacks a request and a bare response where an outer middleware answered, and ours was never reached."""
+    handler, variables = exchange.callback_arguments
+    response = HttpResponse(status=exchange.status or 500, headers=dict(exchange.response_headers))
+    exchange.callback_arguments = (handler.request_class(variables), response)
+
+
+class DjangoCall:
+    """One request as the middleware sees it: a context manager around its answering.
+
+    Args:
+        request: Django's.
+        pipeline: The middleware's.
+    """
+
+    __slots__ = ("_is_bare", "_pipeline", "_token", "decision", "exchange", "request")
+
+    def __init__(self, request: Any, pipeline: Pipeline) -> None:
+        self.request = request
+        self._pipeline = pipeline
+        self.decision: Decision | None = None  # whose headers are to be added
+        self._token: Token[Exchange | None] | None = None
+        found = _exchange_of(request, pipeline)
+        self._is_bare = found is None
+        self.exchange = _exchange_of_test_client(request, pipeline) if found is None else found
+        if not self._is_bare:
+            # As moesifdjango names them, and as masks index them; made where they are looked at.
+            self.exchange.request_headers = functools.partial(_upper_case, self.exchange._request_headers)
+
+    def __enter__(self) -> None:
+        if self._is_bare:
+            self._token = current_exchange.set(self.exchange)
+            self._pipeline.opened(self.exchange)
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if self._token is not None:
+            current_exchange.reset(self._token)
+            self.exchange.finish(Outcome.COMPLETE if error is None else Outcome.FAILED, error)
+
+    def governed(self) -> Governed | None:
+        """Return what is to be asked of the governance rules, or None where there is nothing to ask."""
+        exchange = self.exchange
+        if exchange.governed:
+            return None
+        exchange.governed = True
+        exchange.callback_arguments = exchange.identify_arguments = (self.request, None)
+        return self._pipeline.governed(exchange)
+
+    def body(self) -> tuple[bytes | None, bool]:
+        """Read the request body for a rule that looks into it, and say whether it is whole; the view reads it again."""
+        limit_bytes = self._pipeline.settings.request_max_body_size
+        length = self.request.META.get("CONTENT_LENGTH") or ""
+        if not str(length).isdecimal() or int(length) > limit_bytes:
+            return None, False
+        data: bytes = self.request.body
+        return data, True
+
+    def answered(self, response: Any) -> None:
+        """Note what Django knows once the view has answered; the callbacks come next."""
+        exchange = self.exchange
+        match = getattr(self.request, "resolver_match", None)
+        if match is not None and match.route:
+            exchange.notes["route"] = match.route
+        if self._is_bare:
+            _note_test_response(exchange, self.request, response)
+        # What the callbacks did not know before the view they are asked again, with the response.
+        exchange.identified = False
+        exchange.callback_arguments = exchange.identify_arguments = (self.request, response)
+
+    def called_back(self) -> None:
+        """Take the identity that Django knows where no callback and no `identify` gave one."""
+        exchange = self.exchange
+        if not exchange.user_id:
+            exchange.user_id = _name_of_cached_user(self.request)
+        if exchange.session_token is None:
+            exchange.session_token = _session_token(self.request, exchange.pipeline.settings)
+
+
+def _exchange_of(request: Any, pipeline: Pipeline) -> Exchange | None:
+    """Return the Exchange that a capture at the wire opened: ours, or that of a middleware around the application."""
+    carrier = getattr(request, "scope", None) or request.META
+    present: tuple[Exchange, ...] = carrier.get(EXCHANGES_KEY, ())
+    key = pipeline.settings.pipeline_key
+    return next((one for one in reversed(present) if one.pipeline.settings.pipeline_key == key and one.is_open), None)
+
+
+def _exchange_of_test_client(request: Any, pipeline: Pipeline) -> Exchange:
+    exchange = Exchange(pipeline, "Incoming", request.method or "GET")
+    scope = getattr(request, "scope", None)
+    if scope is None:
+        exchange.url = environ.url_source(request.META)
+        headers = environ.header_source(request.META)
+        exchange.peer_address = request.META.get("REMOTE_ADDR") or None
+    else:
+        pairs = tuple(scope["headers"])
+        exchange.url = asgi_scope.url_source(scope, pairs)
+        headers = asgi_scope.header_source(pairs)
+        exchange.peer_address = asgi_scope.peer_address(scope)
+    exchange.request_headers = functools.partial(_upper_case, headers)
+    exchange.has_remote_parent = "HTTP_TRACEPARENT" in request.META
+    return exchange
+
+
+def _note_test_response(exchange: Exchange, request: Any, response: Any) -> None:
+    """Read a test client's call off its request and response; nothing is read that has not been."""
+    exchange.status = response.status_code
+    headers = [(str(name), str(value)) for name, value in response.items()]
+    headers += [("Set-Cookie", morsel.OutputString()) for morsel in response.cookies.values()]
+    exchange.response_headers = headers
+    settings, budget = exchange.pipeline.settings, exchange.pipeline.budget
+    if not settings.log_body:
+        return
+    if isinstance(getattr(request, "_body", None), bytes):
+        exchange.request_body = CapturedBody(settings.request_max_body_size, budget)
+        exchange.request_body.add(request._body)
+    if not response.streaming:
+        exchange.response_body = CapturedBody(settings.response_max_body_size, budget)
+        exchange.response_body.add(response.content)
+
+
+def _upper_case(headers: Headers | Callable[[], Headers]) -> Headers:
+    return [(name.upper(), value) for name, value in (headers if isinstance(headers, list) else headers())]
+
+
+def _name_of_cached_user(request: Any) -> str | None:
+    """Return the user's name if the application has looked the user up: to look one up sets `Vary: Cookie`."""
+    user = vars(request).get("user")
+    if isinstance(user, LazyObject):
+        user = vars(request).get("_cached_user") or vars(request).get("_acached_user")
+    elif user is None:
+        user = vars(request).get("_acached_user")
+    if user is None or not user.is_authenticated:
+        return None
+    return user.get_username() or None
+
+
+def _session_token(request: Any, settings: Settings) -> str | None:
+    """Return what stands for the request's session; to ask for its key neither loads nor marks the session."""
+    key = getattr(vars(request).get("session"), "session_key", None)
+    if not isinstance(key, str):
+        return None
+    if not settings.auto_hide_sensitive:
+        return key
+    # Whoever has the key has the session. Calls of one session still have the same token.
+    return hashlib.sha256(key.encode()).hexdigest()[:32]

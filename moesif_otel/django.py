@@ -1,0 +1,196 @@
+"""The Django middleware: `MoesifMiddleware`, for WSGI and ASGI, a drop-in for the one of moesifdjango."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
+from django.conf import settings as django_settings
+from django.http import HttpResponse
+from django.utils.module_loading import import_string
+
+from moesif_otel._capture.callbacks import run_steps
+from moesif_otel._capture.django import DjangoCall, DjangoCapture
+from moesif_otel._capture.wsgi.capture import TRANSACTION_ID_HEADER
+from moesif_otel._pipeline.middleware import Middleware
+from moesif_otel.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from moesif_otel._capture.exchange import Decision, Steps
+    from moesif_otel._pipeline.pipeline import Pipeline
+
+__all__ = ["MoesifMiddleware"]
+
+_shared: dict[Settings, Pipeline] = {}
+"""Django makes a middleware for each handler, test clients one each: those of equal settings share a pipeline."""
+
+
+class MoesifMiddleware(Middleware):
+    """Django middleware that records API calls in Moesif, under WSGI and ASGI.
+
+    Drop-in for `moesifdjango.middleware.moesif_middleware`:
+
+    ```python
+    MIDDLEWARE = [..., "moesif_otel.django.MoesifMiddleware"]  # after session and authentication middlewares
+    MOESIF_MIDDLEWARE = {"APPLICATION_ID": "…"}
+    ```
+
+    Callbacks take `(request, response)`, Django's own, and may be coroutine functions under ASGI. They run when the
+    view has answered, so models, `request.user` and `response.content` work in them as in a view.
+
+    Where nobody says otherwise the user is the name of `request.user`, if the application has looked the user up.
+
+    Args:
+        get_response: What Django gives a middleware; without one only the profile calls are of use.
+
+    Raises:
+        MoesifConfigError: An option in `settings.MOESIF_MIDDLEWARE`, or in the environment, is wrong.
+    """
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: Callable[[Any], Any] | None = None) -> None:
+        self._is_async = iscoroutinefunction(get_response)
+        options = getattr(django_settings, "MOESIF_MIDDLEWARE", None)
+        super().__init__(Settings.of(options, async_callbacks=True), None)
+        self.get_response: Any = get_response
+        self._guard = self._pipeline.guard
+        self._capture = DjangoCapture(self._pipeline)
+        self._has_provider = False
+        if get_response is not None:
+            self._capture.meet_handlers(_is_in_middleware)
+        if self._is_async:
+            markcoroutinefunction(self)
+
+    def _find_pipeline(self) -> Pipeline:
+        found = _shared.get(self.settings)
+        if found is None or not found.is_live:
+            found = _shared[self.settings] = super()._find_pipeline()
+        return found
+
+    def __call__(self, request: Any) -> Any:
+        """Answer a request as the view and the middlewares further inside do."""
+        if self._is_async:
+            return self._answer_async(request)
+        call = self._guard.run("capture of a Django request", self._begin, request)
+        if call is None:
+            return self.get_response(request)
+        with call:
+            response = self._guard.run("governance", self._govern, call)
+            if response is None:
+                response = self.get_response(request)
+            self._guard.run("callbacks of a Django request", self._call_back, call, response)
+            return self._guard.run("headers of a Django response", self._add_headers, call, response) or response
+
+    async def _answer_async(self, request: Any) -> Any:
+        call = self._guard.run("capture of a Django request", self._begin, request)
+        if call is None:
+            return await self.get_response(request)
+        with call:
+            response = None
+            try:
+                response = await self._govern_async(call)
+            except Exception as exc:
+                self._guard.caught("governance", exc)
+            if response is None:
+                response = await self.get_response(request)
+            try:
+                await self._call_back_async(call, response)
+            except Exception as exc:
+                self._guard.caught("callbacks of a Django request", exc)
+            return self._guard.run("headers of a Django response", self._add_headers, call, response) or response
+
+    def _begin(self, request: Any) -> DjangoCall:
+        if not self._has_provider:
+            self._has_provider = True
+            self._provider_to_watch()
+        return DjangoCall(request, self._pipeline)
+
+    # Governance, before the view.
+
+    def _govern(self, call: DjangoCall) -> HttpResponse | None:
+        governed = call.governed()
+        if governed is None:
+            return None
+        if governed.needs_identity:
+            run_steps(self._pipeline.identifying(call.exchange))
+        if governed.needs_body:
+            data, whole = call.body()
+            governed.give_body(data, whole=whole)
+        return self._answer_of(call, governed.verdict())
+
+    async def _govern_async(self, call: DjangoCall) -> HttpResponse | None:
+        governed = call.governed()
+        if governed is None:
+            return None
+        if governed.needs_identity:
+            await _run_steps_async(self._pipeline.identifying(call.exchange))
+        if governed.needs_body:
+            data, whole = call.body()
+            governed.give_body(data, whole=whole)
+        return self._answer_of(call, governed.verdict())
+
+    @staticmethod
+    def _answer_of(call: DjangoCall, decision: Decision | None) -> HttpResponse | None:
+        if decision is None:
+            return None
+        if not decision.blocked:
+            call.decision = decision
+            return None
+        response = HttpResponse(decision.body or b"", status=decision.status, reason=decision.phrase)
+        del response["Content-Type"]
+        for name, value in decision.headers:
+            response[name] = value
+        return response
+
+    # The callbacks, and our header, when the view has answered.
+
+    def _call_back(self, call: DjangoCall, response: Any) -> None:
+        call.answered(response)
+        if self._pipeline.has_callbacks(call.exchange):
+            run_steps(self._pipeline.calling_back(call.exchange))
+        call.called_back()
+
+    async def _call_back_async(self, call: DjangoCall, response: Any) -> None:
+        call.answered(response)
+        if self._pipeline.has_callbacks(call.exchange):
+            await _run_steps_async(self._pipeline.calling_back(call.exchange))
+        call.called_back()
+
+    def _add_headers(self, call: DjangoCall, response: Any) -> Any:
+        if call.decision is not None:
+            own = list(response.items())
+            for name, value in call.decision.added_to(own)[len(own) :]:
+                response[name] = value
+        if not self.settings.disabled_transaction_id and TRANSACTION_ID_HEADER not in response:
+            incoming = call.request.META.get("HTTP_X_MOESIF_TRANSACTION_ID")
+            response[TRANSACTION_ID_HEADER] = self._transaction_id_of(call.exchange, incoming)
+        return response
+
+
+async def _run_steps_async(steps: Steps) -> None:
+    """Run steps whose plain callbacks may use the ORM, which refuses to run on an event loop."""
+    advance = sync_to_async(_advance, thread_sensitive=True)
+    step = functools.partial(steps.send, None)
+    while (awaitable := await advance(step)) is not None:
+        try:
+            step = functools.partial(steps.send, await awaitable)
+        except Exception as exc:
+            step = functools.partial(steps.throw, exc)
+
+
+def _advance(step: Callable[[], Any]) -> Any:
+    try:
+        return step()
+    except StopIteration:
+        return None
+
+
+def _is_in_middleware() -> bool:
+    """Whether the settings' MIDDLEWARE has this middleware, or a subclass of it."""
+    found = (import_string(path) for path in django_settings.MIDDLEWARE)
+    return any(isinstance(one, type) and issubclass(one, MoesifMiddleware) for one in found)
