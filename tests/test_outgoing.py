@@ -29,7 +29,7 @@ from moesif_otel.processor import MoesifSpanProcessor
 from moesif_otel.sandbox.server import Sandbox
 from moesif_otel.settings import Settings
 from moesif_otel.wsgi import MoesifMiddleware
-from tests.capture.requests.upstream import JSON, LINES, Upstream
+from tests.capture.upstream import JSON, LINES, Upstream
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 ORIGINAL = requests.Session.__dict__["send"]

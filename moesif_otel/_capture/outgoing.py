@@ -31,7 +31,17 @@ if TYPE_CHECKING:
     from moesif_otel._capture.exchange import Headers, Pipeline
     from moesif_otel._capture.patching import PatchSet
 
-__all__ = ["CLIENTS", "DEFAULT_CLIENTS", "OutgoingCall", "Route", "add_route", "begin_call", "remove_route", "sent_url"]
+__all__ = [
+    "CLIENTS",
+    "DEFAULT_CLIENTS",
+    "OutgoingCall",
+    "Route",
+    "add_route",
+    "begin_call",
+    "cause_of",
+    "remove_route",
+    "sent_url",
+]
 
 
 class _Client(NamedTuple):
@@ -200,6 +210,21 @@ def sent_url(url: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
+_CAUSE_DEPTH: Final = 12  # requests → urllib3 (two layers) → ssl or socket is five
+
+
+def cause_of(error: BaseException) -> str:
+    """Name the type of the exception at the bottom: clients have one `ConnectionError` for a dozen causes."""
+    for _ in range(_CAUSE_DEPTH):
+        # Not `__context__`: that leads to whatever the caller was handling when it made the call.
+        inner = (getattr(error, "reason", None), *error.args, error.__cause__)
+        deeper = next((e for e in inner if isinstance(e, BaseException)), None)
+        if deeper is None:
+            break
+        error = deeper
+    return type(error).__qualname__
+
+
 # The innermost call that this thread or task is sending, or running callbacks for.
 _innermost: ContextVar[OutgoingCall | None] = ContextVar("moesif_otel_outgoing_call", default=None)
 
@@ -279,6 +304,18 @@ class OutgoingCall:
         except Exception as exc:
             self.caught("outgoing call", exc)
 
+    def failed(self, request: Any, error: BaseException) -> None:
+        """End a call that raised instead of giving a response. Never raises."""
+        try:
+            cause = cause_of(error)
+            if cause != type(error).__qualname__:
+                for exchange in self.exchanges:
+                    exchange.notes["error_cause"] = cause
+        except Exception as exc:
+            self.caught("outgoing call that failed", exc)
+        self.leave(error)
+        self.finish(request, None, Outcome.FAILED, error)
+
     def leave(self, error: BaseException | None = None) -> None:
         """Undo `enter`: there is a response now, or the call failed. Never raises."""
         if self._spans:
@@ -321,11 +358,6 @@ class OutgoingCall:
             exchange.response_headers = headers
             if redirects:
                 exchange.notes["redirects"] = redirects
-
-    def note(self, name: str, value: Any) -> None:
-        """Note a fact for the event's metadata."""
-        for exchange in self.exchanges:
-            exchange.notes[name] = value
 
     # -- the end
 

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from moesif_otel._capture.body import LeftOut
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from moesif_otel._capture.body import CapturedBody
     from moesif_otel._capture.outgoing import OutgoingCall
 
-__all__ = ["Sink", "UploadSink", "original_of", "stand_in_for"]
+__all__ = ["Sink", "UploadSink", "add_plain", "is_plain", "original_of", "stand_in_for"]
 
 
 class Sink(Protocol):
@@ -44,7 +44,7 @@ class Sink(Protocol):
 
 # Special methods are looked up on the class, so a stand-in's class has exactly those of the body's class.
 _FORWARDED: Final = ("__len__", "__bool__", "__exit__", "__getitem__", "__contains__", "__fspath__")
-_TEED: Final = ("__iter__", "__next__", "__enter__")
+_TEED: Final = ("__iter__", "__next__", "__aiter__", "__enter__")
 
 
 class UploadSink:
@@ -163,11 +163,11 @@ class _StandIn:
 
 
 class _Pieces:
-    """An iterator of a body that is iterable again and again."""
+    """The iterator of a body that is not an iterator itself, of whichever kind."""
 
     __slots__ = ("_iterator", "_sink")
 
-    def __init__(self, iterator: Iterator[Any], sink: Sink) -> None:
+    def __init__(self, iterator: Any, sink: Sink) -> None:
         self._iterator = iterator
         self._sink = sink
 
@@ -178,6 +178,17 @@ class _Pieces:
         piece = next(self._iterator)
         self._sink.piece(piece)
         return piece
+
+    def __aiter__(self) -> _Pieces:
+        return self
+
+    async def __anext__(self) -> Any:
+        piece = await self._iterator.__anext__()
+        self._sink.piece(piece)
+        return piece
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._iterator, name)  # `close` and `aclose` of generators
 
 
 def _watch_read(read: Callable[..., Any], sink: Sink) -> Callable[..., Any]:
@@ -263,9 +274,22 @@ def _advance(self: _StandIn) -> Any:
     return piece
 
 
+def _iterate_async(self: _StandIn) -> Any:
+    self._moesif_otel_sink.restarted()
+    return _Pieces(aiter(self._moesif_otel_body), self._moesif_otel_sink)
+
+
 def _enter(self: _StandIn) -> Any:
     entered = self._moesif_otel_body.__enter__()
     return self if entered is self._moesif_otel_body else entered
+
+
+_SPECIAL: Final = {
+    "__iter__": _iterate,
+    "__next__": _advance,
+    "__aiter__": _iterate_async,
+    "__enter__": _enter,
+}
 
 
 def _forward(name: str) -> Callable[..., Any]:
@@ -279,7 +303,7 @@ def _forward(name: str) -> Callable[..., Any]:
 def _stand_in_class(special_methods: tuple[str, ...]) -> type[_StandIn]:
     members: dict[str, Any] = {"__slots__": ()}
     for name in special_methods:
-        members[name] = {"__iter__": _iterate, "__next__": _advance, "__enter__": _enter}.get(name) or _forward(name)
+        members[name] = _SPECIAL.get(name) or _forward(name)
     return type("_StandIn", (_StandIn,), members)
 
 
@@ -294,7 +318,7 @@ def stand_in_for(body: Any, sink: Sink) -> Any | None:
         The stand-in; None when the body is no file and no iterable (text and bytes can be looked at as they are).
     """
     special = tuple(name for name in (*_TEED, *_FORWARDED) if hasattr(type(body), name))
-    if not hasattr(body, "read") and "__iter__" not in special:
+    if not hasattr(body, "read") and not {"__iter__", "__aiter__"} & set(special):
         return None
     return _stand_in_class(special)(body, sink)
 
@@ -304,3 +328,36 @@ def original_of(body: Any) -> Any:
     while issubclass(type(body), _StandIn):
         body = body._moesif_otel_body
     return body
+
+
+# Bodies that are all there.
+
+_PLAIN: Final = (bytes, str, bytearray, memoryview)
+
+
+def is_plain(body: Any) -> bool:
+    """Whether a body is all there, in memory, as it will be sent (urllib3 looks for `read` before the buffer)."""
+    if body is None or isinstance(body, _PLAIN):
+        return True
+    if hasattr(body, "read"):
+        return False
+    try:
+        memoryview(body).release()
+    except TypeError:
+        return False
+    return True
+
+
+def add_plain(captured: CapturedBody, body: Any, text_encoding: str) -> None:
+    """Note a body that is all there."""
+    if body is None:
+        return
+    if isinstance(body, str):
+        # The true size of a long text needs no copy of it while it is ASCII, as forms are.
+        head = body if len(body) <= captured.max_bytes or not body.isascii() else body[: captured.max_bytes]
+        captured.add(head.encode(text_encoding, "replace"))
+        captured.count(len(body) - len(head))
+    elif isinstance(body, (bytes, bytearray)):
+        captured.add(body)
+    else:
+        captured.add(memoryview(body).cast("B"))

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from moesif_otel.sandbox.server import Sandbox
-from tests.capture.requests.upstream import Upstream
+from tests.capture.upstream import Upstream
 
 _ROOT = Path(__file__).parents[2]
 

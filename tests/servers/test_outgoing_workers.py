@@ -16,7 +16,7 @@ import pytest
 import requests
 
 from moesif_otel.sandbox.server import Sandbox
-from tests.capture.requests.upstream import Upstream
+from tests.capture.upstream import Upstream
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,12 +18,11 @@ from moesif_otel._capture.outgoing import begin_call
 from moesif_otel._capture.patching import Patch, PatchSet
 from moesif_otel._capture.requests import facts
 from moesif_otel._capture.requests.download import is_teeable, watch_download
-from moesif_otel._capture.streams import UploadSink, original_of, stand_in_for
+from moesif_otel._capture.streams import UploadSink, add_plain, is_plain, original_of, stand_in_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from moesif_otel._capture.body import CapturedBody
     from moesif_otel._capture.outgoing import OutgoingCall
 
 __all__ = ["PATCHES"]
@@ -75,7 +74,7 @@ def _enter(call: OutgoingCall, session: Any, request: Any) -> None:
         exchange.callback_arguments = (request, None)
     call.enter()
     try:
-        if call.request_bodies and not _is_plain(request.body):
+        if call.request_bodies and not is_plain(request.body):
             sink = UploadSink(call, facts.body_position(request), facts.TEXT_ENCODING)
             stand_in = stand_in_for(request.body, sink)
             if stand_in is not None:
@@ -91,13 +90,9 @@ def _failed(call: OutgoingCall, request: Any, error: BaseException) -> None:
         last = getattr(error, "request", None)
         request = last if isinstance(last, PreparedRequest) else request
         _note_request(call, request)
-        cause = facts.cause_of(error)
-        if cause != type(error).__qualname__:
-            call.note("error_cause", cause)
     except Exception as exc:
         call.caught("outgoing call that failed", exc)
-    call.leave(error)
-    call.finish(request, None, Outcome.FAILED, error)
+    call.failed(request, error)
 
 
 def _answered(call: OutgoingCall, request: Any, response: Any) -> None:
@@ -142,11 +137,11 @@ def _requests_of(end: Any) -> Iterator[Any]:
 def _note_request(call: OutgoingCall, request: Any) -> None:
     call.note_request(facts.text_of(request.method), facts.text_of(request.url or ""), facts.request_headers(request))
     body = request.body
-    if body is None or _is_plain(body):
+    if body is None or is_plain(body):
         for captured in call.request_bodies:
             if captured.total_bytes:
                 captured.restart()  # what a file gave on an earlier hop is not this request's body
-            _add_plain(captured, body)
+            add_plain(captured, body, facts.TEXT_ENCODING)
 
 
 def _is_streaming(call: OutgoingCall, response: Response) -> bool:
@@ -202,34 +197,3 @@ class _View:
         bodies = self._call.response_bodies
         content = bodies[0].data() if bodies and bodies[0].left_out is None else b""
         return response.request, facts.response_with_content(response, content)
-
-
-_PLAIN: Final = (bytes, str, bytearray, memoryview)
-
-
-def _is_plain(body: Any) -> bool:
-    """Whether a body is all there, in memory, as it will be sent (urllib3 looks for `read` before the buffer)."""
-    if body is None or isinstance(body, _PLAIN):
-        return True
-    if hasattr(body, "read"):
-        return False
-    try:
-        memoryview(body).release()
-    except TypeError:
-        return False
-    return True
-
-
-def _add_plain(captured: CapturedBody, body: Any) -> None:
-    if body is None:
-        return
-    if isinstance(body, str):
-        # The true size of a long text needs no copy of it while it is ASCII, as forms are.
-        head = body if len(body) <= captured.max_bytes or not body.isascii() else body[: captured.max_bytes]
-        data = head.encode(facts.TEXT_ENCODING, "replace")
-        captured.add(data)
-        captured.count(len(body) - len(head))
-    elif isinstance(body, (bytes, bytearray)):
-        captured.add(body)
-    else:
-        captured.add(memoryview(body).cast("B"))

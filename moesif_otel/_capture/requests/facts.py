@@ -21,7 +21,6 @@ __all__ = [
     "TEXT_ENCODING",
     "body_position",
     "bytes_read",
-    "cause_of",
     "content_of",
     "is_being_finalized",
     "is_decoded",
@@ -39,7 +38,6 @@ __all__ = [
 TEXT_ENCODING: Final = "latin-1" if getattr(urllib3, "__version__", "").startswith("1.") else "utf-8"
 """How urllib3 sends text: version 1 leaves it to `http.client`."""
 
-_CAUSE_DEPTH: Final = 12  # requests → urllib3 (two layers) → ssl or socket is five
 
 
 def text_of(value: Any) -> str:
@@ -100,18 +98,6 @@ def nothing_left(raw: Any) -> bool:
 def is_being_finalized(raw: Any) -> bool:
     """Whether garbage collection is closing `raw`: CPython's `io` says so on the object before it calls `close()`."""
     return "_finalizing" in raw.__dict__
-
-
-def cause_of(error: BaseException) -> str:
-    """Name the type of the exception at the bottom: `requests` has one `ConnectionError` for a dozen causes."""
-    for _ in range(_CAUSE_DEPTH):
-        # Not `__context__`: that leads to whatever the caller was handling when it made the call.
-        inner = (getattr(error, "reason", None), *error.args, error.__cause__)
-        deeper = next((e for e in inner if isinstance(e, BaseException)), None)
-        if deeper is None:
-            break
-        error = deeper
-    return type(error).__qualname__
 
 
 def request_without_objects(method: str, url: str, headers: Headers) -> PreparedRequest:

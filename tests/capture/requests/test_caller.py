@@ -15,7 +15,7 @@ from requests.adapters import HTTPAdapter
 
 from moesif_otel._capture.exchange import Outcome
 from moesif_otel._capture.outgoing import remove_route
-from tests.capture.requests.upstream import JSON, LINES, URLLIB3_1, RecordingPipeline, Upstream, add, capturing
+from tests.capture.upstream import JSON, LINES, URLLIB3_1, RecordingPipeline, Upstream, add, capturing
 
 # Some callers here leave responses and sessions to the garbage collector, and Python says so, with us or without.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from opentelemetry.instrumentation.utils import suppress_http_instrumentation, suppress_instrumentation
 
 from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
-from moesif_otel._capture.outgoing import _goes_to_moesif, sent_url
-from moesif_otel._capture.requests.facts import TEXT_ENCODING, cause_of
-from tests.capture.requests.upstream import (
+from moesif_otel._capture.outgoing import _goes_to_moesif, cause_of, sent_url
+from moesif_otel._capture.requests.facts import TEXT_ENCODING
+from tests.capture.upstream import (
     JSON,
     LINES,
     URLLIB3_1,
@@ -485,7 +485,7 @@ def test_a_child_of_fork_can_capture(upstream):
     code = """
         import os, requests
         from moesif_otel._capture import outgoing, patching
-        from tests.capture.requests.upstream import RecordingPipeline, add
+        from tests.capture.upstream import RecordingPipeline, add
         with outgoing._lock, patching._lock:
             child = os.fork()
             if child == 0:
@@ -502,7 +502,7 @@ def test_a_download_of_256_mb_takes_no_memory(upstream):
     """Peak memory grows by less than 32 MB, read through `iter_content` and through `raw`."""
     code = """
         import resource, requests, shutil
-        from tests.capture.requests.upstream import capturing
+        from tests.capture.upstream import capturing
         class Nowhere:
             def write(self, data): pass
         with capturing() as pipeline:

@@ -25,7 +25,7 @@ from opentelemetry.trace import SpanKind
 from moesif_otel._capture.client_spans import ClientSpans
 from moesif_otel._capture.outgoing import remove_route
 from moesif_otel._capture.requests.capture import PATCHES
-from tests.capture.requests.upstream import RecordingPipeline, Upstream, add, capturing
+from tests.capture.upstream import RecordingPipeline, Upstream, add, capturing
 
 ORIGINAL = requests.Session.__dict__["send"]
 
@@ -331,7 +331,7 @@ def test_imported_in_any_order(upstream, first):
     code = f"""
         import {first}
         from requests import get
-        from tests.capture.requests.upstream import capturing
+        from tests.capture.upstream import capturing
         with capturing() as pipeline:
             get({upstream.url + "/json"!r})
         assert pipeline.only.status == 200

@@ -14,7 +14,7 @@ from requests.utils import super_len
 
 from moesif_otel._capture.outgoing import OutgoingCall, Route
 from moesif_otel._capture.streams import UploadSink, original_of, stand_in_for
-from tests.capture.requests.upstream import URLLIB3_1, RecordingPipeline, Upstream, capturing
+from tests.capture.upstream import URLLIB3_1, RecordingPipeline, Upstream, capturing
 
 # Callers here leave responses to the garbage collector, and Python says so, with us or without.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
