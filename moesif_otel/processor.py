@@ -93,6 +93,6 @@ def _pipeline_with(settings: Settings, exporter: SpanExporter | None) -> Pipelin
     if isinstance(exporter, MoesifSpanExporter):
         settings.check_protects_as(exporter.settings)
         return Pipeline(exporter.sink, settings)
-    from moesif_otel._otlp.exporter import ForwardingExporter
+    from moesif_otel._otlp.sink import ExporterSink
 
-    return Pipeline(ForwardingExporter(exporter, settings))
+    return Pipeline(ExporterSink(exporter, settings))

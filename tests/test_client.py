@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import tracemalloc
 from datetime import date, datetime, timedelta, timezone
 from enum import Enum
 from types import MappingProxyType
@@ -15,13 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from moesifapi.models import CampaignModel, CompanyModel, SubscriptionModel, UserModel
 
-from moesif_otel import client as profiles_module
+from moesif_otel._delivery import profiles as profiles_module
 from moesif_otel._delivery.outcome import Answer, Outcome, outcome_of_status
-from moesif_otel._delivery.profile_fields import USER, encode_one, pieces
+from moesif_otel._delivery.profiles import USER, Profiles, encode, posts_of
 from moesif_otel._guard import Guard
-from moesif_otel.client import MoesifClient, ProfileCalls, ProfileSender
+from moesif_otel.client import MoesifClient, ProfileCalls
 from moesif_otel.errors import MoesifConfigError, MoesifDeliveryError
 from moesif_otel.sandbox import Sandbox
+from moesif_otel.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,6 +50,7 @@ class Server:
 
     def __init__(self, answer: Callable[[list[Any]], int | None] = lambda items: 201) -> None:
         self.posts: list[tuple[str, Any]] = []
+        self.forks = 0
         self.answer = answer
 
     def post_json(self, path: str, body: bytes, timeout_s: float) -> Answer:
@@ -58,21 +62,27 @@ class Server:
     def close(self) -> None:
         pass
 
+    def after_fork(self) -> None:
+        self.forks += 1
+
+
+def settings_of(**options: Any) -> Settings:
+    return Settings.of({"APPLICATION_ID": "app", "EVENT_BATCH_TIMEOUT": 0.05, **options})
+
 
 class Middleware(ProfileCalls):
-    """What a middleware is to the calls: a pipeline's sender, queue and guard."""
+    """What a middleware is to the calls: a pipeline's way for profiles, and its guard."""
 
-    def __init__(self, server: Server, *, room: int = 1_000_000) -> None:
-        self.guard = Guard()
-        self.queued: list[tuple[str, bytes]] = []
-        self.room = room
-        self._set_up_profiles(ProfileSender(server, 5.0), self._queue, self.guard)
+    def __init__(self, server: Server, **options: Any) -> None:
+        self._profile_guard = self.guard = Guard()
+        self._profiles = self.profiles = Profiles(settings_of(**options), server, self.guard)  # type: ignore[arg-type]
 
-    def _queue(self, path: str, payload: bytes) -> bool:
-        if len(self.queued) >= self.room:
-            return False
-        self.queued.append((path, payload))
-        return True
+    def ended(self) -> Any:
+        """Wait for what was queued; return its counters."""
+        assert self.profiles.force_flush(10)
+        stats = self.profiles.stats()
+        self.profiles.shutdown(1)
+        return stats
 
 
 @pytest.fixture
@@ -90,8 +100,7 @@ def server() -> Server:
 def client(server: Server) -> MoesifClient:
     """A client whose POSTs the test answers."""
     made = MoesifClient("app")
-    made._transport = server
-    made._sender = ProfileSender(server, 5.0)
+    made._profiles._transport = server  # type: ignore[assignment]
     return made
 
 
@@ -256,7 +265,7 @@ def test_a_wrong_argument_is_named_before_anything_is_sent(
         assert str(caught.value).startswith(message)
     with pytest.raises(ValueError):
         getattr(middleware, call)(argument, wait=False)
-    assert (server.posts, middleware.queued) == ([], [])
+    assert (server.posts, middleware.profiles.stats()) == ([], None)
 
 
 def test_an_item_of_subscription(client: MoesifClient, server: Server) -> None:
@@ -330,7 +339,7 @@ def test_batches_are_split_by_count(client: MoesifClient, server: Server) -> Non
 
 def test_batches_are_split_by_size(client: MoesifClient, server: Server) -> None:
     """5 MB at most in one POST."""
-    client.update_users_batch(users(12, 1_000_000))
+    client.update_users_batch(users(12, 990_000))
     assert [len(ids(post)) for post in server.posts] == [5, 5, 2]
 
 
@@ -338,7 +347,7 @@ def test_one_that_is_larger_than_a_batch_is_refused(
     client: MoesifClient, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It could never be taken: ValueError with its index, nothing sent."""
-    monkeypatch.setattr(profiles_module, "_MAX_BATCH_BYTES", 10_000)
+    monkeypatch.setattr(profiles_module, "MAX_BATCH_BYTES", 10_000)
     with pytest.raises(ValueError, match=r"^users\[1\]: .* bytes of JSON"):
         client.update_users_batch([*users(1), *users(1, 20_000)])
     assert server.posts == []
@@ -354,7 +363,9 @@ def test_a_batch_that_the_server_finds_too_large_is_halved(client: MoesifClient,
     with pytest.raises(MoesifDeliveryError) as caught:
         client.update_users_batch(users(10))
     assert caught.value.undelivered == (7,)
-    assert str(caught.value).startswith("1 of 10 users were not taken (indexes 7)")
+    assert str(caught.value).startswith(
+        "update_users_batch: 1 of 10 users were not taken (indexes 7): Moesif answered 413"
+    )
 
 
 def test_a_piece_that_is_refused_does_not_keep_the_others_back(client: MoesifClient, server: Server) -> None:
@@ -365,7 +376,7 @@ def test_a_piece_that_is_refused_does_not_keep_the_others_back(client: MoesifCli
     assert len(server.posts) == 3
     assert caught.value.undelivered == tuple(range(1_000, 2_000))
     assert caught.value.status == 400
-    assert len(str(caught.value)) < 250
+    assert len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize("status", [None, 401, 402])
@@ -392,9 +403,19 @@ def test_on_a_middleware_a_failure_is_logged_and_counted(
     with caplog.at_level(logging.WARNING):
         assert getattr(middleware, one)(profile) is False
         assert getattr(middleware, batch)([profile, profile]) is False
-    assert middleware.guard.counts() == {f"sending {kind}": 2}
-    assert "Moesif answered 500" in caplog.text
+        assert getattr(middleware, one)(profile) is False
+    assert middleware.guard.counts() == {f"sending {kind}": 3}
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first.startswith(f"moesif_otel: {one}: ")
+    assert second.startswith(f"moesif_otel: {batch}: 2 of 2 {kind} were not taken")
+    assert f"Moesif answered 500 at https://api.moesif.net/v1/{kind}; try again later" in first
     assert not any(secret in caplog.text for secret in ("12345", "67890", "acme"))
+    server.answer = lambda items: 201
+    assert getattr(middleware, one)(profile) is True
+    server.answer = lambda items: 500
+    with caplog.at_level(logging.WARNING):
+        assert getattr(middleware, one)(profile) is False
+    assert len(caplog.records) == 3
 
 
 def test_a_transport_that_breaks_does_not_reach_the_middlewares_user(server: Server) -> None:
@@ -413,28 +434,144 @@ def test_a_transport_that_breaks_does_not_reach_the_middlewares_user(server: Ser
 def test_without_waiting_they_are_queued(
     server: Server, one: str, batch: str, kind: str, profile: dict[str, Any]
 ) -> None:
-    """wait=False sends nothing now: path and JSON go to the pipeline's queue; no room gives False."""
-    middleware = Middleware(server, room=2)
+    """wait=False sends nothing now: what was queued goes as one batch, each profile counted."""
+    middleware = Middleware(server, EVENT_BATCH_TIMEOUT=60)
     assert getattr(middleware, one)(profile, wait=False) is True
     assert getattr(middleware, batch)([profile, profile], wait=False) is True
-    assert getattr(middleware, one)(profile, wait=False) is False
     assert server.posts == []
-    assert [(path, json.loads(body)) for path, body in middleware.queued] == [
-        (f"/v1/{kind}", profile),
-        (f"/v1/{kind}/batch", [profile, profile]),
-    ]
+    stats = middleware.ended()
+    assert (stats["accepted"], stats["delivered"], stats["held_bytes"]) == (3, 3, 0)
+    assert server.posts == [(f"/v1/{kind}/batch", [profile, profile, profile])]
 
 
-@given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 8), st.integers(50, 120))
-def test_splitting_keeps_order_and_bounds(sizes: list[int], most_items: int, most_bytes: int) -> None:
-    """Every index once and in order; no piece over a bound unless it is one item; no piece is empty."""
-    payloads = [b"x" * size for size in sizes]
-    found = pieces(payloads, most_items, most_bytes)
-    assert [index for piece in found for index in piece] == list(range(len(payloads)))
-    for piece in found:
-        assert 1 <= len(piece) <= most_items
-        written = b"[" + b",".join(payloads[i] for i in piece) + b"]"
-        assert len(piece) == 1 or len(written) <= most_bytes
+def test_queued_profiles_of_several_kinds_go_to_their_own_paths(server: Server) -> None:
+    """Each kind in POSTs of its own, in order, each profile once; a mixed batch costs no POST."""
+    middleware = Middleware(server, EVENT_BATCH_TIMEOUT=60)
+    for n in range(30):
+        assert middleware.update_user({"user_id": str(n)}, wait=False)
+        if n % 10 == 5:
+            assert middleware.update_company({"company_id": str(n)}, wait=False)
+    stats = middleware.ended()
+    assert (stats["delivered"], stats["dropped"]) == (33, {})
+    assert {path for path, _ in server.posts} == {"/v1/users/batch", "/v1/companies/batch"}
+    sent = [item["user_id"] for path, items in server.posts if "users" in path for item in items]
+    assert sent == [str(n) for n in range(30)]
+
+
+@pytest.mark.parametrize("status", [413, 400])
+def test_queued_profiles_are_halved_and_only_the_bad_one_is_given_up(server: Server, status: int) -> None:
+    """413 and 400 as for events: halves until the others are taken; what is not is counted by its reason."""
+    server.answer = lambda items: status if any(item["user_id"] == "7" for item in items) else 201
+    middleware = Middleware(server, EVENT_BATCH_TIMEOUT=60)
+    assert middleware.update_users_batch(users(300), wait=False)
+    stats = middleware.ended()
+    assert (stats["accepted"], stats["delivered"]) == (300, 299)
+    assert stats["dropped"] == {"too_large" if status == 413 else "rejected": 1}
+
+
+def test_queued_profiles_keep_to_a_bound_of_bytes() -> None:
+    """Nothing answers: an eighth of EVENT_QUEUE_BYTES is held at most, the rest is refused and counted."""
+
+    class Silent(Server):
+        def post_json(self, path: str, body: bytes, timeout_s: float) -> Answer:
+            return Answer(Outcome.RETRY)
+
+    middleware = Middleware(Silent(), EVENT_QUEUE_BYTES=4 * 1024 * 1024)
+    taken = [middleware.update_users_batch(users(10, 10_000), wait=False) for _ in range(100)]
+    assert taken[0] is True
+    assert taken[-1] is False
+    stats: Any = middleware.profiles.stats()
+    assert 400_000 < stats["held_bytes"] <= 524_288
+    assert stats["accepted"] == 1_000 == stats["pending"] + stats["dropped"]["queue_full"]
+    middleware.profiles.shutdown(0.2)
+
+
+def test_what_is_queued_can_be_sent(server: Server) -> None:
+    """One bound for all ways: a batch of just over 5,000,000 bytes is not accepted and then dropped unsent."""
+    middleware = Middleware(server)
+    filler = (5_000_000 - 46) // 2 + 40
+    assert middleware.update_users_batch(users(2, filler), wait=False)
+    stats = middleware.ended()
+    assert (stats["delivered"], stats["dropped"]) == (2, {})
+    with pytest.raises(ValueError, match="takes at most 4,999,998"):
+        middleware.update_user(users(1, 5_000_000)[0], wait=False)
+
+
+def test_large_batches_take_little_memory(server: Server) -> None:
+    """20,000 users, 0.4 MB of JSON: about as much memory as they have bytes, besides what the caller made."""
+    argument = [{"user_id": str(n)} for n in range(20_000)]
+    tracemalloc.start()
+    try:
+        before_bytes = tracemalloc.get_traced_memory()[0]
+        posts = posts_of(USER, argument, batch=True)
+        held_bytes, peak_bytes = (now - before_bytes for now in tracemalloc.get_traced_memory())
+    finally:
+        tracemalloc.stop()
+    size_bytes = sum(len(post.body) for post in posts)
+    assert (len(posts), 300_000 < size_bytes < 500_000) == (20, True)
+    assert held_bytes < 2 * size_bytes
+    assert peak_bytes < 3 * size_bytes
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=40), st.integers(1, 8), st.integers(90, 200), st.randoms())
+def test_splitting_keeps_order_and_bounds(sizes: list[int], most_items: int, most_bytes: int, random: Any) -> None:
+    """Every profile once and in order, each POST within its bounds and never empty; halves of halves too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(profiles_module, "_MAX_BATCH_ITEMS", most_items)
+        patch.setattr(profiles_module, "MAX_BATCH_BYTES", most_bytes)
+        argument = [{"user_id": f"{n}", "f": "x" * size} for n, size in enumerate(sizes)]
+        posts = posts_of(USER, argument, batch=True)
+    for post in posts:
+        assert 1 <= len(post) <= most_items
+        assert len(post.body) <= most_bytes
+    for _ in range(5):
+        at = random.randrange(len(posts))
+        if len(posts[at]) > 1:
+            posts[at : at + 1] = posts[at].halves()
+    assert [item for post in posts for item in json.loads(post.body)] == argument
+    assert [json.loads(item) for post in posts for item in post] == argument
+    assert [index for post in posts for index in post.indexes] == list(range(len(argument)))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_has_a_connection_of_its_own(sandbox: Sandbox) -> None:
+    """Four children and their parent, over a connection that was open before: nothing is lost, nobody mixed."""
+    with MoesifClient("app", base_uri=sandbox.url) as client:
+        client.update_user({"user_id": "before"})
+        children = []
+        for child in range(4):
+            pid = os.fork()
+            if pid == 0:  # pragma: no cover - another process
+                status = 1
+                try:
+                    for n in range(10):
+                        client.update_user({"user_id": f"{child}-{n}"})
+                    status = 0
+                finally:
+                    os._exit(status)
+            children.append(pid)
+        for n in range(10):
+            client.update_user({"user_id": f"parent-{n}"})
+        assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 4
+    names = {user["user_id"] for user in sandbox.profiles("users")}
+    assert names == {"before", *(f"{who}-{n}" for who in (*range(4), "parent") for n in range(10))}
+
+
+def test_a_failure_says_which_call_where_and_what_to_do() -> None:
+    """Nobody listening, a password in the address: call, address and what to check, and no secret."""
+    options = {"base_uri": "http://joe:hunter2@127.0.0.1:9/proxy/", "export_timeout": 2}
+    with MoesifClient("app", **options) as client, pytest.raises(MoesifDeliveryError) as caught:
+        client.update_user(USER_PROFILE)
+    text = str(caught.value)
+    assert text.startswith("update_user: the user was not taken: no answer came from http://")
+    assert "127.0.0.1:9/proxy/v1/users" in text
+    assert "check BASE_URI" in text
+    assert not any(secret in text for secret in ("hunter2", "12345", "joe"))
+    with Sandbox() as sandbox, MoesifClient("app", base_uri=sandbox.url) as client:
+        sandbox.behave(status=401)
+        with pytest.raises(MoesifDeliveryError, match=r"answered 401 at http://.*/v1/users; check APPLICATION_ID"):
+            client.update_user(USER_PROFILE)
 
 
 _ANYTHING = st.recursive(
@@ -459,7 +596,7 @@ _ANYTHING = st.recursive(
 def test_any_metadata_is_written_or_named(value: Any) -> None:
     """Whatever lies in metadata: JSON that reads back, or a ValueError that begins with its place."""
     try:
-        written = encode_one(USER, {"user_id": "u", "metadata": {"value": value}})
+        written = encode(USER, {"user_id": "u", "metadata": {"value": value}}, "user")
     except ValueError as error:
         assert str(error).startswith("user.metadata.value")  # noqa: PT017 - either outcome is right
     else:

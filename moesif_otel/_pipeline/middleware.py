@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 import uuid
 from typing import TYPE_CHECKING
 
 from opentelemetry.trace import TracerProvider
 
 from moesif_otel._capture.callbacks import check_signatures
-from moesif_otel._delivery.client import MoesifTransport
-from moesif_otel._delivery.profile_queue import ProfileQueue
 from moesif_otel._events.build import transaction_id_for
 from moesif_otel._pipeline.pipeline import Pipeline, live_pipeline
 from moesif_otel._pipeline.providers import resolve_provider
 from moesif_otel._pipeline.sink import EventSink
-from moesif_otel.client import ProfileCalls, ProfileSender
+from moesif_otel.client import ProfileCalls
 from moesif_otel.errors import MoesifConfigError
 
 if TYPE_CHECKING:
     from typing import Any
 
     from moesif_otel._capture.exchange import Exchange
-    from moesif_otel._delivery.profile_fields import ProfileKind
     from moesif_otel._delivery.stats import Stats
     from moesif_otel.outgoing import OutgoingCapture
     from moesif_otel.settings import Settings
@@ -59,13 +55,7 @@ class Middleware(ProfileCalls):
         self._pipeline = self._find_pipeline()
         self._pipeline.join(self)
         self._is_shut_down = False
-        sink = self._pipeline.sink
-        if isinstance(sink, EventSink):
-            transport, submit = sink.transport, sink.submit_profile
-        else:  # the calls go to somebody else's exporter, profiles to Moesif itself
-            transport = MoesifTransport(settings)
-            submit = ProfileQueue(settings, transport, sink.guard).submit
-        self._set_up_profiles(ProfileSender(transport, settings.export_timeout), submit, sink.guard)
+        self._profiles, self._profile_guard = self._pipeline.sink.profiles, self._pipeline.sink.guard
         self._outgoing: OutgoingCapture | None = None
         if settings.capture_outgoing_requests:
             from moesif_otel.outgoing import start_capture_for
@@ -81,9 +71,6 @@ class Middleware(ProfileCalls):
         if provider is not None:
             self._pipeline.watch(provider)
         return provider
-
-    def _tell(self, kind: ProfileKind, argument: Any, *, wait: bool, batch: bool) -> bool:
-        return super()._tell(kind, argument, wait=wait and not _on_event_loop(), batch=batch)
 
     def _transaction_id_of(self, exchange: Exchange, incoming: str | None) -> str:
         """Fix the event's id, so that a response header can tell it.
@@ -125,11 +112,6 @@ class Middleware(ProfileCalls):
     def stats(self) -> Stats:
         """Return the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
         return self._pipeline.stats()
-
-
-def _on_event_loop() -> bool:
-    asyncio = sys.modules.get("asyncio")  # who runs a loop has imported it
-    return asyncio is not None and asyncio._get_running_loop() is not None
 
 
 def _uuid_text(text: str | None) -> str | None:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from moesif_otel._capture.body import ByteBudget
     from moesif_otel._capture.exchange import Steps
+    from moesif_otel._delivery.profiles import Profiles
     from moesif_otel._delivery.stats import Stats
     from moesif_otel._delivery.worker import Delivery
     from moesif_otel._guard import Guard
@@ -99,6 +100,7 @@ class Sink(Protocol):
     guard: Guard
     budget: ByteBudget
     delivery: Delivery[Any]
+    profiles: Profiles
 
     @property
     def remote(self) -> ConfigPoller | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from moesif_otel._capture.body import ByteBudget, LeftOut
 from moesif_otel._capture.exchange import Exchange
 from moesif_otel._delivery.client import MoesifTransport
-from moesif_otel._delivery.profile_queue import ProfileQueue
+from moesif_otel._delivery.profiles import Profiles
 from moesif_otel._delivery.stats import DropReason, Ledger
 from moesif_otel._delivery.worker import Delivery, Prepared
 from moesif_otel._events.build import EventBuilder
@@ -76,7 +76,7 @@ class EventSink:
         self._mask = None if mask is None else EventMask(mask, self.guard)
         self._builder = EventBuilder(settings)
         self.transport = MoesifTransport(settings, on_tags=self._note_tags)
-        self._profiles: ProfileQueue | None = None
+        self.profiles = Profiles(settings, self.transport, self.guard)
         self.remote = ConfigPoller(settings, self.transport)
         self._told: set[str] = set()
         self.delivery: Delivery[Exchange | ReadableSpan] = Delivery(
@@ -98,13 +98,6 @@ class EventSink:
 
     def _note_tags(self, config_etag: str | None, rules_tag: str | None) -> None:
         self.remote.note_tags(config_etag, rules_tag)
-
-    def submit_profile(self, path: str, body: bytes) -> bool:
-        """Queue one profile POST; False when there is no room."""
-        if self._profiles is None:
-            # Of two made at the same time one is used by its caller alone: both deliver.
-            self._profiles = ProfileQueue(self.settings, self.transport, self.guard)
-        return self._profiles.submit(path, body)
 
     def count(self, name: str) -> None:
         """Count something that is no event's fate."""
@@ -289,9 +282,7 @@ class EventSink:
             return False  # the event that it holds would be waited for in vain
         deadline_s = time.monotonic() + timeout_s
         done = self.delivery.force_flush(timeout_s)
-        if self._profiles is not None:
-            done = self._profiles.force_flush(max(0.0, deadline_s - time.monotonic())) and done
-        return done
+        return self.profiles.force_flush(max(0.0, deadline_s - time.monotonic())) and done
 
     def shutdown(self, timeout_s: float | None = None) -> None:
         """Deliver what is pending, then end the threads; later calls are counted as dropped (`shutdown`).
@@ -302,9 +293,8 @@ class EventSink:
         if timeout_s is None:
             timeout_s = self.settings.shutdown_timeout
         deadline_s = time.monotonic() + timeout_s
-        if self._profiles is not None:
-            # First, and with half of the time at most: they are few, and events must not starve them.
-            self._profiles.shutdown(timeout_s / 2)
+        # First, and with half of the time at most: they are few, and events must not starve them.
+        self.profiles.shutdown(timeout_s / 2)
         self.delivery.shutdown(max(0.0, deadline_s - time.monotonic()))
         self.remote.release()
         if self._mask is not None:
@@ -318,8 +308,9 @@ class EventSink:
         stats = self._ledger.snapshot()
         stats["held_bytes"] = self.budget.held_bytes
         stats["errors"] = {**self.guard.counts(), **self.remote.counts()}
-        if self._profiles is not None:
-            stats["profiles"] = self._profiles.stats()
+        profiles = self.profiles.stats()
+        if profiles is not None:
+            stats["profiles"] = profiles
         return stats
 
 

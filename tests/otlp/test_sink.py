@@ -22,7 +22,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from moesif_otel._capture.wsgi.capture import WsgiTap
 from moesif_otel._capture.wsgi.span import ServerSpans
-from moesif_otel._otlp.transport import http_session
+from moesif_otel._otlp.sink import http_session
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.processor import MoesifSpanProcessor
 from moesif_otel.sandbox.server import Sandbox
@@ -72,6 +72,7 @@ class Caller:
     """A WSGI application behind a tap of ours, on a provider with another exporter."""
 
     def __init__(self, exporter: SpanExporter, **options: Any) -> None:
+        self.exporter = exporter
         self.processor = MoesifSpanProcessor({**FAST, **options}, exporter=exporter)
         self.other = InMemorySpanExporter()
         self.provider = TracerProvider(shutdown_on_exit=False)
@@ -121,14 +122,17 @@ def test_the_copy_says_what_was_captured_and_other_exporters_see_nothing_of_it(c
     """Bodies, headers, identity by the semantic conventions in ours; the span of the others is as it was."""
     caller.call(HTTP_AUTHORIZATION="Bearer secret", HTTP_X_MINE="1")
     assert caller.ended()["delivered"] == 1
-    (copy,), (theirs,) = caller.processor.pipeline.sink._exporter.spans, caller.other.get_finished_spans()  # type: ignore[union-attr]
+    (copy,), (theirs,) = caller.exporter.spans, caller.other.get_finished_spans()  # type: ignore[attr-defined]
     assert copy.context == theirs.context
     assert copy.name == theirs.name
     assert copy.kind is SpanKind.SERVER
     assert copy.resource == theirs.resource
     attributes = dict(copy.attributes or {})
     assert attributes["http.request.method"] == "POST"
-    assert attributes["http.request.body.content"] == '{"question":6}' or attributes["http.request.body.content"] == '{"question": 6}'
+    assert (
+        attributes["http.request.body.content"] == '{"question":6}'
+        or attributes["http.request.body.content"] == '{"question": 6}'
+    )
     assert '"answer"' in attributes["http.response.body.content"]
     assert "hunter2" not in str(attributes)
     assert attributes["http.request.header.x-mine"] == ["1"]
@@ -145,7 +149,7 @@ def test_a_call_without_a_span_is_forwarded_too(caller: Caller) -> None:
     caller.server_spans = None  # type: ignore[assignment]
     caller.call(HTTP_TRACEPARENT="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00")
     assert caller.ended()["delivered"] == 1
-    (copy,) = caller.processor.pipeline.sink._exporter.spans  # type: ignore[union-attr]
+    (copy,) = caller.exporter.spans  # type: ignore[attr-defined]
     assert copy.context is not None
     assert copy.parent is not None
     assert f"{copy.context.trace_id:032x}" == "0af7651916cd43dd8448eb211c80319c"
@@ -172,8 +176,15 @@ def test_odd_text_costs_no_batch_and_secrets_in_messages_do_not_leave(caller: Ca
     caller.during = None
     caller.call()
     assert caller.ended()["delivered"] == 2
-    first, _ = caller.processor.pipeline.sink._exporter.spans  # type: ignore[union-attr]
-    everything = str((first.name, first.status.description, dict(first.attributes or {}), [(e.name, dict(e.attributes or {})) for e in first.events]))
+    first, _ = caller.exporter.spans  # type: ignore[attr-defined]
+    everything = str(
+        (
+            first.name,
+            first.status.description,
+            dict(first.attributes or {}),
+            [(e.name, dict(e.attributes or {})) for e in first.events],
+        )
+    )
     assert "hunter2" not in everything
     everything.encode()
 
@@ -182,7 +193,7 @@ def test_nothing_of_the_request_is_kept_alive(caller: Caller) -> None:
     """What waits is the plain copy: no Exchange, and the captured bytes are given back."""
     caller.call()
     caller.ended()
-    (copy,) = caller.processor.pipeline.sink._exporter.spans  # type: ignore[union-attr]
+    (copy,) = caller.exporter.spans  # type: ignore[attr-defined]
     assert not hasattr(copy, "exchange")
     assert caller.processor.stats()["held_bytes"] == 0
 
@@ -240,6 +251,64 @@ def test_a_hung_exporter_does_not_hold_a_flush_or_the_end() -> None:
     caller.processor.shutdown(300)
     stats = caller.processor.stats()
     assert stats["accepted"] == 1 == sum(stats["dropped"].values())
+
+
+def test_calls_wait_for_an_exporter_that_fails_however_often() -> None:
+    """Thirty failures without a status, each at a flush of its own, lose nothing: what is refused waits."""
+    recorder = Recorder(failures=30)
+    caller = Caller(recorder)
+    for _ in range(50):
+        caller.call()
+    for _ in range(40):
+        caller.processor.force_flush(50)
+        if not recorder.failures:
+            break
+    deadline = time.monotonic() + 20
+    while caller.processor.stats()["delivered"] < 50 and time.monotonic() < deadline:
+        caller.processor.force_flush(500)
+    stats = caller.ended()
+    assert (stats["delivered"], stats["dropped"]) == (50, {})
+
+
+def test_an_exporter_that_takes_its_time_to_flush_and_to_end_does_not_hold_its_caller() -> None:
+    """What an exporter does in `force_flush` and `shutdown` is waited for until the deadline, and no longer."""
+    going_on = threading.Event()
+
+    class Slow(Recorder):
+        def force_flush(self, timeout_millis: int = 30_000) -> bool:
+            return going_on.wait(20)
+
+        def shutdown(self) -> None:
+            going_on.wait(20)
+            super().shutdown()
+
+    recorder = Slow()
+    caller = Caller(recorder)
+    caller.call()
+    assert not caller.processor.force_flush(200)
+    caller.processor.shutdown(200)
+    assert not going_on.is_set()
+    assert not recorder.shut_down
+    assert caller.processor.stats()["delivered"] == 1
+    going_on.set()
+
+
+def test_what_an_exporter_raises_when_it_flushes_or_ends_is_counted() -> None:
+    """Neither reaches the application."""
+
+    class Broken(Recorder):
+        def force_flush(self, timeout_millis: int = 30_000) -> bool:
+            raise RuntimeError
+
+        def shutdown(self) -> None:
+            raise RuntimeError
+
+    caller = Caller(Broken())
+    caller.call()
+    stats = caller.ended()
+    assert stats["delivered"] == 1
+    errors = caller.processor.stats()["errors"]
+    assert errors == {"flush of the exporter": 1, "shutdown of the exporter": 1}
 
 
 @pytest.mark.parametrize(("option", "value"), [("MASK_EVENT_MODEL", lambda e: e), ("SPOOL_DIRECTORY", "spool")])
@@ -330,4 +399,3 @@ def test_a_forked_child_has_connections_of_its_own() -> None:
         os.close(writing)
         assert len(sandbox.wait_for_events(3)) == 3
         assert caller.ended()["delivered"] == 2
-

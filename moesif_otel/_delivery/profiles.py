@@ -1,0 +1,558 @@
+"""Profiles and actions: what each may hold, its JSON, and how it reaches Moesif, waited for or queued.
+
+An argument is checked whole before anything is sent, and a wrong one is named by its place (`users[3].metadata.plan`),
+never by its value. A call that waits makes its POSTs in its caller's thread, once. One that does not is queued,
+retried and counted as events are, by a delivery of its own; it is not written to the spool, since a profile is made
+again by who made it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from array import array
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, timezone
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from moesif_otel._capture.body import ByteBudget
+from moesif_otel._delivery.outcome import Answer, Outcome
+from moesif_otel._delivery.queue import MAX_BATCH_BYTES
+from moesif_otel._delivery.stats import DropReason, Ledger
+from moesif_otel._delivery.worker import Delivery
+from moesif_otel.errors import MoesifDeliveryError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from moesif_otel._delivery.client import MoesifTransport
+    from moesif_otel._delivery.stats import Stats
+    from moesif_otel._guard import Guard
+    from moesif_otel.settings import Settings
+
+__all__ = ["ACTION", "COMPANY", "SUBSCRIPTION", "USER", "Post", "ProfileKind", "Profiles", "posts_of"]
+
+_MAX_BATCH_ITEMS: Final = 1_000
+_MAX_QUEUED: Final = 100_000
+_QUEUE_SHARE: Final = 8
+"""Queued profiles may take this part of `EVENT_QUEUE_BYTES`, beside the events."""
+_MAX_NAMED: Final = 20
+_MAX_DEPTH: Final = 100
+_STATUSES: Final = ("active", "cancelled", "paused", "trialing", "pending", "draft", "future")
+_JSON_OPTIONS: Final = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_NON_STR_KEYS
+
+# What may be wrong, by status.
+_ADVICE: Final[Mapping[int | None, str]] = {
+    None: "check BASE_URI, and that this machine can reach it (proxy, firewall, DNS)",
+    400: "check the values of its fields",
+    401: "check APPLICATION_ID",
+    402: "the subscription is not active: see the billing page of the Moesif portal",
+    403: "check APPLICATION_ID, and any proxy on the way",
+    404: "check BASE_URI",
+    413: "make it smaller",
+    429: "try again later",
+}
+_Check = Callable[[Any, str], Any]
+
+
+# -- fields
+
+
+def _text(value: Any, place: str) -> str:
+    if not _any_text(value, place).strip():
+        raise ValueError(f"{place}: got an empty string, takes a string with something in it")
+    return str(value)
+
+
+def _any_text(value: Any, place: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{place}: got {_type_name(value)}, takes a string")  # noqa: TRY004 - documented
+    return value
+
+
+def _time(value: Any, place: str) -> Any:
+    if isinstance(value, str):
+        return _text(value, place)
+    if isinstance(value, date):  # a datetime is a date
+        return value
+    raise ValueError(f"{place}: got {_type_name(value)}, takes a datetime or ISO 8601 text")
+
+
+def _status(value: Any, place: str) -> str:
+    value = value.value if isinstance(value, Enum) else value
+    if value not in _STATUSES:
+        raise ValueError(f"{place}: takes one of {', '.join(_STATUSES)}")
+    return str(value)
+
+
+def _object(value: Any, place: str) -> dict[str, Any]:
+    found = _as_mapping(value)
+    if found is None:
+        raise ValueError(f"{place}: got {_type_name(value)}, takes an object (a dict)")
+    return found
+
+
+def _campaign(value: Any, place: str) -> dict[str, Any]:
+    return {name: _any_text(item, f"{place}.{name}") for name, item in _present(_object(value, place)).items()}
+
+
+def _objects(value: Any, place: str) -> list[Any]:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"{place}: got {_type_name(value)}, takes a list of objects")  # noqa: TRY004 - documented
+    return [_present(_object(item, f"{place}[{index}]")) for index, item in enumerate(value)]
+
+
+def _request(value: Any, place: str) -> dict[str, Any]:
+    request = _present(_object(value, place))
+    request.setdefault("time", datetime.now(timezone.utc))
+    return _checked(request, _REQUEST, place)
+
+
+def _checked(fields: dict[str, Any], checks: Mapping[str, _Check], place: str) -> dict[str, Any]:
+    return {name: checks[name](item, f"{place}.{name}") if name in checks else item for name, item in fields.items()}
+
+
+_REQUEST: Final[dict[str, _Check]] = {
+    "time": _time,
+    "uri": _text,
+    "ip_address": _any_text,
+    "user_agent_string": _any_text,
+}
+_WHO: Final[dict[str, _Check]] = {"company_id": _text, "session_token": _any_text, "metadata": _object}
+_PERSON: Final[dict[str, _Check]] = {
+    **_WHO,
+    "modified_time": _time,
+    "ip_address": _any_text,
+    "user_agent_string": _any_text,
+    "campaign": _campaign,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileKind:
+    """One kind of thing that Moesif keeps beside events.
+
+    Attributes:
+        path: Where one is posted; several go to `path + "/batch"`.
+        singular, plural: For messages.
+        required: Fields without which nothing is sent.
+        checks: What a known field takes; other fields are passed on as they are.
+    """
+
+    path: str
+    singular: str
+    plural: str
+    required: tuple[str, ...]
+    checks: Mapping[str, _Check]
+
+
+USER: Final = ProfileKind("/v1/users", "user", "users", ("user_id",), {**_PERSON, "user_id": _text})
+COMPANY: Final = ProfileKind(
+    "/v1/companies", "company", "companies", ("company_id",), {**_PERSON, "company_domain": _any_text}
+)
+SUBSCRIPTION: Final = ProfileKind(
+    "/v1/subscriptions",
+    "subscription",
+    "subscriptions",
+    ("subscription_id", "company_id", "status"),
+    {
+        **_WHO,
+        "subscription_id": _text,
+        "status": _status,
+        "current_period_start": _time,
+        "current_period_end": _time,
+        "items": _objects,
+    },
+)
+ACTION: Final = ProfileKind(
+    "/v1/actions",
+    "action",
+    "actions",
+    ("action_name", "request"),
+    {
+        **_WHO,
+        "action_name": _text,
+        "request": _request,
+        "transaction_id": _text,
+        "user_id": _text,
+        "subscription_id": _text,
+    },
+)
+
+
+# -- JSON
+
+
+def encode(kind: ProfileKind, profile: Any, place: str) -> bytes:
+    """Return a profile as JSON.
+
+    Args:
+        kind: What it is.
+        profile: A dict, a `moesifapi` model, or JSON text of an object.
+        place: What to call it in an error.
+
+    Raises:
+        ValueError: It is none of these, lacks a field, or has a wrong or unwritable value; the message says where.
+    """
+    profile = _parsed(profile, place)
+    found = _as_mapping(profile)
+    if found is None:
+        raise ValueError(f"{place}: got {_type_name(profile)}, takes a dict, a moesifapi model or JSON text")
+    fields = _present(found)
+    for name in kind.required:
+        if name not in fields:
+            raise ValueError(f"{place}.{name}: missing, it is required")
+    fields = _checked(fields, kind.checks, place)
+    try:
+        written = orjson.dumps(fields, _default, _JSON_OPTIONS)
+    except (TypeError, ValueError, RecursionError):
+        raise ValueError(_problem(fields, place, 0) or f"{place}: cannot be sent as JSON") from None
+    if b"null" in written and (problem := _problem(fields, place, 0)):  # NaN is written so
+        raise ValueError(problem)
+    return written
+
+
+def _parsed(argument: Any, place: str) -> Any:
+    if not isinstance(argument, (str, bytes, bytearray)):
+        return argument
+    try:
+        return orjson.loads(argument)
+    except orjson.JSONDecodeError:
+        raise ValueError(f"{place}: text that is not JSON") from None
+
+
+def _as_mapping(value: Any) -> dict[Any, Any] | None:
+    """Return a dict of a mapping or of a model (`to_dictionary`, as moesifapi's have); None for anything else."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    to_dictionary = getattr(value, "to_dictionary", None)
+    if callable(to_dictionary) and not isinstance(value, type):
+        try:
+            made = to_dictionary()
+        except Exception:  # a model that holds what it cannot write is no profile
+            return None
+        return dict(made) if isinstance(made, Mapping) else None
+    return None
+
+
+def _present(fields: dict[str, Any]) -> dict[str, Any]:
+    # A model has every field, most of them None; an upsert that merges must not be told to erase those.
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _default(value: Any) -> Any:
+    """Return what orjson can write for a value that it cannot."""
+    if isinstance(value, datetime):
+        # As events have it, in UTC with milliseconds; one without a zone is taken as UTC.
+        if value.tzinfo is not None:
+            value = value.astimezone(timezone.utc).replace(tzinfo=None)
+        return value.isoformat(timespec="milliseconds")
+    if isinstance(value, date):
+        return value.isoformat()
+    found = _as_mapping(value)
+    if found is None:
+        raise TypeError
+    return found
+
+
+def _problem(value: Any, place: str, depth: int) -> str | None:
+    """Return where a value cannot be written and why; None where it can."""
+    if depth > _MAX_DEPTH:
+        return f"{place:.200}: nested over {_MAX_DEPTH} levels, or in itself"
+    found = _as_mapping(value)
+    if found is not None:
+        for key, item in found.items():
+            if not isinstance(key, (str, int, Enum)):
+                return f"{place}: a key of type {_type_name(key)} cannot be sent as JSON"
+            problem = _problem(key, f"{place}: a key", depth) or _problem(item, f"{place}.{key}", depth + 1)
+            if problem:
+                return problem
+        return None
+    if isinstance(value, (list, tuple)):
+        problems = (_problem(item, f"{place}[{index}]", depth + 1) for index, item in enumerate(value))
+        return next(filter(None, problems), None)
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{place}: NaN and infinity cannot be sent as JSON"
+    try:
+        orjson.dumps(value, _default, _JSON_OPTIONS)
+    except (TypeError, ValueError, RecursionError):
+        if isinstance(value, str):
+            return f"{place}: text with half a surrogate pair cannot be sent as JSON"
+        if isinstance(value, int):
+            return f"{place}: a whole number over 64 bits cannot be sent as JSON"
+        return f"{place}: {_type_name(value)} cannot be sent as JSON"
+    return None
+
+
+def _type_name(value: Any) -> str:
+    return "None" if value is None else type(value).__name__
+
+
+# -- POSTs
+
+
+class Post:
+    """One POST: a row of profiles as JSON, in one piece of memory.
+
+    Args:
+        path: Where to; an array is posted where it ends in `/batch`.
+        joined: The profiles' JSON, with commas between.
+        ends: Where in `joined` each ends.
+        first: Index of the first in the call's argument.
+    """
+
+    __slots__ = ("_ends", "_first", "_joined", "path")
+
+    def __init__(self, path: str, joined: bytes, ends: Sequence[int], first: int) -> None:
+        self.path = path
+        self._joined = joined
+        self._ends = ends
+        self._first = first
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @property
+    def body(self) -> bytes:
+        """The JSON to send."""
+        return b"[%b]" % self._joined if self.path.endswith("/batch") else self._joined
+
+    @property
+    def indexes(self) -> range:
+        """Which of the call's argument it has."""
+        return range(self._first, self._first + len(self._ends))
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Iterate over the JSON of each."""
+        start = 0
+        for end in self._ends:
+            yield self._joined[start:end]
+            start = end + 1
+
+    def halves(self) -> tuple[Post, Post]:
+        """Cut in two, for a server that finds it too large."""
+        middle = len(self._ends) // 2
+        cut = self._ends[middle - 1]
+        moved = array("L", (end - cut - 1 for end in self._ends[middle:]))
+        return (
+            Post(self.path, self._joined[:cut], self._ends[:middle], self._first),
+            Post(self.path, self._joined[cut + 1 :], moved, self._first + middle),
+        )
+
+
+def posts_of(kind: ProfileKind, argument: Any, *, batch: bool) -> list[Post]:
+    """Check an argument whole and write it.
+
+    Args:
+        kind: What it is.
+        argument: A profile as `encode` takes it; with `batch` an iterable of them, or JSON text of an array.
+        batch: Whether it is several.
+
+    Returns:
+        POSTs of at most 1,000 profiles and 5 MB each, in order.
+
+    Raises:
+        ValueError: It is wrong; the message says where.
+    """
+    if not batch:
+        written = encode(kind, argument, kind.singular)
+        _check_size(written, kind.singular)
+        return [Post(kind.path, written, array("L", [len(written)]), 0)]
+    profiles = _parsed(argument, kind.plural)
+    if isinstance(profiles, Mapping) or not hasattr(profiles, "__iter__"):
+        raise ValueError(f"{kind.plural}: got {_type_name(profiles)}, takes a list of {kind.plural}")
+    posts: list[Post] = []
+    joined, ends = bytearray(), array("L")
+    for index, profile in enumerate(profiles):
+        place = f"{kind.plural}[{index}]"
+        written = encode(kind, profile, place)
+        _check_size(written, place)
+        if ends and (len(ends) >= _MAX_BATCH_ITEMS or len(joined) + len(written) + 3 > MAX_BATCH_BYTES):
+            posts.append(Post(kind.path + "/batch", bytes(joined), ends, index - len(ends)))
+            joined, ends = bytearray(), array("L")
+        if ends:
+            joined += b","
+        # Copied into one piece: orjson's small results keep a block of some kilobytes each.
+        joined += written
+        ends.append(len(joined))
+    if ends:
+        posts.append(Post(kind.path + "/batch", bytes(joined), ends, index + 1 - len(ends)))
+    return posts
+
+
+def _check_size(written: bytes, place: str) -> None:
+    most_bytes = MAX_BATCH_BYTES - 2
+    if len(written) > most_bytes:
+        raise ValueError(f"{place}: {len(written):,} bytes of JSON, takes at most {most_bytes:,}")
+
+
+# -- delivery
+
+
+class Profiles:
+    """The way of one pipeline's, or one client's, profiles to Moesif.
+
+    Args:
+        settings: Bounds and times are the events' own.
+        transport: Makes the POSTs; shared with the events of a pipeline.
+        guard: Where errors are counted.
+
+    Thread-safe and fork-safe; no thread is started before something is queued.
+    """
+
+    def __init__(self, settings: Settings, transport: MoesifTransport, guard: Guard) -> None:
+        self._settings = settings
+        self._transport = transport
+        self._guard = guard
+        self._pid = os.getpid()
+        self._queue: dict[str, _Queue] = {}
+
+    def send(self, call: str, kind: ProfileKind, posts: Sequence[Post]) -> None:
+        """Send everything, once, in order.
+
+        A POST that is too large is halved. One that Moesif refuses does not keep the others from being sent; when
+        Moesif cannot be reached or refuses the application id, the rest is not tried. Everything here is an upsert that
+        merges (actions excepted), so the whole call can be made again.
+
+        Args:
+            call: Name of the user's call, for messages.
+            kind: What is sent.
+            posts: Of `posts_of`.
+
+        Raises:
+            MoesifDeliveryError: Something was not taken; `undelivered` has the indexes.
+        """
+        self._notice_fork()
+        waiting = list(reversed(posts))
+        undelivered: list[int] = []
+        first: tuple[Answer, str] | None = None
+        while waiting:
+            post = waiting.pop()
+            answer = self._transport.post_json(post.path, post.body, self._settings.export_timeout)
+            if answer.outcome is Outcome.DELIVERED:
+                continue
+            if answer.outcome is Outcome.SPLIT and len(post) > 1:
+                waiting.extend(reversed(post.halves()))
+                continue
+            first = first or (answer, post.path)
+            undelivered.extend(post.indexes)
+            if answer.status is None or answer.outcome is Outcome.SUSPENDED:
+                undelivered.extend(index for rest in reversed(waiting) for index in rest.indexes)
+                break
+        if first is not None:
+            total = sum(len(post) for post in posts)
+            raise self._failure(f"{call}: {_what(kind, undelivered, total)}", *first, undelivered)
+
+    def _failure(self, what: str, answer: Answer, path: str, undelivered: list[int]) -> MoesifDeliveryError:
+        address = self._settings.shown_address.rstrip("/") + path
+        if answer.status is not None:
+            why = f"Moesif answered {answer.status} at {address}"
+        else:
+            why = f"no answer came from {address}" + (f" ({answer.detail})" if answer.detail else "")
+        advice = _ADVICE.get(answer.status, _ADVICE[429] if (answer.status or 0) >= 500 else "")
+        text = f"{what}: {why}; {advice}" if advice else f"{what}: {why}"
+        return MoesifDeliveryError(text, status=answer.status, undelivered=tuple(sorted(undelivered)))
+
+    def queue(self, kind: ProfileKind, posts: Sequence[Post]) -> bool:
+        """Queue everything; False when there was not room for all of it. What fits is kept, the rest is counted."""
+        queue = self._queue.get("queue")
+        if queue is None:
+            queue = self._queue.setdefault("queue", _Queue(self._settings, self._transport, self._guard))
+        queue.delivery.ensure_started()
+        prefix = kind.path.encode() + b"\n"
+        taken = [queue.take(prefix + profile) for post in posts for profile in post]
+        return all(taken)
+
+    def force_flush(self, timeout_s: float) -> bool:
+        """Deliver what is queued, within the time."""
+        return all([queue.delivery.force_flush(timeout_s) for queue in self._queue.values()])  # noqa: C419 - one
+
+    def shutdown(self, timeout_s: float) -> None:
+        """Deliver what is queued within the time, then end the threads."""
+        for queue in self._queue.values():
+            queue.delivery.shutdown(timeout_s)
+
+    def stats(self) -> Stats | None:
+        """Return the counters of what was queued, one for each profile; None when nothing ever was."""
+        queue = self._queue.get("queue")
+        return None if queue is None else queue.stats()
+
+    def close(self) -> None:
+        """Close idle connections; a later call opens new ones."""
+        self._transport.close()
+
+    def _notice_fork(self) -> None:
+        pid = os.getpid()
+        if pid != self._pid:
+            self._pid = pid
+            self._transport.after_fork()
+
+
+def _what(kind: ProfileKind, undelivered: list[int], total: int) -> str:
+    if total == 1:
+        return f"the {kind.singular} was not taken"
+    some = ", ".join(map(str, sorted(undelivered)[:_MAX_NAMED]))
+    more = ", …" if len(undelivered) > _MAX_NAMED else ""
+    return f"{len(undelivered)} of {total} {kind.plural} were not taken (indexes {some}{more})"
+
+
+class _Queue:
+    """A delivery of single profiles, whose batches are POSTs: halved, isolated and counted as those of events are."""
+
+    def __init__(self, settings: Settings, transport: MoesifTransport, guard: Guard) -> None:
+        self._budget = ByteBudget(settings.event_queue_bytes // _QUEUE_SHARE)
+        self._ledger = Ledger()
+        self.delivery: Delivery[bytes] = Delivery(
+            settings.with_changes(
+                batch_size=_MAX_BATCH_ITEMS, event_queue_size=_MAX_QUEUED, event_worker_count=1, spool_directory=None
+            ),
+            prepare=_never_called,
+            transport=_BatchTransport(transport),
+            ledger=self._ledger,
+            budget=self._budget,
+            guard=guard,
+            measured=False,
+        )
+
+    def take(self, payload: bytes) -> bool:
+        if self._budget.held_bytes + len(payload) > self._budget.limit_bytes:
+            self._ledger.accept()
+            self._ledger.drop(DropReason.QUEUE_FULL)
+            return False
+        return self.delivery.submit_prepared(payload)
+
+    def stats(self) -> Stats:
+        stats = self._ledger.snapshot()
+        stats["held_bytes"] = self._budget.held_bytes
+        return stats
+
+
+def _never_called(_: bytes) -> DropReason:
+    return DropReason.NOT_CONVERTIBLE  # everything is prepared already
+
+
+class _BatchTransport:
+    """Posts a batch of payloads, each the path of its kind, a line break and its JSON."""
+
+    def __init__(self, transport: MoesifTransport) -> None:
+        self._transport = transport
+
+    def send(self, payloads: Sequence[bytes], timeout_s: float) -> Answer:
+        """Make one POST; a batch of several kinds is cut until each piece has one."""
+        path, _, _ = payloads[0].partition(b"\n")
+        prefix = path + b"\n"
+        if not all(payload.startswith(prefix) for payload in payloads):
+            return Answer(Outcome.SPLIT)
+        body = b"[%b]" % b",".join([payload[len(prefix) :] for payload in payloads])
+        return self._transport.post_json(f"{path.decode()}/batch", body, timeout_s)
+
+    def close(self) -> None:
+        """Leave the connections to their owner."""
+
+    def after_fork(self) -> None:
+        """Forget the parent's connections, before events do or after them."""
+        self._transport.after_fork()

@@ -1,0 +1,224 @@
+"""Calls through somebody else's OpenTelemetry exporter: bodies and identity by OTLP to a Collector, for one.
+
+`ExporterSink` gives any exporter the queue, bounds, retries and deadlines of our delivery. A call becomes a masked copy
+of its span on our intake thread, and only there; one sender thread exports, since an exporter's `export` is never
+called twice at a time (OpenTelemetry specification, "Span Exporter"). Sampling and governance do not apply here
+(Moesif's API documentation, OTLP).
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import requests
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.sdk.trace.export import SpanExportResult
+
+from moesif_otel._capture.body import ByteBudget
+from moesif_otel._delivery.client import MoesifTransport
+from moesif_otel._delivery.outcome import Answer, Outcome, outcome_of_status, retry_after_seconds
+from moesif_otel._delivery.profiles import Profiles
+from moesif_otel._delivery.stats import Ledger
+from moesif_otel._delivery.worker import Delivery, Prepared
+from moesif_otel._guard import Guard
+from moesif_otel._otlp.span_copy import private_copy
+from moesif_otel._pipeline.sink import EVENT_OVERHEAD_BYTES, EVENTS_SHARE
+from moesif_otel.errors import MoesifConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.sdk.trace.export import SpanExporter
+
+    from moesif_otel._capture.exchange import Exchange
+    from moesif_otel._delivery.stats import DropReason, Stats
+    from moesif_otel._remote.poller import ConfigPoller
+    from moesif_otel.settings import Settings
+
+__all__ = ["ExporterSink", "http_session"]
+
+_NOT_HONOURED: Final = ("mask_event_model", "spool_directory")
+_CLOSE_S: Final = 1.0  # for the exporter's own shutdown where no deadline is known (a process that ends)
+
+
+class ExporterSink:
+    """Delivers the calls of a pipeline through another OTel exporter.
+
+    Args:
+        exporter: Any `SpanExporter`, for example OTLP.
+        settings: The pipeline's settings. Options that only Moesif's own format can honour are refused.
+
+    Raises:
+        MoesifConfigError: MASK_EVENT_MODEL or SPOOL_DIRECTORY is set: there is no event model here, and the Collector
+            keeps what is undelivered.
+
+    Thread-safe; after a fork the child has a queue and, for OTLP over HTTP, connections of its own.
+    """
+
+    remote: ConfigPoller | None = None
+
+    def __init__(self, exporter: SpanExporter, settings: Settings) -> None:
+        for name in _NOT_HONOURED:
+            if getattr(settings, name) is not None:
+                raise MoesifConfigError(
+                    f"{name.upper()}: cannot be honoured with exporter={type(exporter).__name__}; "
+                    "use the *_MASKS options, and let the Collector queue on disk",
+                    option=name.upper(),
+                )
+        self.settings = settings
+        self.guard = Guard()
+        self.budget = ByteBudget(settings.event_queue_bytes - settings.event_queue_bytes // EVENTS_SHARE)
+        self.profiles = Profiles(settings, MoesifTransport(settings), self.guard)  # they go to Moesif itself
+        self._ledger = Ledger()
+        self._transport = _ExporterTransport(exporter, self.guard)
+        self.delivery: Delivery[Exchange] = Delivery(
+            settings.with_changes(event_worker_count=1),
+            prepare=self._prepare,
+            transport=self._transport,
+            without_bodies=None,
+            ledger=self._ledger,
+            budget=self.budget,
+            guard=self.guard,
+        )
+
+    def ensure_started(self) -> None:
+        """Start the threads of this process unless they run."""
+        self.delivery.ensure_started()
+
+    def count(self, name: str) -> None:
+        """Count something that is no call's fate."""
+        self._ledger.count(name)
+
+    def submit(self, exchange: Exchange) -> None:
+        """Take over a finished call with its captured bytes; its span is `exchange.span`. Never raises, never waits."""
+        self.budget.charge(EVENT_OVERHEAD_BYTES)
+        if not self.delivery.submit(exchange, EVENT_OVERHEAD_BYTES):
+            exchange.discard()
+
+    submit_later = submit
+
+    def _prepare(self, exchange: Exchange) -> Prepared | DropReason:
+        try:
+            return Prepared(*private_copy(exchange, self.settings))
+        finally:
+            exchange.discard()
+
+    def force_flush(self, timeout_s: float) -> bool:
+        """Deliver everything that was submitted.
+
+        Args:
+            timeout_s: Return after this time at the latest.
+
+        Returns:
+            True if everything submitted before was taken by the exporter or is counted as dropped.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        done = self.delivery.force_flush(timeout_s) and self._transport.flush(deadline_s - time.monotonic())
+        return self.profiles.force_flush(max(0.0, deadline_s - time.monotonic())) and done
+
+    def shutdown(self, timeout_s: float | None = None) -> None:
+        """Deliver what is pending, then end the threads and the exporter.
+
+        Args:
+            timeout_s: Return after this time at the latest; `SHUTDOWN_TIMEOUT` by default.
+        """
+        timeout_s = self.settings.shutdown_timeout if timeout_s is None else timeout_s
+        deadline_s = self._transport.close_by_s = time.monotonic() + timeout_s
+        self.profiles.shutdown(timeout_s / 2)
+        self.delivery.shutdown(max(0.0, deadline_s - time.monotonic()))
+
+    def stats(self) -> Stats:
+        """Return the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
+        stats = self._ledger.snapshot()
+        stats["held_bytes"] = self.budget.held_bytes
+        stats["errors"] = self.guard.counts()
+        profiles = self.profiles.stats()
+        if profiles is not None:
+            stats["profiles"] = profiles
+        return stats
+
+
+def http_session(exporter: SpanExporter) -> requests.Session | None:
+    """Find the `requests.Session` of OTLP's HTTP exporter; None for any other exporter, or a shape we do not know.
+
+    Half private: `tests/otlp/test_sink.py` is its canary. Without it a refused span is found out more slowly.
+    """
+    older = getattr(exporter, "_session", None)  # up to 1.44
+    newer = getattr(getattr(getattr(exporter, "_client", None), "_transport", None), "_session", None)
+    return next((found for found in (older, newer) if isinstance(found, requests.Session)), None)
+
+
+class _ExporterTransport:
+    """Delivery's transport over an exporter: what its `FAILURE` means for a batch, and an end to its waiting."""
+
+    def __init__(self, exporter: SpanExporter, guard: Guard) -> None:
+        self.close_by_s: float | None = None
+        self._exporter = exporter
+        self._guard = guard
+        self._last = threading.local()
+        self._session = http_session(exporter)
+        if self._session is not None:
+            self._session.hooks["response"].append(self._note)
+
+    def _note(self, response: requests.Response, **_: Any) -> None:
+        self._last.status = response.status_code
+        self._last.retry_after = response.headers.get("Retry-After")
+
+    def send(self, payloads: Sequence[ReadableSpan], timeout_s: float) -> Answer:
+        """Export one batch; the exporter's own timeout is the one that counts."""
+        del timeout_s
+        self._last.status = self._last.retry_after = None
+        if self._exporter.export(payloads) is SpanExportResult.SUCCESS:
+            return Answer(Outcome.DELIVERED, self._last.status)
+        status: int | None = self._last.status
+        if status is not None and status >= 400:
+            wait_s = retry_after_seconds(self._last.retry_after, time.time())
+            return Answer(outcome_of_status(status), status, retry_after_s=wait_s)
+        # No status (gRPC, a user's own exporter, no answer): nothing says that it is the spans. They wait, in the
+        # bounds of the queue; delivery itself finds out a batch that fails while others are taken.
+        return Answer(Outcome.RETRY, detail=f"{type(self._exporter).__name__} failed")
+
+    def flush(self, timeout_s: float) -> bool:
+        """Flush the exporter; False where it says so, or does not come back in time."""
+        if timeout_s <= 0:
+            return False
+        results: list[Any] = []
+        millis = int(timeout_s * 1_000)
+        ended = self._run_apart("flush of the exporter", lambda: results.append(self._exporter.force_flush(millis)))
+        # `SpanExporter.force_flush` as OTel defines it returns None; only a plain False says that something is left.
+        return ended.wait(timeout_s) and results != [False]
+
+    def close(self) -> None:
+        """Shut the exporter down, and wait for it no longer than for the rest."""
+        if self._session is not None and self._note in self._session.hooks["response"]:
+            self._session.hooks["response"].remove(self._note)
+        timeout_s = _CLOSE_S if self.close_by_s is None else self.close_by_s - time.monotonic()
+        self._run_apart("shutdown of the exporter", self._exporter.shutdown).wait(max(0.0, timeout_s))
+
+    def _run_apart(self, kind: str, function: Callable[[], Any]) -> threading.Event:
+        """Run what may take any time on a thread of its own, or here where there are no more threads."""
+        ended = threading.Event()
+
+        def run() -> None:
+            with suppress_instrumentation():
+                self._guard.run(kind, function)
+            ended.set()
+
+        try:
+            threading.Thread(target=run, name="moesif-otel-exporter", daemon=True).start()
+        except RuntimeError:
+            run()
+        return ended
+
+    def after_fork(self) -> None:
+        """Give a forked child connections of its own; the parent's are released, not closed."""
+        self._last = threading.local()
+        session = self._session
+        if session is not None:
+            for prefix, adapter in tuple(session.adapters.items()):
+                # Copying an adapter makes it an empty pool (its own support for pickling).
+                session.adapters[prefix] = copy.copy(adapter)
