@@ -1,0 +1,243 @@
+"""`EventSink`: from a finished call to its event, within the bounds, each call counted once."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import socket
+import threading
+import time
+import tracemalloc
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from opentelemetry.trace import SpanKind
+
+from moesif_otel._delivery.stats import DropReason
+from moesif_otel._pipeline.sink import EventSink
+from moesif_otel.sandbox.server import Sandbox
+from tests.calls import Calls
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MIB = 1 << 20
+JSON = [("Content-Type", "application/json")]
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox() as running:
+        yield running
+
+
+@pytest.fixture
+def hanging() -> Iterator[str]:
+    """The address of a Moesif that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+class Rig:
+    """A sink, and calls whose bodies are held by its budget."""
+
+    def __init__(self, **options: Any) -> None:
+        self.calls = Calls()
+        self.sink = EventSink(self.calls.options(**options))
+        self.calls.budget = self.sink.budget
+
+    def call(self, **how: Any) -> Any:
+        return self.calls.exchange(started_ns=time.time_ns(), **how)
+
+    @property
+    def stats(self) -> Any:
+        stats = self.sink.stats()
+        assert stats["accepted"] == stats["delivered"] + sum(stats["dropped"].values()) + stats["pending"]
+        return stats
+
+
+def test_a_small_call_is_converted_where_it_ends(sandbox: Sandbox) -> None:
+    """Nothing of it waits but its payload; its captured bytes are given back at once."""
+    rig = Rig(BASE_URI=sandbox.url)
+    exchange = rig.call(request=b'{"a": 1}', request_headers=JSON)
+    rig.sink.submit(exchange)
+    assert exchange.request_body is None
+    assert 0 < rig.stats["held_bytes"] < 1_000
+    rig.sink.ensure_started()
+    assert rig.sink.force_flush(5)
+    (event,) = sandbox.wait_for_events(1)
+    assert event["request"]["body"] == {"a": 1}
+    assert rig.stats["held_bytes"] == 0
+    rig.sink.shutdown(1)
+
+
+@pytest.mark.parametrize("how", ["large", "masked", "later"])
+def test_other_calls_are_left_to_our_thread(sandbox: Sandbox, how: str) -> None:
+    """Large ones, masked ones and ones that a finalizer may submit; what they hold is charged meanwhile."""
+    threads: list[str] = []
+
+    def mask(event: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return event
+
+    rig = Rig(BASE_URI=sandbox.url, **({"MASK_EVENT_MODEL": mask} if how == "masked" else {}))
+    body = json.dumps({"a": "x" * (90_000 if how == "large" else 10)}).encode()
+    headers = [*JSON, ("X-Long", "y" * 50_000)]
+    exchange = rig.call(request=body, request_headers=headers)
+    (rig.sink.submit_later if how == "later" else rig.sink.submit)(exchange)
+    assert rig.stats["held_bytes"] > len(body) + 50_000
+    assert rig.sink.force_flush(5)
+    assert len(sandbox.wait_for_events(1)) == 1
+    assert rig.stats["held_bytes"] == 0
+    assert threads in ([], ["moesif-otel-mask"])
+    rig.sink.shutdown(1)
+
+
+def bombs(rig: Rig, number: int) -> Iterator[Any]:
+    data = gzip.compress(json.dumps({"a": ["word"] * 40_000}).encode(), 9)
+    headers = [*JSON, ("Content-Encoding", "gzip")]
+    for _ in range(number):
+        yield rig.call(response=data, response_headers=headers)
+
+
+def long_headers(rig: Rig, number: int) -> Iterator[Any]:
+    for place in range(number):
+        yield rig.call(request_headers=[(f"X-{n}", f"{place:08}" * 1_000) for n in range(10)])
+
+
+def long_urls(rig: Rig, number: int) -> Iterator[Any]:
+    for place in range(number):
+        yield rig.call(url=f"http://x/?q={place:08}" * 4_000)
+
+
+def much_metadata(rig: Rig, number: int) -> Iterator[Any]:
+    for place in range(number):
+        yield rig.call(metadata={"m": [f"{place:08}{n:08}" for n in range(4_000)]})
+
+
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("make", [bombs, long_headers, long_urls, much_metadata])
+def test_event_queue_bytes_is_a_bound(hanging: str, make: Any, later: bool) -> None:
+    """Against a Moesif that hangs nothing makes the process hold more, and what does not fit is counted."""
+    rig = Rig(BASE_URI=hanging, EVENT_QUEUE_BYTES=MIB, EVENT_BATCH_TIMEOUT=0.1)
+    rig.sink.ensure_started()
+    tracemalloc.start()
+    try:
+        most = 0
+        for exchange in make(rig, 150):
+            (rig.sink.submit_later if later else rig.sink.submit)(exchange)
+            most = max(most, rig.stats["held_bytes"])
+        del exchange
+        time.sleep(0.3)
+        held, _peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most <= MIB * 1.1
+    assert held < 4 * MIB
+    stats = rig.stats
+    assert stats["accepted"] == 150
+    assert make is bombs or stats["dropped"]["queue_full"] > 50
+    rig.sink.shutdown(0.2)
+    deadline_s = time.monotonic() + 10
+    while rig.stats["held_bytes"] and time.monotonic() < deadline_s:
+        time.sleep(0.01)  # the call that our thread has in hand
+    assert rig.stats["held_bytes"] == 0
+
+
+def test_an_event_that_is_too_large_keeps_the_smaller_body(sandbox: Sandbox) -> None:
+    """Moesif takes a megabyte: the larger body goes, and the event says which."""
+    rig = Rig(BASE_URI=sandbox.url, REQUEST_MAX_BODY_SIZE=450_000, RESPONSE_MAX_BODY_SIZE=450_000)
+    text = "\\u0001" * 3  # of six bytes each in the event as on the wire
+    large = json.dumps(["x" * 440_000]).encode()
+    rig.sink.submit(
+        rig.call(
+            request=json.dumps({"a": text * 100}).encode(),
+            response=large,
+            metadata={"m": "y" * 800_000},
+            request_headers=JSON,
+            response_headers=JSON,
+        )
+    )
+    assert rig.sink.force_flush(5)
+    (event,) = sandbox.wait_for_events(1)
+    assert "body" in event["request"]
+    assert "body" not in event["response"]
+    assert event["metadata"]["moesif_otel"]["response_body"]["left_out"] == "event_too_large"
+    rig.sink.shutdown(1)
+
+
+def test_a_full_queue_costs_no_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What will be dropped is not converted first."""
+    rig = Rig(BASE_URI="http://127.0.0.1:9", EVENT_QUEUE_SIZE=1)
+    rig.sink.submit(rig.call())
+    monkeypatch.setattr(rig.sink, "_builder", None)
+    exchange = rig.call(request=b"x")
+    rig.sink.submit(exchange)
+    assert rig.stats["dropped"] == {"queue_full": 1}
+    assert rig.stats["errors"] == {}
+    assert exchange.request_body is None
+    rig.sink.shutdown(0.1)
+
+
+def test_a_call_that_cannot_be_converted_is_counted() -> None:
+    """An error of ours is told once, and the call's bytes are given back."""
+    rig = Rig(BASE_URI="http://127.0.0.1:9")
+    exchange = rig.call(request=b"x")
+    exchange.request_headers = 5
+    rig.sink.submit(exchange)
+    assert rig.stats["dropped"] == {DropReason.NOT_CONVERTIBLE.value: 1}
+    assert list(rig.stats["errors"]) == ["conversion of a call"]
+    assert rig.stats["held_bytes"] == 0
+    rig.sink.shutdown(0.1)
+
+
+def test_a_mask_that_flushes_loses_nothing(sandbox: Sandbox) -> None:
+    """It is told at once that not everything is delivered; its own event goes on."""
+    said: list[bool] = []
+
+    def mask(event: Any) -> Any:
+        said.append(rig.sink.force_flush(5))
+        return event
+
+    rig = Rig(BASE_URI=sandbox.url, MASK_EVENT_MODEL=mask)
+    rig.sink.ensure_started()
+    rig.sink.submit(rig.call())
+    assert rig.sink.force_flush(4)
+    assert said == [False]
+    assert len(sandbox.wait_for_events(1)) == 1
+    assert rig.stats["dropped"] == {}
+    rig.sink.shutdown(1)
+
+
+def test_a_mask_changes_the_event_alone(sandbox: Sandbox) -> None:
+    """Not the dicts of the application that metadata came from."""
+    from moesif_otel._events.identity import settle
+
+    metadata = {"list": [1], "n": 1}
+
+    def mask(event: Any) -> Any:
+        event.metadata["list"].append(2)
+        event.metadata["n"] = 2
+        return event
+
+    rig = Rig(BASE_URI=sandbox.url, MASK_EVENT_MODEL=mask)
+    exchange = rig.call(metadata=metadata)
+    settle(exchange)
+    rig.sink.submit(exchange)
+    metadata["n"] = 7
+    assert rig.sink.force_flush(5)
+    (event,) = sandbox.wait_for_events(1)
+    assert event["metadata"] == {"list": [1, 2], "n": 2}
+    assert metadata == {"list": [1], "n": 7}
+    rig.sink.shutdown(1)
+
+
+def test_bare_spans_are_charged_too(hanging: str) -> None:
+    """With a mask they wait for our thread, with all their attributes."""
+    rig = Rig(BASE_URI=hanging, EVENT_QUEUE_BYTES=MIB, MASK_EVENT_MODEL=lambda event: event)
+    for place in range(100):
+        attributes = {"http.request.method": "GET", "url.full": "http://x/", "mine": f"{place:04}" * 20_000}
+        rig.sink.submit_span(rig.calls.span(attributes, kind=SpanKind.SERVER))
+        assert rig.stats["held_bytes"] <= MIB * 1.1
+    assert rig.stats["dropped"]["queue_full"] > 50
+    rig.sink.shutdown(0.2)
