@@ -1,14 +1,14 @@
-"""The command `moesif-otel`: a sandbox to send to, and a demo that needs nothing else.
+"""The command `moesif-otel`: a sandbox to send to, its `tail`, and a demo that needs nothing else.
 
-Owns: the arguments, and what is said on the terminal around a running sandbox.
-Threads: the main one; SIGINT and SIGTERM end a command cleanly.
-Never: is imported by the package; configures logging before a command runs.
+Runs on the main thread; SIGINT and SIGTERM end a command cleanly. The package never imports it, and it configures no
+logging before a command runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -20,12 +20,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import FrameType
 
+    from moesif_otel.sandbox import Sandbox
+
 __all__ = ["main"]
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 
+_COLOURS: Final = ("auto", "always", "never")
 _DEFAULT_PORT: Final = 8765
+_FOLLOW_S: Final = 0.25
+_FOLLOW_ROWS: Final = 200
 _SAME_SIGNAL_S: Final = 1.0
 _SIGNAL_CHECK_S: Final = 0.5  # a wait without an end is not interrupted by Ctrl-C on every system
 
@@ -43,13 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         with _signals() as ended:
-            return _demo(options, ended) if options.command == "demo" else _sandbox(options, ended)
+            return _COMMANDS[options.command](options, ended)
     except ImportError as error:
         # Only what an extra brings is explained; anything else is a defect that should be seen whole.
-        if "moesif-otel[sandbox]" not in str(error):
+        if "its extra [sandbox]" not in str(error):
             raise
         _complain(str(error))
         return EXIT_USAGE
+    except BrokenPipeError:
+        # `… | head` has what it wanted. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,6 +74,34 @@ def _parser() -> argparse.ArgumentParser:
     sandbox.add_argument(
         "--application-id", action="append", default=[], metavar="ID", help="accept only this id (may be repeated)"
     )
+    sandbox.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="take requests for this host name too (may be repeated)",
+    )
+    sandbox.add_argument("--quiet", action="store_true", help="print no line for each call")
+    sandbox.add_argument("--color", choices=_COLOURS, default="auto", help="default %(default)s")
+    tail = commands.add_parser(
+        "tail", help="follow a running sandbox in the terminal", description="Follow a running sandbox in the terminal."
+    )
+    address = f"http://127.0.0.1:{_DEFAULT_PORT}"
+    tail.add_argument("--url", default=address, help="the sandbox's address (default %(default)s)")
+    tail.add_argument("-n", "--number", type=_number, default=10, help="calls to begin with (default %(default)s)")
+    tail.add_argument("-q", "--text", dest="q", metavar="TEXT", help="calls that hold this text")
+    tail.add_argument("--verb")
+    tail.add_argument("--status", help="such as 404, 5xx or none; several with commas")
+    tail.add_argument("--user", metavar="ID")
+    tail.add_argument("--company", metavar="ID")
+    tail.add_argument("--direction", choices=("incoming", "outgoing", "internal"))
+    tail.add_argument("--application-id", metavar="ID")
+    tail.add_argument("--route")
+    tail.add_argument("--trace", metavar="ID")
+    tail.add_argument("--marks", choices=("blocked", "hidden", "truncated"))
+    tail.add_argument("--errors", action="store_const", const="1", help="only calls that failed")
+    tail.add_argument("--json", action="store_true", help="one JSON object a line")
+    tail.add_argument("--color", choices=_COLOURS, default="auto", help="default %(default)s")
     demo = commands.add_parser(
         "demo",
         help="see real calls being captured, no account needed",
@@ -87,6 +124,12 @@ def _port(text: str) -> int:
 _port.__name__ = "port number"  # argparse quotes it
 
 
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 6):
+        raise ValueError
+    return int(text)
+
+
 def _version() -> str:
     try:
         return version("moesif-otel")
@@ -101,7 +144,11 @@ def _sandbox(options: argparse.Namespace, ended: threading.Event) -> int:
 
     try:
         sandbox = Sandbox(
-            options.port, host=options.host, database=options.database, application_ids=options.application_id
+            options.port,
+            host=options.host,
+            database=options.database,
+            application_ids=options.application_id,
+            allowed_hosts=options.allow_host,
         )
     except sqlite3.Error as error:
         _complain(f"cannot use the database {options.database}: {error}")
@@ -112,16 +159,66 @@ def _sandbox(options: argparse.Namespace, ended: threading.Event) -> int:
         _complain(f"cannot listen on {options.host} port {options.port}: {error.strerror or error}")
         return EXIT_FAILED
     else:
-        _say(f"Moesif sandbox: {sandbox.url}/ lists what arrives; Ctrl-C ends it")
+        _say(f"Moesif sandbox: {sandbox.url}/ shows what arrives; Ctrl-C ends it")
         _say("Send to it from any service that uses moesif-otel:")
         _say(f"  MOESIF_BASE_URI={sandbox.url} MOESIF_APPLICATION_ID={(options.application_id or ['any-id'])[0]}")
-        while not ended.wait(_SIGNAL_CHECK_S):
-            pass
+        _follow(sandbox, options, ended)
         stats = sandbox.stats()
         _say(f"\nReceived {stats['received']} events, {stats['duplicates']} of them twice; {stats['rejected']} refused")
     finally:
         sandbox.close()
     return 0
+
+
+def _follow(sandbox: Sandbox, options: argparse.Namespace, ended: threading.Event) -> None:
+    """Print a line for each call that arrives, until `ended`."""
+    from moesif_otel.sandbox.terminal import Table
+
+    if options.quiet:
+        while not ended.wait(_SIGNAL_CHECK_S):
+            pass
+        return
+    table = Table(colour=options.color)
+    last = sandbox.last_sequence()
+    has_head = False
+    while True:
+        is_over = ended.wait(_FOLLOW_S)
+        calls = sandbox.recent_calls(after=last, limit=_FOLLOW_ROWS + 1)
+        if calls and not has_head:
+            has_head = True
+            _say(table.head())
+        for stored in calls[-_FOLLOW_ROWS:]:
+            _say(table.line(stored.row))
+        if len(calls) > _FOLLOW_ROWS:
+            _say("… and more than are shown here".replace("…", table.paint.safe("…")))
+        last = calls[-1].sequence if calls else last
+        if is_over:
+            return
+
+
+def _tail(options: argparse.Namespace, ended: threading.Event) -> int:
+    from dataclasses import fields
+
+    from moesif_otel.sandbox.query import Filters
+    from moesif_otel.sandbox.tail import TailError, run_tail
+    from moesif_otel.sandbox.terminal import Table
+
+    names = (f.name for f in fields(Filters))
+    filters = {name: value for name in names if (value := getattr(options, name))}
+    try:
+        return run_tail(
+            options.url,
+            filters,
+            number=options.number,
+            table=Table(colour=options.color),
+            as_json=options.json,
+            ended=ended,
+            say=_say,
+            complain=_complain,
+        )
+    except TailError as error:
+        _complain(str(error))
+        return EXIT_FAILED
 
 
 def _demo(options: argparse.Namespace, ended: threading.Event) -> int:
@@ -130,14 +227,19 @@ def _demo(options: argparse.Namespace, ended: threading.Event) -> int:
     ports = (_DEFAULT_PORT, 0) if options.port is None else (options.port,)
     try:
         return run_demo(ports=ports, once=options.once, ended=ended, say=_say)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         _complain(f"cannot listen on port {options.port}: {error.strerror or error}")
         return EXIT_FAILED
 
 
+_COMMANDS: Final = {"sandbox": _sandbox, "tail": _tail, "demo": _demo}
+
+
 @contextlib.contextmanager
 def _signals() -> Iterator[threading.Event]:
-    """Give an event that Ctrl-C and SIGTERM set; another one later ends the process as it would without us."""
+    """Yield an event that Ctrl-C and SIGTERM set; another one later ends the process as it would have."""
     ended = threading.Event()
     before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     first_s: list[float] = []

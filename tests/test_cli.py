@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -47,7 +48,79 @@ def test_sandbox_runs_until_it_is_ended(ending):
         process.wait(20)
     assert (process.returncode, err) == (0, "")
     assert "MOESIF_APPLICATION_ID=mine" in out
+    assert re.search(r"^\d\d:\d\d:\d\d    200 -   GET     /orders\?page=1 .*5 ms", out, re.MULTILINE)
     assert "Received 1 events" in out
+
+
+@pytest.mark.parametrize("arguments", [["demo", "--once", "--port", "0"], ["sandbox", "--port", "0"]])
+def test_a_reader_that_leaves_is_no_failure(arguments):
+    """`… | head -1` gets its line; the command ends with status 0 and says nothing."""
+    with start(*arguments) as process:
+        url = url_in(process.stdout.readline())
+        process.stdout.close()
+        if arguments[0] == "sandbox":
+            headers = {"X-Moesif-Application-Id": "a"}
+            requests.post(url + "/v1/events", json=make_event(), headers=headers, timeout=10)
+        assert process.stderr.read() == ""
+        assert process.wait(30) == 0
+
+
+def tail_lines(process, number):
+    """Read so many lines of calls."""
+    found = []
+    while len(found) < number:
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        if re.match(r"(\x1b\[2m)?\d\d:\d\d", line):
+            found.append(line)
+    return found
+
+
+def test_tail_follows_with_filters():
+    """`tail` prints the last calls that fit and those that come, without what could steer a terminal; Ctrl-C ends it."""
+    from moesif_otel.sandbox import Sandbox
+
+    with Sandbox() as sandbox:
+        post = {"url": sandbox.url + "/v1/events", "headers": {"X-Moesif-Application-Id": "a"}, "timeout": 10}
+        for user in ("ann", "bob", "ann"):
+            requests.post(json=make_event(user_id=user), **post)
+        with start("tail", "--url", sandbox.url, "--user", "ann", "-n", "5", "--color", "never") as process:
+            assert len(tail_lines(process, 2)) == 2
+            evil = make_event(user_id="ann")
+            evil["request"]["uri"] = "http://a.test/\x1b[2J\x1b]0;owned\x07\u202e"
+            requests.post(json=make_event(user_id="bob"), **post)
+            requests.post(json=evil, **post)
+            (line,) = tail_lines(process, 1)
+            assert line.isprintable() or line[:-1].isprintable()
+            assert "owned" in line
+            sandbox.clear()
+            requests.post(json=make_event(user_id="ann", company_id="again"), **post)
+            assert "again" in tail_lines(process, 1)[0]
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 0
+            assert process.stderr.read() == ""
+        with start("tail", "--url", sandbox.url, "--json", "-n", "1") as process:
+            assert json.loads(process.stdout.readline())["company"] == "again"
+            process.send_signal(signal.SIGINT)
+        with start("tail", "--url", sandbox.url, "--color", "always", "-n", "1") as process:
+            process.stdout.readline()
+            assert "\x1b[32;1m   200\x1b[0m" in process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+
+
+def test_tail_says_what_is_not_there(capsys):
+    """No sandbox, another server, a wrong filter: one line and status 1."""
+    from moesif_otel.sandbox import Sandbox
+
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        assert main(["tail", "--url", f"http://127.0.0.1:{unused.getsockname()[1]}"]) == 1
+    assert "start one with `moesif-otel sandbox`" in capsys.readouterr().err
+    with Sandbox() as sandbox:
+        assert main(["tail", "--url", sandbox.url, "--status", "bad"]) == 1
+        assert "status must be one of" in capsys.readouterr().err
+        assert main(["tail", "--url", sandbox.url + "/nothing"]) == 1
+        assert "is not a sandbox" in capsys.readouterr().err
 
 
 def test_sandbox_keeps_a_file(tmp_path):
@@ -83,6 +156,8 @@ def test_a_file_that_is_no_database_is_said(tmp_path, capsys):
     [
         (["sandbox"], "uvicorn"),
         (["sandbox"], "starlette"),
+        (["sandbox"], "jinja2"),
+        (["tail"], "uvicorn"),
         (["demo"], "uvicorn"),
         (["demo"], "flask"),
         (["demo"], "waitress"),
@@ -90,11 +165,14 @@ def test_a_file_that_is_no_database_is_said(tmp_path, capsys):
 )
 def test_without_the_extra_it_says_what_to_install(arguments, package):
     """Where a package of the extra is missing, the command says what to install and ends with status 2."""
-    code = _ABSENT.format(name=package, arguments=[*arguments, "--port", "0"])
+    port = [] if arguments == ["tail"] else ["--port", "0"]
+    code = _ABSENT.format(name=package, arguments=[*arguments, *port])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "pip install 'moesif-otel[sandbox]'" in done.stderr
+    # Right for a clone, a wheel and a Git address: no index has the package yet.
+    assert 'pip install ".[sandbox]"' in done.stderr
+    assert "pip install moesif" not in done.stderr
     assert repr(package) in done.stderr
 
 

@@ -114,7 +114,7 @@ class Row:
             sizes_known=sizes[0][1] and sizes[1][1],
             blocked=bool(event.get("blocked_by")),
             truncated=any(_of_body(ours, side).get("truncated") is True for side in ("request", "response")),
-            hidden=HIDDEN_MARK.encode() in text,
+            hidden=HIDDEN_MARK.encode() in text or any(_hides_in_base64(message) for _, message in _sides(event)),
             failed=_has_failed(status, outcome, outgoing=outgoing),
             outcome=outcome,
         )
@@ -135,6 +135,16 @@ def _sides(event: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _of_body(ours: Mapping[str, Any], side: str) -> Mapping[str, Any]:
     found = ours.get(f"{side}_body")
     return found if isinstance(found, dict) else {}
+
+
+def _hides_in_base64(message: Mapping[str, Any]) -> bool:
+    body = message.get("body")
+    if message.get("transfer_encoding") != "base64" or not isinstance(body, str):
+        return False
+    try:
+        return HIDDEN_MARK.encode() in base64.b64decode(body)
+    except (binascii.Error, ValueError):
+        return False
 
 
 def _short(value: Any) -> str:

@@ -24,8 +24,9 @@ from moesif_otel.sandbox.check import MAX_EVENT_AGE_S
 from moesif_otel.sandbox.front import Front
 from moesif_otel.sandbox.ingest import Ingest
 from moesif_otel.sandbox.jsontext import read_json
+from moesif_otel.sandbox.query import Filters
 from moesif_otel.sandbox.site import Site
-from moesif_otel.sandbox.store import DEFAULT_MAX_BYTES, Store, StoredEvent
+from moesif_otel.sandbox.store import DEFAULT_MAX_BYTES, Store, StoredEvent, StoredRow
 from moesif_otel.sandbox.wire import Wire
 
 if TYPE_CHECKING:
@@ -138,6 +139,23 @@ class Sandbox:
             since: Only events with a greater sequence number; for following what arrives.
         """
         return self._store.events(since=since)
+
+    def recent_calls(self, *, after: int = 0, limit: int = 100) -> list[StoredRow]:
+        """Return the newest calls, the oldest of them first, each at one look.
+
+        Args:
+            after: Only those with a greater sequence number; for following what arrives.
+            limit: How many at most.
+        """
+        return self._store.rows(Filters(), after=after, limit=limit)[::-1]
+
+    def count_calls(self, **filters: str) -> int:
+        """Count stored calls that fit; the filters are those of the page's address bar, such as `status="5xx"`."""
+        return self._store.count_rows(Filters.read(filters), at_most=1 << 40)
+
+    def last_sequence(self) -> int:
+        """Return the newest event's sequence number; 0 when there is none."""
+        return self._store.last_sequence()
 
     def wait_for_events(
         self, count: int, timeout_s: float = 10.0, *, application_id: str | None = None

@@ -26,26 +26,59 @@ def start(*arguments):
     )
 
 
+def path_of(text):
+    """Give a path as far as the table shows it for certain."""
+    return text.partition("?")[0].partition("..")[0]
+
+
 def test_once_shows_every_call_and_ends_with_0():
     """`--once` prints a row for each call that it sent, totals, no noise, and ends with status 0."""
     with start("--once", "--port", "0") as process:
         out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
-    rows = [line.split() for line in out.splitlines() if re.match(r"(GET|POST|DELETE) ", line)]
-    assert [(row[0], row[1]) for row in rows[: len(CALLS)]] == [(call.verb, call.path) for call in CALLS]
+    every = [line.split() for line in out.splitlines() if re.match(r"\d\d:\d\d:\d\d ", line)]
+    rows = [(row[3], row[4], row[1], row) for row in every if row[2] == "in"]
+    assert [(verb, path_of(shown)) for verb, shown, *_ in rows[: len(CALLS)]] == [
+        (c.verb, path_of(c.path)) for c in CALLS
+    ]
     governed = rows[len(CALLS) :]
-    assert {row[1] for row in governed} == {GOVERNED_CALL.path}
-    assert [row[2] for row in (governed[0], governed[-1])] == ["200", "429!"]
-    by_call = {(row[0], row[1]): row[2:] for row in rows}
-    status, _, user, company, *sizes = by_call["POST", "/uploads"]
-    assert (status, user, company) == ("201", "dave-bot", "initech")
-    assert sizes == ["307.2", "KB", "67", "B"]
-    assert by_call["GET", "/orders/export"][0:4:2] == ["200", "carol"]
-    assert by_call["GET", "/reports/daily"][0:4:2] == ["500", "ann"]
-    assert by_call["GET", "/orders?status=open"][0:4:2] == ["200", "bob"]
+    assert {shown for _, shown, *_ in governed} == {GOVERNED_CALL.path}
+    assert [status for _, _, status, _ in (governed[0], governed[-1])] == ["200", "429"]
+    assert governed[-1][3][-2:] == ["blocked", "hidden"]
+    upload = next(row for verb, shown, _, row in rows if shown == "/uploads")
+    assert upload[1:5] == ["201", "in", "POST", "/uploads"]
+    assert upload[7:] == ["dave-bot", "initech", "307.2", "KB", "68", "B", "cut", "hidden"]
+    users = {shown: row[7] for _, shown, _, row in rows}
+    assert (users["/orders/export"], users["/reports/daily"], users["/orders?status=open"]) == (
+        "carol@gl..",
+        "ann",
+        "bob",
+    )
+    statuses = {status for _, _, status, _ in rows}
+    assert statuses >= {"200", "201", "204", "301", "303", "400", "404", "429", "500", "502"}
+    outgoing = [row[1] for row in every if row[2] == "out"]
+    assert sorted(outgoing) == ["200", "200", "201", "402", "none"]
     assert f"{len(rows)} calls sent, {len(rows)} captured" in out
     assert "1 blocked by a rule" in out
-    assert "4 users of 3 companies" in out
+    assert "5 users of 4 companies" in out
+
+
+def test_once_shows_one_event_whole():
+    """After the table one event is shown readably, with what was hidden and by what, and how to look further."""
+    with start("--once", "--port", "0") as process:
+        out, _ = process.communicate(timeout=60)
+    table, _, whole = out.partition("One of these events, whole")
+    assert "/orders/1001/pay" in table
+    for words in (
+        "Authorization: Bearer (hidden)",
+        '"amount_cents": 2150',
+        "request header Authorization",
+        "AUTO_HIDE_SENSITIVE",
+        "moesif-otel tail",
+    ):
+        assert words in whole, words
+    for secret in ("hunter2", "4111", "737", "a-token-that-nobody", "a-session-that", "sk_live", "Y2Fyb2w"):
+        assert secret not in out, secret
 
 
 def test_live_until_it_is_ended():
@@ -53,9 +86,9 @@ def test_live_until_it_is_ended():
     with start("--port", "0") as process:
         url = re.search(r"http://[\d.]+:\d+", process.stdout.readline()).group(0)
         for line in process.stdout:
-            if line.startswith("POST"):
+            if " POST " in line:
                 break
-        assert "/users/ann" in requests.get(url + "/", timeout=10).text
+        assert "/users" in requests.get(url + "/", timeout=10).text
         process.send_signal(signal.SIGINT)
         rest, err = process.stdout.read(), process.stderr.read()
         process.wait(30)
