@@ -6,7 +6,6 @@ import inspect
 from typing import TYPE_CHECKING, Any, Final
 
 from moesif_otel._capture.asgi.capture import EXCHANGES_KEY, AsgiCapture
-from moesif_otel._capture.asgi.lifespan import Lifespan, deliver_at_shutdown
 from moesif_otel._pipeline.middleware import Middleware
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.settings import Settings
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MoesifMiddleware"]
 
-_CALLS: Final = frozenset({"http", "websocket"})
 _MAX_LAYERS: Final = 100
 
 
@@ -66,22 +64,16 @@ class MoesifMiddleware(Middleware):
         self._spans: dict[str, ServerSpans | None] = {}
         # Framework applications that have us in their middleware, or have not: looked at once.
         self._seen_app: Any = None
-        deliver_at_shutdown(self._pipeline)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> Any:
         """Serve one connection (ASGI 3): what passes, is returned and raised is what it would be without us."""
         spans = self._spans["made"] if self._spans else self._resolve()
         if "app" in scope and scope["app"] is not self._seen_app:
             self._stand_outside(scope["app"])
-        kind = scope["type"]
-        if kind == "lifespan":
-            send = Lifespan(self._pipeline, send).send
-        elif kind in _CALLS:
-            exchange = self._exchange_around(scope)
-            if exchange is None:
-                return await self._capture.serve(self.app, scope, receive, send, spans=spans)
+        exchange = self._exchange_around(scope)
+        if exchange is not None:
             return await self._capture.serve_inside(self.app, exchange, scope, receive, send)
-        return await self.app(scope, receive, send)
+        return await self._capture.serve(self.app, scope, receive, send, spans=spans)
 
     def _exchange_around(self, scope: Any) -> Exchange | None:
         """Return the Exchange that a layer of ours further outside has opened for this call."""
@@ -130,8 +122,6 @@ class MoesifMiddleware(Middleware):
         return False
 
     def _serve_outermost(self, app: Any, scope: Any, receive: Any, send: Any) -> Any:
-        if scope["type"] not in _CALLS:
-            return app(scope, receive, send)
         spans = self._spans["made"] if self._spans else self._resolve()
         return self._capture.serve(app, scope, receive, send, spans=spans, governs=False)
 

@@ -23,6 +23,7 @@ from moesif_otel.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from moesif_otel._capture.asgi.capture import AsgiCapture
     from moesif_otel._capture.outgoing import Route
     from moesif_otel._capture.tornado.capture import TornadoTap
     from moesif_otel._capture.wsgi.capture import WsgiTap
@@ -41,7 +42,7 @@ _FRAMEWORK_KEY: Final = "moesif_otel.framework"
 def instrument(settings: Mapping[str, Any] | Settings | None = None) -> Instrumentation:
     """Capture the calls of this process, as `opentelemetry-instrument` does, from code.
 
-    WSGI frameworks and servers, and Tornado, wherever they are imported, before or after; with
+    WSGI and ASGI frameworks and servers, and Tornado, wherever they are imported, before or after; with
     `CAPTURE_OUTGOING_REQUESTS` also calls made with `requests`. No span is made and none is changed: spans of
     OpenTelemetry's instrumentations decorate the events where the global tracer provider, or one with a
     `MoesifSpanProcessor` of the same settings, shows them.
@@ -60,11 +61,7 @@ def instrument(settings: Mapping[str, Any] | Settings | None = None) -> Instrume
 
     Thread-safe; may be called before a fork.
     """
-    if settings is None:
-        settings = Settings.from_keywords({})
-    elif not isinstance(settings, Settings):
-        settings = Settings.from_mapping(settings)
-    handle = Instrumentation(settings)
+    handle = Instrumentation(Settings.of(settings, async_callbacks=True))
     handle.pipeline()
     handle.start()
     return handle
@@ -84,6 +81,7 @@ class Instrumentation:
         self._active = False
         self._provider: Any = None
         self._route: Route | None = None
+        self._asgi: AsgiCapture | None = None
         self._tornado: TornadoTap | None = None
 
     def start(self) -> None:
@@ -128,6 +126,20 @@ class Instrumentation:
             PROCESS_GUARD.caught("preparing the capture", exc)
             return app
         return functools.partial(tap.call, app, callback_app=callback_app)
+
+    def wrapped_asgi(self, app: Any) -> Any:
+        """Return the ASGI application with our capture around it, for one connection. Never raises."""
+        try:
+            pipeline = self.pipeline()
+            if self._asgi is None:
+                from moesif_otel._capture.asgi.capture import AsgiCapture
+
+                self._asgi = AsgiCapture(pipeline, provisional=True)
+            self._watch_provider(pipeline)
+        except Exception as exc:
+            PROCESS_GUARD.caught("preparing the capture", exc)
+            return app
+        return functools.partial(self._asgi.serve, app)
 
     def _watch_provider(self, pipeline: Pipeline) -> None:
         """See to it that our dispatcher is on the global provider, once that is an SDK provider."""
@@ -259,6 +271,12 @@ class _EveryHandle:
         """Begin to capture Tornado for every handle."""
         for handle in _handles:
             PROCESS_GUARD.run("capture of Tornado", handle.prepare_tornado)
+
+    def serve_asgi(self, app: Any, scope: Any, receive: Any, send: Any) -> Any:
+        """Return an ASGI application's call, captured by each handle that has not captured this one already."""
+        for handle in reversed(_handles):
+            app = handle.wrapped_asgi(app)
+        return app(scope, receive, send)
 
     def serve(self, app: Any, environ: Any, start_response: Any, framework_app: Any = None) -> Any:
         """Call the application, captured by each handle that has not captured this call already."""

@@ -8,6 +8,7 @@ Nothing here imports a framework or a server, or raises into an import or a requ
 from __future__ import annotations
 
 import functools
+from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import wrapt
@@ -18,7 +19,7 @@ from moesif_otel._guard import PROCESS_GUARD
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ROWS", "ServedApplication", "Serving", "install"]
+__all__ = ["ROWS", "ServedApplication", "ServedAsgiApplication", "Serving", "install"]
 
 
 class Serving(Protocol):
@@ -36,6 +37,10 @@ class Serving(Protocol):
         """Call a WSGI application and capture the call; raises what the application raises."""
         ...
 
+    def serve_asgi(self, app: Any, scope: Any, receive: Any, send: Any) -> Any:
+        """Return what is to be awaited: an ASGI application's call, captured."""
+        ...
+
 
 def _is_wsgi_call(environ: Any, start_response: Any) -> bool:
     # ASGI passes (scope, receive, send), and anything may be called by its own users in other ways.
@@ -49,21 +54,29 @@ def _framework_call(serving: Serving, call: Any, app: Any, /, *args: Any, **kwar
     return serving.serve(functools.partial(call, app), *args, app)
 
 
-def _application_of_server(attribute: str) -> Callable[..., None]:
+def _asgi_framework_call(serving: Serving, call: Any, app: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """Serve `__call__(self, scope, receive, send)` of a framework's application."""
+    if len(args) != 3 or kwargs or not isinstance(args[0], MutableMapping):
+        return call(app, *args, **kwargs)
+    return serving.serve_asgi(functools.partial(call, app), *args)
+
+
+def _application_of_server(attribute: str, *, asgi: bool = False) -> Callable[..., None]:
     """Return the layer for a server's `__init__` that keeps its application in `attribute`."""
 
     def initialise(serving: Serving, init: Any, server: Any, /, *args: Any, **kwargs: Any) -> None:
         init(server, *args, **kwargs)
-        _replace_application(serving, server, attribute)
+        _replace_application(serving, server, attribute, asgi=asgi)
 
     return initialise
 
 
-def _replace_application(serving: Serving, server: Any, attribute: str) -> None:
+def _replace_application(serving: Serving, server: Any, attribute: str, *, asgi: bool = False) -> None:
+    served = ServedAsgiApplication if asgi else ServedApplication
     try:
         app = getattr(server, attribute, None)
-        if callable(app) and type(app) is not ServedApplication:
-            setattr(server, attribute, ServedApplication(app, serving))
+        if callable(app) and type(app) is not served:
+            setattr(server, attribute, served(app, serving))
             serving.prepare()
     except Exception as exc:
         PROCESS_GUARD.caught("meeting the application of a server", exc)
@@ -85,6 +98,27 @@ def _gunicorn_load_wsgi(serving: Serving, load_wsgi: Any, worker: Any, /, *args:
     if any((cls.__module__, cls.__name__) in _WSGI_WORKERS for cls in type(worker).__mro__):
         _replace_application(serving, worker, "wsgi")
     return result
+
+
+def _uvicorn_load(serving: Serving, load: Any, config: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """Do `Config.load` (also of gunicorn's uvicorn workers), which decides what kind of application it has."""
+    result = load(config, *args, **kwargs)
+    if config.interface != "wsgi":
+        # Inside of what takes the client's address out of headers.
+        loaded = config.loaded_app
+        if type(loaded).__name__ == "ProxyHeadersMiddleware":
+            _replace_application(serving, loaded, "app", asgi=True)
+        else:
+            _replace_application(serving, config, "loaded_app", asgi=True)
+    return result
+
+
+def _granian_wrap(serving: Serving, wrap: Any, callback: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """Do what granian's workers call with their ASGI application."""
+    if callable(callback) and type(callback) is not ServedAsgiApplication:
+        callback = ServedAsgiApplication(callback, serving)
+        serving.prepare()
+    return wrap(callback, *args, **kwargs)
 
 
 def _wsgiref_run(serving: Serving, run: Any, handler: Any, application: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -115,6 +149,18 @@ class ServedApplication(wrapt.ObjectProxy):  # type: ignore[type-arg] # not subs
         return self._self_serving.serve(app, *args)
 
 
+class ServedAsgiApplication(wrapt.ObjectProxy):  # type: ignore[type-arg] # as above
+    """The ASGI application as a server calls it; the parameters are exactly those that servers look for."""
+
+    def __init__(self, app: Any, serving: Serving) -> None:
+        super().__init__(app)
+        self._self_serving = serving
+
+    def __call__(self, scope: Any, receive: Any, send: Any) -> Any:
+        """Serve one connection."""
+        return self._self_serving.serve_asgi(self.__wrapped__, scope, receive, send)
+
+
 ROWS: Final = (
     Patch("flask.app", "Flask.__call__", _framework_call),
     Patch("bottle", "Bottle.__call__", _framework_call),
@@ -128,6 +174,16 @@ ROWS: Final = (
     Patch("cheroot.wsgi", "Server.__init__", _application_of_server("wsgi_app")),
     Patch("gevent.pywsgi", "WSGIServer.__init__", _application_of_server("application")),
     Patch("tornado.web", "Application.__init__", _tornado_application),
+    Patch("starlette.applications", "Starlette.__call__", _asgi_framework_call),
+    Patch("quart.app", "Quart.__call__", _asgi_framework_call),
+    Patch("litestar.app", "Litestar.__call__", _asgi_framework_call),
+    Patch("django.core.handlers.asgi", "ASGIHandler.__call__", _asgi_framework_call),
+    Patch("uvicorn.config", "Config.load", _uvicorn_load),
+    Patch("hypercorn.app_wrappers", "ASGIWrapper.__init__", _application_of_server("app", asgi=True)),
+    Patch("daphne.server", "Server.__init__", _application_of_server("application", asgi=True)),
+    Patch("granian.server.mp", "_asgi_call_wrap", _granian_wrap),
+    Patch("granian.server.mt", "_asgi_call_wrap", _granian_wrap),
+    Patch("granian.server.embed", "_asgi_call_wrap", _granian_wrap),
 )
 """Tried with the versions of the day; a row whose place is not there any more is logged once and left out."""
 

@@ -17,6 +17,7 @@ from opentelemetry import context as otel_context
 
 from moesif_otel._capture.asgi.background import go_on
 from moesif_otel._capture.asgi.callback_objects import CallbackObjects
+from moesif_otel._capture.asgi.lifespan import Lifespan, deliver_at_shutdown
 from moesif_otel._capture.asgi.scope import header_source, peer_address, repeatable, url_source
 from moesif_otel._capture.body import CapturedBody
 from moesif_otel._capture.callbacks import await_steps
@@ -38,6 +39,7 @@ __all__ = ["EXCHANGES_KEY", "AsgiCapture"]
 EXCHANGES_KEY: Final = "moesif_otel.exchanges"
 """Where a scope carries the Exchanges of its call, against capturing one call twice."""
 
+_CALLS: Final = frozenset({"http", "websocket"})
 _NO_BODY_STATUSES: Final = frozenset({204, 304})
 _FILES: Final = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
 _STARTS: Final = frozenset({"http.response.start", "websocket.http.response.start", "websocket.accept"})
@@ -59,6 +61,7 @@ class AsgiCapture:
         self._pipeline = pipeline
         self._provisional = provisional
         self._objects: CallbackObjects | None = None
+        deliver_at_shutdown(pipeline)
 
     def serve(
         self,
@@ -70,11 +73,11 @@ class AsgiCapture:
         spans: ServerSpans | None = None,
         governs: bool = True,
     ) -> Awaitable[Any]:
-        """Call the application as the server would, and note what passes.
+        """Call the application as the server would, and note what passes of a call; deliver at the end of a lifespan.
 
         Args:
             app: The ASGI application.
-            scope: An `http` or `websocket` scope, at the start of its call.
+            scope: The connection's, at its start.
             receive: The server's.
             send: The server's.
             spans: Makes the SERVER span, or None where an instrumentation does.
@@ -83,6 +86,11 @@ class AsgiCapture:
         Returns:
             What is to be awaited; what the application returns and raises passes unchanged.
         """
+        kind = scope.get("type")
+        if kind not in _CALLS:
+            if kind == "lifespan":
+                send = Lifespan(self._pipeline, send).send
+            return app(scope, receive, send)  # type: ignore[no-any-return]
         try:
             present = scope.get(EXCHANGES_KEY, ())
             if present and not self._takes_over(present):

@@ -2,7 +2,7 @@
 
 uvicorn ends itself by the signal that it got, and granian's workers run no exit handlers: what is pending then would be
 lost. So it is delivered before the application's `lifespan.shutdown.complete` reaches the server; and, for applications
-that take no part in lifespan, at the end of uvicorn's own shutdown.
+that take no part in lifespan, at the end of the shutdown of these two.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ class Lifespan:
     def __init__(self, pipeline: Pipeline, send: Send) -> None:
         self._pipeline = pipeline
         self._send = send
+        _delivered_at_shutdown.discard(pipeline)
 
     async def send(self, message: MutableMapping[str, Any]) -> Any:
         """Send a message to the server."""
@@ -65,6 +66,8 @@ class Lifespan:
 
 
 async def _deliver(pipeline: Pipeline) -> None:
+    if pipeline in _delivered_at_shutdown:
+        return  # by a layer further inside; where Moesif cannot be reached it would take the same time again
     try:
         await run_in_thread(pipeline.force_flush, pipeline.settings.shutdown_timeout)
         _delivered_at_shutdown.add(pipeline)
@@ -72,21 +75,24 @@ async def _deliver(pipeline: Pipeline) -> None:
         PROCESS_GUARD.caught("delivery at the end of an ASGI server", exc)
 
 
-async def _shut_down_uvicorn(shutdown: Any, server: Any, /, *args: Any, **kwargs: Any) -> Any:
-    """Do `Server.shutdown` of uvicorn, then deliver what no lifespan has."""
+async def _shut_down(shutdown: Any, server: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """Do a server's own shutdown, then deliver what no lifespan has."""
     result = await shutdown(server, *args, **kwargs)
     for pipeline in tuple(_pipelines):
-        if pipeline not in _delivered_at_shutdown:
-            await _deliver(pipeline)
-        _delivered_at_shutdown.discard(pipeline)
+        await _deliver(pipeline)
     return result
 
 
-_uvicorn: Final = PatchSet([Patch("uvicorn.server", "Server.shutdown", _shut_down_uvicorn)])
+_shutdowns: Final = PatchSet(
+    [
+        Patch("uvicorn.server", "Server.shutdown", _shut_down),
+        Patch("granian.asgi", "LifespanProtocol.shutdown", _shut_down),
+    ]
+)
 _pipelines: Final[weakref.WeakSet[Pipeline]] = weakref.WeakSet()
 
 
 def deliver_at_shutdown(pipeline: Pipeline) -> None:
-    """Deliver what is pending in a pipeline when uvicorn shuts down, also without a lifespan. Never raises."""
+    """Deliver what is pending in a pipeline when a server shuts down, also without a lifespan. Never raises."""
     _pipelines.add(pipeline)
-    PROCESS_GUARD.run("meeting the shutdown of uvicorn", _uvicorn.hold, pipeline)
+    PROCESS_GUARD.run("meeting the shutdown of servers", _shutdowns.hold, pipeline)
