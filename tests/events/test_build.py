@@ -6,18 +6,19 @@ import base64
 import gzip
 import json
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from opentelemetry.sdk.trace import Event
 from opentelemetry.trace import Link, SpanContext, StatusCode, TraceFlags
 
 from moesif_otel._capture.exchange import Outcome
 from moesif_otel._events.build import build_event, moesif_time, serialize, transaction_id_for
 
-if TYPE_CHECKING:
-    from tests.calls import Calls
+from tests.calls import Calls
 
 JSON = [("Content-Type", "application/json")]
 
@@ -297,3 +298,78 @@ def test_an_answer_is_never_before_its_request(calls: Calls) -> None:
 def test_times_are_utc_with_milliseconds(time_ns: int | None, text: str) -> None:
     """Cut, not rounded: an event never lies in the future. Absurd times stay valid text."""
     assert moesif_time(time_ns) == text
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ([("Content-Length", "5")], {"left_out": "not_read", "size_bytes": 5}),
+        ([("Transfer-Encoding", "gzip, Chunked")], {"left_out": "not_read"}),
+        ([("Content-Length", "0")], None),
+        ([("Content-Length", "many")], None),
+        ([], None),
+    ],
+)
+def test_a_request_body_that_nobody_read_says_so(calls: Calls, headers: Any, expected: Any) -> None:
+    """Announced and never asked for by the application: absent, with the reason; silent with LOG_BODY off."""
+    exchange = calls.exchange(request=b"", request_headers=headers)
+    found = sent(calls, exchange)
+    assert "body" not in found["request"]
+    assert found.get("metadata", {}).get("moesif_otel", {}).get("request_body") == expected
+    exchange.request_body = None
+    assert "metadata" not in sent(calls, exchange)
+
+
+def test_texts_of_the_span_are_inspected(calls: Calls) -> None:
+    """Route, name and error type are free text of the application's."""
+    secret = "/a?token=hunter2"
+    span = calls.span({"http.route": secret, "error.type": "password=hunter2"}, name=f"GET {secret} x")
+    found = sent(calls, calls.exchange(), span)
+    assert "hunter2" not in json.dumps(found)
+    assert {"route", "span_name", "error_type"} <= set(found["metadata"]["moesif_otel"])
+
+
+def test_an_event_shows_nothing_of_itself(calls: Calls) -> None:
+    """Crash reporters print local variables."""
+    assert repr(build_event(calls.exchange(), None, calls.settings, parse_bodies=False)) == "<event>"
+
+
+class Rude:
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+ODD = st.one_of(
+    st.none(), st.integers(), st.floats(), st.binary(), st.text(st.characters()), st.builds(Rude), st.lists(st.text())
+)
+SOUND = st.text(st.characters(), max_size=20)
+
+
+@given(
+    st.lists(st.one_of(st.tuples(ODD, ODD), st.tuples(SOUND, SOUND), ODD), max_size=5),
+    st.lists(st.one_of(st.tuples(SOUND, ODD), st.tuples(SOUND)), max_size=5),
+    SOUND,
+    SOUND,
+    ODD,
+    ODD,
+)
+def test_odd_facts_cost_only_themselves(
+    request_headers: Any, response_headers: Any, url: str, method: str, identity: Any, metadata: Any
+) -> None:
+    """Whatever stands in headers, URL, identity and metadata, the event is there and valid JSON."""
+    calls = Calls()
+    exchange = calls.exchange(
+        url=url,
+        method=method,
+        request_headers=[*request_headers, ("X-Sound", "kept")],
+        response_headers=[*response_headers, ("X-Sound", "kept")],
+        user_id=identity,
+        company_id=identity,
+        metadata=metadata,
+        request=b'{"a":1}',
+    )
+    for parse in (False, True):
+        found = sent(calls, exchange, parse=parse)
+        assert "kept" in found["request"]["headers"]["X-Sound"]
+        assert "kept" in found["response"]["headers"]["X-Sound"]
+        assert found["request"]["body"] == {"a": 1}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,9 +14,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from moesif_otel._events.build import build_event, serialize
 from moesif_otel._events.spans import weight_of
-
-if TYPE_CHECKING:
-    from tests.calls import Calls
+from tests.calls import Calls
 
 OLD = {
     "http.method": "GET",
@@ -324,3 +322,34 @@ def test_times_that_are_missing(calls: Calls) -> None:
     found = sent(calls, {"http.request.method": "GET"}, start_time=None, end_time=None)
     assert found is not None
     assert found["request"]["time"] == "1970-01-01T00:00:00.000"
+
+
+NAMES = st.sampled_from(
+    [
+        *OLD,
+        *STABLE,
+        *("url.full", "http.url", "http.request.header.x-forwarded-for", "http.request.header.authorization", "tenant"),
+        *("http.request.body.content", "http.response.body.content", "http.request.body.size", "user.id", "error.type"),
+        *("http.request.header.content-encoding", "http.response.header.content-length", "client.address"),
+    ]
+)
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.binary(max_size=20),
+    st.text(st.characters(), max_size=20),
+    st.lists(st.one_of(st.none(), st.text(st.characters(), max_size=5), st.integers()), max_size=3),
+)
+
+
+@given(st.dictionaries(NAMES, VALUES, max_size=8), st.sampled_from([SpanKind.SERVER, SpanKind.CLIENT]), st.booleans())
+def test_any_attributes_make_an_event(attributes: dict[str, Any], kind: SpanKind, captured: bool) -> None:
+    """Alone or beside a capture: whatever an instrumentation wrote, the call is recorded as valid JSON."""
+    calls = Calls()
+    span = calls.span({**attributes, "http.request.method": "GET"}, kind=kind)
+    exchange = calls.exchange(direction="Incoming" if kind is SpanKind.SERVER else "Outgoing") if captured else None
+    event = build_event(exchange, span, calls.settings, parse_bodies=False)
+    assert event is not None
+    assert json.loads(serialize(event))["request"]["uri"]
