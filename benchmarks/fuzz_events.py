@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from moesif_otel._events.body import read_body
-from moesif_otel._events.client_ip import client_address
-from moesif_otel._events.identity import user_from_headers
+from moesif_otel._events.caller import client_address, user_from_headers
 from moesif_otel._redaction.headers import redact_headers
 from moesif_otel._redaction.rules import Rules
 from moesif_otel._redaction.text import redact_text, redact_url

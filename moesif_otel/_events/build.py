@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from moesif_otel._capture.body import LeftOut
 from moesif_otel._capture.exchange import Outcome
 from moesif_otel._events.body import read_body
-from moesif_otel._events.client_ip import ADDRESS_HEADERS, client_address
-from moesif_otel._events.identity import user_from_headers
+from moesif_otel._events.caller import ADDRESS_HEADERS, client_address, user_from_headers
 from moesif_otel._events.media import is_left_out, media_of
 from moesif_otel._events.serialize import OUR_KEY, as_mapping, plain, serialize, text_of, without_bodies
 from moesif_otel._events.spans import SpanFacts, call_of_span, facts_of_span, weight_of_span

@@ -121,7 +121,7 @@ def text_of(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Give a copy of `value` made of what orjson is sure to take; cycles, depth and size are bounded.
+    """Return a copy of `value` made of what orjson is sure to take; cycles, depth and size are bounded.
 
     Slower than orjson's own way, for what that refused.
     """

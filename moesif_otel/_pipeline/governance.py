@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from moesif_otel._events.body import MAX_DECODED_BYTES, utf8_of
-from moesif_otel._events.client_ip import client_address
+from moesif_otel._events.caller import client_address, user_from_headers
 from moesif_otel._events.codings import decode_content
-from moesif_otel._events.identity import user_from_headers
 from moesif_otel._events.media import media_of
 from moesif_otel._remote.facts import BodyNeededError, RequestFacts
 

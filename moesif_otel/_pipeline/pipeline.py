@@ -27,7 +27,7 @@ from opentelemetry.trace import SpanKind
 
 from moesif_otel._capture.callbacks import Callbacks
 from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
-from moesif_otel._events.identity import settle
+from moesif_otel._events.caller import settle
 from moesif_otel._events.spans import has_http_method
 from moesif_otel._guard import PROCESS_GUARD
 from moesif_otel._pipeline import governance

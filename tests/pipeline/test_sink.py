@@ -211,7 +211,7 @@ def test_a_mask_that_flushes_loses_nothing(sandbox: Sandbox) -> None:
 
 def test_a_mask_changes_the_event_alone(sandbox: Sandbox) -> None:
     """Not the dicts of the application that metadata came from."""
-    from moesif_otel._events.identity import settle
+    from moesif_otel._events.caller import settle
 
     metadata = {"list": [1], "n": 1}
 

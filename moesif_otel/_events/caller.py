@@ -1,4 +1,4 @@
-"""Who made a call: what callbacks said of it, else what a request's credentials say.
+"""Who made a call, and from where: what callbacks said, else what a request's headers say.
 
 A signature is not checked (the application did that), and a credential is never taken for an identity, kept or logged.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import ipaddress
 import json
 import re
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -17,19 +18,18 @@ import orjson
 from moesif_otel._events.serialize import snapshot, text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from moesif_otel._capture.exchange import Exchange
 
-__all__ = ["settle", "user_from_headers"]
+__all__ = ["ADDRESS_HEADERS", "client_address", "settle", "user_from_headers"]
 
 # Servers refuse headers of 8 to 64 KB; a longer one is no token.
-_MAX_CHARACTERS: Final = 65_536
+_MAX_CREDENTIALS_CHARACTERS: Final = 65_536
 # A user id longer than this is no id.
 _MAX_ID_CHARACTERS: Final = 1_024
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]*\Z")
 _URL_SAFE: Final = str.maketrans("-_", "+/")
-
 
 # A name that a person or a service has is short, or an address; an API key in its place is long and random.
 _KEY_CHARACTERS: Final = 16
@@ -44,21 +44,49 @@ _KEY_PREFIX: Final = re.compile(
     r"(?:sk|pk|rk|key|api|pat|token|secret|gh[opsu]|glpat|xox[abprs]|whsec)[_-]", re.IGNORECASE
 )
 
+# In the order of the packages that we replace; X-Forwarded-For is leftmost-first, as proxies append on the right.
+_ADDRESS_NAMES: Final = (
+    "x-client-ip",
+    "x-forwarded-for",
+    "cf-connecting-ip",
+    "true-client-ip",
+    "x-real-ip",
+    "x-cluster-client-ip",
+    "x-forwarded",
+    "forwarded-for",
+    "forwarded",
+)
+ADDRESS_HEADERS: Final = frozenset(_ADDRESS_NAMES)
+"""Lower-case names of the headers that `client_address` looks at."""
+
+# Longest text looked at; proxies write tens of characters, an attacker may write 64 KB.
+_MAX_ADDRESSES_CHARACTERS: Final = 4_096
+_MAX_ADDRESSES: Final = 64
+# RFC 7239 section 4: `for=` with a token or a quoted string.
+_FORWARDED_FOR: Final = re.compile(r'(?:^|[;,])[ \t]*for[ \t]*=[ \t]*(?:"([^"\\]*)"|([^\s;,"]+))', re.IGNORECASE)
+
 
 def settle(exchange: Exchange) -> None:
     """Make what callbacks and `identify` said of a call independent of the application's objects.
 
     To be called in the thread that serves the call, when the callbacks have run: identities become text there (an
-    object of the application's may ask its database for it), and metadata is taken as it is at that moment.
+    object of the application's may ask its database for it), and metadata is taken as it is at that moment. Never raises.
     """
     if exchange.user_id is not None:
-        exchange.user_id = text_of(exchange.user_id) if exchange.user_id else None
+        exchange.user_id = _said(exchange.user_id)
     if exchange.company_id is not None:
-        exchange.company_id = text_of(exchange.company_id) if exchange.company_id else None
+        exchange.company_id = _said(exchange.company_id)
     if exchange.session_token is not None:
-        exchange.session_token = text_of(exchange.session_token) if exchange.session_token else None
+        exchange.session_token = _said(exchange.session_token)
     if exchange.metadata is not None:
         exchange.metadata = snapshot(exchange.metadata)
+
+
+def _said(value: Any) -> str | None:
+    try:
+        return text_of(value) if value else None
+    except Exception:
+        return None  # an object without a truth is nobody
 
 
 def user_from_headers(headers: Mapping[str, str], header_names: Sequence[str], user_id_field: str) -> str | None:
@@ -80,7 +108,7 @@ def user_from_headers(headers: Mapping[str, str], header_names: Sequence[str], u
         value = headers.get(name.lower())
         if value is not None:
             try:
-                return _user(value[:_MAX_CHARACTERS].partition(",")[0].strip(), user_id_field.lower())
+                return _user(value[:_MAX_CREDENTIALS_CHARACTERS].partition(",")[0].strip(), user_id_field.lower())
             except (ValueError, TypeError, RecursionError, LookupError):
                 return None
     return None
@@ -156,3 +184,52 @@ def _looks_like_key(name: str) -> bool:
         before != after and before + after != "Aa" for before, after in pairwise(kinds)
     )
     return switches * _KEY_SWITCHES >= len(kinds) and "0" in kinds
+
+
+def client_address(headers: Mapping[str, str], peer_address: str | None) -> str | None:
+    """Return the address of the client that made a request.
+
+    Args:
+        headers: Request headers, lower-case names.
+        peer_address: Address of the connection's other end, given when no header tells a valid one.
+
+    Returns:
+        The first valid address of X-Client-IP, X-Forwarded-For (leftmost valid one), CF-Connecting-IP, True-Client-IP,
+        X-Real-IP, X-Cluster-Client-IP, X-Forwarded, Forwarded-For and Forwarded (RFC 7239), else `peer_address`, or
+        None. Ports, brackets and IPv6 zones are taken off. Never raises. Thread-safe.
+    """
+    if not ADDRESS_HEADERS.isdisjoint(headers):
+        for name in _ADDRESS_NAMES:
+            value = headers.get(name)
+            if value:
+                for address in _addresses(value[:_MAX_ADDRESSES_CHARACTERS]):
+                    if address is not None:
+                        return address
+    return peer_address or None
+
+
+def _addresses(value: str) -> Iterator[str | None]:
+    # `X-Forwarded` carries either form, and some proxies write a bare list of addresses into `Forwarded`.
+    if "=" in value:
+        for match in islice(_FORWARDED_FOR.finditer(value), _MAX_ADDRESSES):
+            yield _address(match[1] if match[1] is not None else match[2])
+    else:
+        for part in value.split(",", _MAX_ADDRESSES)[:_MAX_ADDRESSES]:
+            yield _address(part)
+
+
+def _address(text: str) -> str | None:
+    """Return the address in `text`, which may carry brackets, quotes, a port or a zone; None when there is none."""
+    text = text.strip().strip('"')
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    text = text.partition("%")[0]
+    # 45: the longest address, an IPv6 one with an embedded IPv4 one.
+    if not text or len(text) > 45:
+        return None
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return None
