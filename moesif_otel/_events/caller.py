@@ -70,7 +70,8 @@ def settle(exchange: Exchange) -> None:
     """Make what callbacks and `identify` said of a call independent of the application's objects.
 
     To be called in the thread that serves the call, when the callbacks have run: identities become text there (an
-    object of the application's may ask its database for it), and metadata is taken as it is at that moment. Never raises.
+    object of the application's may ask its database for it), and metadata is taken as it is at that moment.
+    Never raises.
     """
     if exchange.user_id is not None:
         exchange.user_id = _said(exchange.user_id)
