@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import re
 import threading
 import time
 import weakref
@@ -48,6 +49,7 @@ _FIRST_RETRY_S: Final = 5.0
 _MAX_RETRY_AFTER_S: Final = 600.0  # whatever the server asks for: rules must not stay old for a day
 _START_AGAIN_S: Final = 1.0  # after the system refused a thread
 _JITTER: Final = 0.1  # processes that were started together must not ask together for ever
+_SENDABLE: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,998}[\x21-\x7e])?")
 _uniform = SystemRandom().uniform  # the application's `random` is left alone, and forked children do not share it
 
 
@@ -95,11 +97,14 @@ class _Document:
 
     def worked(self, headers: dict[str, str], now_s: float, *, changed: bool) -> None:
         """Take note of a good answer."""
-        tag, etag = headers.get(self._tag_header), headers.get("etag")
-        tags = frozenset(text for text in (tag, etag) if text)
-        self._tags = tags if changed else self._tags | tags
+        found = [headers.get("etag"), headers.get(self._tag_header)]
+        # What could not be sent back in a header would keep us from asking ever again.
+        tags = [tag for tag in found if tag and _SENDABLE.fullmatch(tag)]
+        self._tags = frozenset(tags)
         if changed:
-            self.etag = etag or tag
+            self.etag = tags[0] if tags else None
+        elif self.etag is not None:
+            self._tags |= {self.etag}
         self._failures = 0
         self._next_s = now_s + POLL_INTERVAL_S * _uniform(1 - _JITTER, 1 + _JITTER)
 

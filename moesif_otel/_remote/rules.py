@@ -33,6 +33,8 @@ _UNKNOWN: Final = "UNKNOWN"  # what a tag without a value becomes (Moesif's API 
 # orjson writes at most 254 levels, and a tag may stand at any of them.
 _MAX_BODY_DEPTH: Final = 200
 _MAX_ID_CHARS: Final = 60
+# Compiling is Python's work, in which no request is served; and a request asks every condition once.
+_MAX_CONDITIONS: Final = 2_000
 
 
 class MalformedError(ValueError):
@@ -84,6 +86,8 @@ class Conditions:
         """Return the one condition of this path and expression. Raises `PatternError`."""
         found = self._conditions.get((path, expression))
         if found is None:
+            if len(self._conditions) >= _MAX_CONDITIONS:
+                raise PatternError(f"over {_MAX_CONDITIONS:,} different conditions")
             known = self._fields.get(path) or self._fields.setdefault(path, Field.of(path))
             found = self._conditions[path, expression] = Condition(known, Pattern(expression))
         return found

@@ -31,6 +31,7 @@ class Answers:
 
     def __init__(self) -> None:
         self.headers: dict[str, str] = {}
+        self.answer_304_with: str | None = None
         self.asked: list[tuple[str, str | None]] = []
         self.documents: dict[str, Any] = {"/v1/config": {"sample_rate": 50}, "/v1/rules": []}
         self.tags: dict[str, str] = {"/v1/config": "c1", "/v1/rules": "r1"}
@@ -46,6 +47,8 @@ class Answers:
             return self.status, b"no", dict(self.headers)
         header = "X-Moesif-Config-ETag" if path == "/v1/config" else "X-Moesif-Rules-Tag"
         headers = {header: self.tags[path]}
+        if self.answer_304_with is not None:
+            return 304, b"", {header: self.answer_304_with}
         if etag == self.tags[path]:
             return 304, b"", headers
         document = self.documents[path]
@@ -215,6 +218,32 @@ def test_a_malformed_answer_keeps_the_last_good_one(
     clock.now_s += 60.0
     poller.step()
     assert answers.asked == [("/v1/config", "c1"), ("/v1/rules", "r1")]
+
+
+@pytest.mark.parametrize("tag", ["a\r\n b", "é", "x" * 5_000, " ", "\0"])
+def test_a_tag_that_cannot_be_sent_back_is_not_kept(
+    stepped: ConfigPoller, answers: Answers, clock: Clock, tag: str
+) -> None:
+    """The document counts, and the next request has no ETag instead of failing for ever."""
+    poller = stepped
+    answers.tags = dict.fromkeys(BOTH, tag)
+    poller.step()
+    assert poller.config.sample_rate == 50
+    answers.asked.clear()
+    clock.now_s += 60.0
+    poller.step()
+    assert answers.asked == [("/v1/config", None), ("/v1/rules", None)]
+
+
+def test_tags_that_grow_without_end_are_forgotten(stepped: ConfigPoller, answers: Answers, clock: Clock) -> None:
+    """A server that answers 304 with another tag each time makes us remember no more than a few."""
+    poller = stepped
+    poller.step()
+    for turn in range(200):
+        clock.now_s += 60.0
+        answers.answer_304_with = f"t{turn}"
+        poller.step()
+    assert len(poller._config_document._tags) <= 3
 
 
 def test_no_document_of_one_breaks_the_other(stepped: ConfigPoller, answers: Answers) -> None:

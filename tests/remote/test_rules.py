@@ -54,3 +54,14 @@ def test_a_body_that_is_too_deep_to_be_written_is_refused(variables: list[Any]) 
         read_rule(
             {"_id": "r", "type": "regex", "block": True, "variables": variables, "response": response}, Conditions()
         )
+
+
+def test_so_many_conditions_are_compiled_and_no_more() -> None:
+    """A set of rules without end costs a bounded time; what was read before still counts."""
+    conditions = Conditions()
+    many = [{"path": "request.route", "value": f"^/{n}"} for n in range(3_000)]
+    for at in range(0, 2_000, 500):
+        read_rule({"_id": "r", "type": "regex", "regex_config": [{"conditions": many[at : at + 500]}]}, conditions)
+    with pytest.raises(RuleError, match="over 2,000"):
+        read_rule({"_id": "r", "type": "regex", "regex_config": [{"conditions": many[2_000:]}]}, conditions)
+    read_rule({"_id": "r", "type": "regex", "regex_config": [{"conditions": many[:500]}]}, conditions)

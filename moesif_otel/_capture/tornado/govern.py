@@ -57,9 +57,9 @@ def add_headers(decision: Decision, headers: HTTPHeaders) -> None:
 
 
 def _body_of(handler: RequestHandler, max_bytes: int) -> bytes | None:
-    """Give the request's body, which Tornado has read; a streamed upload has not come yet and is not waited for."""
+    """Return the request's body, which Tornado has read; None for one that is longer, or streamed and yet to come."""
     body = handler.request.body
-    return body[:max_bytes] if isinstance(body, bytes) and body else None
+    return body if isinstance(body, bytes) and 0 < len(body) <= max_bytes else None
 
 
 def _block(handler: RequestHandler, exchange: Exchange, decision: Decision) -> None:
