@@ -164,34 +164,33 @@ class RequestFacts:
             BodyNeededError: It depends on the body, which has not been given.
             OutOfTimeError: Its expression ran out of time.
         """
-        held = self._held.get(condition, _NOT_ASKED)
-        if held is _NOT_ASKED:
+        if condition in self._held:
+            held = self._held[condition]
+        else:
             held = self._held[condition] = self._ask(condition)
         if held is None:
             raise OutOfTimeError
-        return bool(held)
+        return held
 
     def _ask(self, condition: Condition) -> bool | None:
+        field, matches = condition.field, condition.pattern.matches
+        texts = self._seen.get(field)
+        if texts is None:
+            texts = self._seen[field] = tuple(text for text in self._find(field) if text)
         answer: bool | None = False
-        for text in self._texts(condition.field):
+        for text in texts:
             try:
-                if condition.pattern.matches(text, self._allowance):
+                if matches(text, self._allowance):
                     return True
             except OutOfTimeError:
                 answer = None  # unless another of the texts matches
         return answer
 
-    def _texts(self, field: Field) -> tuple[str, ...]:
+    def _find(self, field: Field) -> tuple[str | None, ...]:
         """Return the texts that a path stands for, any of which may match; empty when the field is missing.
 
         `request.route` stands for the full URI and for the path: rules are written for either.
         """
-        found = self._seen.get(field)
-        if found is None:
-            found = self._seen[field] = tuple(text for text in self._find(field) if text)
-        return found
-
-    def _find(self, field: Field) -> tuple[str | None, ...]:
         kind = field.kind
         if kind == "route":
             return self._routes
