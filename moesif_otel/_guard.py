@@ -8,18 +8,62 @@ Never: raises, logs an exception's message, a body, a header, an identity or the
 from __future__ import annotations
 
 import logging
-import threading
 import traceback
-from collections import deque
 from typing import TYPE_CHECKING, Final, TypeVar
+
+from moesif_otel._counters import Counters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Guard", "place_of"]
+__all__ = ["ContainedLogger", "Guard", "get_logger", "place_of"]
 
 _T = TypeVar("_T")
-_logger: Final = logging.getLogger(__name__)
+
+
+class ContainedLogger:
+    """A logger of ours whose calls never raise.
+
+    Filters and handlers are the application's: one that reads Flask's `g` or a `ContextVar` raises on our threads, and
+    at exit. `logging` contains what `Handler.emit` raises, but nothing else.
+    """
+
+    __slots__ = ("_logger",)
+
+    def __init__(self, name: str) -> None:
+        self._logger = logging.getLogger(name)
+
+    def log(self, level: int, message: str, *args: object, stacklevel: int = 1) -> None:
+        """Log, or count in `PROCESS_GUARD` that it could not be logged."""
+        try:
+            self._logger.log(level, message, *args, stacklevel=stacklevel + 1)
+        except Exception:
+            PROCESS_GUARD.count("logging")
+
+    def debug(self, message: str, *args: object) -> None:
+        """Log at DEBUG."""
+        if self._logger.isEnabledFor(logging.DEBUG):
+            self.log(logging.DEBUG, message, *args, stacklevel=2)
+
+    def info(self, message: str, *args: object) -> None:
+        """Log at INFO."""
+        self.log(logging.INFO, message, *args, stacklevel=2)
+
+    def warning(self, message: str, *args: object) -> None:
+        """Log at WARNING."""
+        self.log(logging.WARNING, message, *args, stacklevel=2)
+
+    def error(self, message: str, *args: object) -> None:
+        """Log at ERROR."""
+        self.log(logging.ERROR, message, *args, stacklevel=2)
+
+
+def get_logger(name: str) -> ContainedLogger:
+    """Return the logger of a module of ours: `logging.getLogger` whose calls never raise."""
+    return ContainedLogger(name)
+
+
+_logger: Final = get_logger(__name__)
 
 # Kinds are a closed vocabulary of ours, but a kind may carry an exception's type name: cap what a hostile
 # application could make us remember.
@@ -41,13 +85,10 @@ class Guard:
     One guard belongs to one pipeline; `PROCESS_GUARD` serves code that runs before a pipeline exists.
     """
 
-    __slots__ = ("_counts", "_deferred", "_folding", "_logged")
+    __slots__ = ("_counts", "_logged")
 
     def __init__(self) -> None:
-        self._counts: dict[str, int] = {}
-        # `dict[k] += 1` is not atomic, an append is: counts are folded by whoever reads them.
-        self._deferred: deque[str] = deque()
-        self._folding = threading.Lock()
+        self._counts = Counters()
         self._logged: set[tuple[str, type[BaseException]]] = set()
 
     def caught(self, kind: str, exc: BaseException) -> None:
@@ -66,9 +107,7 @@ class Guard:
 
     def count(self, kind: str) -> None:
         """Count an error that has been told elsewhere, or is told by its number alone."""
-        self._deferred.append(kind)
-        if len(self._deferred) > _MAX_KINDS:
-            self._fold()
+        self._counts.add(kind)
 
     def run(self, kind: str, function: Callable[..., _T], *args: object) -> _T | None:
         """Call `function(*args)`; give its result, or None when it raised an `Exception`."""
@@ -79,26 +118,12 @@ class Guard:
             return None
 
     def counts(self) -> dict[str, int]:
-        """Give a copy of the number of errors by kind."""
-        self._fold()
-        return dict(self._counts)
-
-    def _fold(self) -> None:
-        # Never blocks: a finalizer that reports an error may interrupt a fold of its own thread.
-        if not self._folding.acquire(blocking=False):
-            return
-        try:
-            while self._deferred:
-                kind = self._deferred.popleft()
-                self._counts[kind] = self._counts.get(kind, 0) + 1
-        finally:
-            self._folding.release()
+        """Return a copy of the number of errors by kind."""
+        return self._counts.read()
 
     def after_fork(self) -> None:
         """Forget, in a forked child, what the parent counted; a lock held at the fork is replaced."""
-        self._folding = threading.Lock()
-        self._deferred = deque()
-        self._counts = {}
+        self._counts.reset()
 
 
 PROCESS_GUARD: Final = Guard()

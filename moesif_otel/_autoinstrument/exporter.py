@@ -18,7 +18,7 @@ from moesif_otel._autoinstrument import instrument as auto
 from moesif_otel._autoinstrument.settings import read_settings
 
 # For its exit handler: registered before the tracer provider's, it runs after that one's last export.
-from moesif_otel._delivery import lifecycle  # noqa: F401 - see above
+from moesif_otel._delivery import process  # noqa: F401 - see above
 from moesif_otel._guard import PROCESS_GUARD
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ Never: copies more than the captured part, reads a stream, blocks in `release` (
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from enum import Enum
 from typing import Final
+
+from moesif_otel._counters import Counters
 
 __all__ = ["ByteBudget", "CapturedBody", "LeftOut"]
 
@@ -36,56 +36,40 @@ class ByteBudget:
         limit_bytes: Most bytes that bodies may bring the total to. Events themselves are charged without being
             refused (`charge`): over the limit bodies go first, events only by their count.
 
-    Thread-safe. `release` and `charge` never block.
+    Thread-safe; nothing here waits, so that finalizers and signal handlers may use it too.
     """
 
-    __slots__ = ("_deferred", "_held_bytes", "_lock", "limit_bytes")
+    __slots__ = ("_held", "limit_bytes")
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
-        self._held_bytes = 0
-        self._lock = threading.Lock()
-        self._deferred: deque[int] = deque()
+        self._held = Counters()
 
     @property
     def held_bytes(self) -> int:
         """Bytes held now."""
-        return self._held_bytes + sum(tuple(self._deferred))
+        return self._held.get("bytes")
 
     def reserve(self, count_bytes: int) -> bool:
         """Take `count_bytes` if they fit; False means: do not keep them."""
-        with self._lock:
-            self._fold()
-            if self._held_bytes + count_bytes > self.limit_bytes:
-                return False
-            self._held_bytes += count_bytes
+        # First taken, then looked at: of two threads that would fit one by one both may be refused, never both kept.
+        self._held.add("bytes", count_bytes)
+        if self._held.get("bytes") <= self.limit_bytes:
             return True
+        self._held.add("bytes", -count_bytes)
+        return False
 
     def charge(self, count_bytes: int) -> None:
         """Count bytes that are held in any case; negative gives them back."""
-        # Not `with`: a finalizer may interrupt a holder of the lock in its own thread.
-        if self._lock.acquire(blocking=False):
-            try:
-                self._fold()
-                self._held_bytes += count_bytes
-            finally:
-                self._lock.release()
-        else:
-            self._deferred.append(count_bytes)
+        self._held.add("bytes", count_bytes)
 
     def release(self, count_bytes: int) -> None:
         """Give bytes back."""
-        self.charge(-count_bytes)
+        self._held.add("bytes", -count_bytes)
 
     def after_fork(self) -> None:
         """Start from nothing in a forked child: what the parent holds is the parent's."""
-        self._lock = threading.Lock()
-        self._deferred = deque()
-        self._held_bytes = 0
-
-    def _fold(self) -> None:
-        while self._deferred:
-            self._held_bytes += self._deferred.popleft()
+        self._held.reset()
 
 
 class CapturedBody:

@@ -1,8 +1,7 @@
 """What all senders together know about the server: up, down, or not wanting us.
 
-Owns: the back-off, who may probe, and the suspension after 401, 402 and 403.
-Threads: senders, always under the lane's lock; it has no lock of its own.
-Never: waits; lets two senders probe a server that is down; allows a POST before `Retry-After` is over.
+Used under the process state's lock; it has none of its own. While the server is down one sender probes it, and none
+sends before `Retry-After` is over.
 """
 
 from __future__ import annotations
@@ -20,6 +19,9 @@ __all__ = ["FIRST_BACKOFF_S", "MAX_BACKOFF_S", "SUSPENSION_S", "Permit", "Server
 FIRST_BACKOFF_S: Final = 1.0
 MAX_BACKOFF_S: Final = 30.0
 SUSPENSION_S: Final = 60.0
+# Of a wait that the server asked for, added at random: pipelines that were refused together come back apart.
+_SPREAD: Final = 0.1
+_LEAST_SPREAD_S: Final = 1.0
 _MAX_DOUBLINGS: Final = 16  # beyond the cap in any case; keeps 2**n a small number
 
 
@@ -86,12 +88,17 @@ class ServerHealth:
         self._probing = True
         return Permit(epoch=self._epoch)
 
+    @property
+    def may_ask(self) -> bool:
+        """Whether nobody is finding out at this moment whether the server is there."""
+        return not self._probing
+
     def opens_at(self) -> float:
-        """Give the earliest (monotonic) time of the next POST; 0 when one may go, or is on its way, now."""
+        """Return the earliest (monotonic) time of the next POST; 0 when one may go, or is on its way, now."""
         return 0.0 if self.is_up or self._probing else max(self._backoff_until, self._forbidden_until)
 
     def worked(self, epoch: int) -> bool:
-        """Note that the server answered as it should; gives whether that is news."""
+        """Note that the server answered as it should; returns whether that is news."""
         news = not self.is_up
         if news and epoch != self._epoch:
             return False
@@ -102,7 +109,7 @@ class ServerHealth:
     def failed(self, epoch: int, now_s: float, retry_after_s: float | None) -> None:
         """Note that there was no answer, or one that says later."""
         if retry_after_s is not None:
-            self._forbidden_until = max(self._forbidden_until, now_s + retry_after_s)
+            self._forbidden_until = max(self._forbidden_until, now_s + self._spread(retry_after_s))
         if epoch != self._epoch:
             return
         self._epoch += 1
@@ -112,14 +119,17 @@ class ServerHealth:
         self._backoff_until = now_s + self._uniform(0.0, cap_s)
 
     def suspended(self, epoch: int, now_s: float, reason: DropReason, retry_after_s: float | None) -> bool:
-        """Note that the server wants nothing of ours; gives whether that is news."""
+        """Note that the server wants nothing of ours; returns whether that is news."""
         if epoch != self._epoch:
             return False
         news = self._suspension is not reason
         self._epoch += 1
         self._probing, self._suspension = False, reason
-        self._forbidden_until = now_s + max(SUSPENSION_S, retry_after_s or 0.0)
+        self._forbidden_until = now_s + self._spread(max(SUSPENSION_S, retry_after_s or 0.0))
         return news
+
+    def _spread(self, wait_s: float) -> float:
+        return wait_s + self._uniform(0.0, max(_LEAST_SPREAD_S, wait_s * _SPREAD)) if wait_s else 0.0
 
     def hurry(self) -> None:
         """Let the next probe go at once: somebody flushes. What the server asked for is kept."""

@@ -1,8 +1,6 @@
 """What an answer of the server means for a batch: one closed enum, one table.
 
-Owns: `Outcome`, `Answer`, the table from HTTP status or exception to outcome, reading `Retry-After`.
-Threads: any; pure functions and frozen values.
-Never: looks at a response body; lets a status or an exception pass without an outcome.
+Pure functions and frozen values; nothing here looks at the body of an answer.
 """
 
 from __future__ import annotations
@@ -80,7 +78,7 @@ SUSPENSION_REASONS: Final[Mapping[int, DropReason]] = {
 }
 """For which reason events are dropped while a status suspends delivery."""
 
-_MAX_RETRY_AFTER_S: Final = 86_400.0  # a wrong clock or a joke must not stop delivery for years
+_MAX_RETRY_AFTER_S: Final = 300.0  # a wrong clock or a joke must not stop delivery for a day
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +103,7 @@ class Answer:
 
 
 def outcome_of_status(status: int) -> Outcome:
-    """Give the outcome of any HTTP status; an unknown one goes by its class, anything odd is retried."""
+    """Return the outcome of any HTTP status; an unknown one goes by its class, anything odd is retried."""
     found = STATUS_OUTCOMES.get(status)
     return found if found is not None else _CLASS_OUTCOMES.get(status // 100, Outcome.RETRY)
 
@@ -118,7 +116,7 @@ def retry_after_seconds(value: str | None, now_s: float) -> float | None:
         now_s: The time now, seconds since the epoch, against which a date is measured.
 
     Returns:
-        Seconds to wait, from 0 to a day; None when absent or unreadable.
+        Seconds to wait, from 0 to five minutes; None when absent or unreadable.
     """
     if value is None:
         return None

@@ -1,26 +1,26 @@
 """Batches: how events gather into them, wait, go out, come back and are settled once.
 
-Owns: `Prepared`, `Batch`, `Family` (the pieces of what was one batch) and `BatchQueue`.
-Threads: intake and senders, always under the lane's lock; it has no lock of its own.
-Never: sends; counts in the ledger; lets a batch be settled twice.
+Used by intake and senders, always under the process state's lock; it has none of its own.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from typing import Any, Final
 
 __all__ = ["MAX_BATCH_BYTES", "Batch", "BatchQueue", "Family", "Prepared"]
 
 MAX_BATCH_BYTES: Final = 5_000_000
 """Most bytes of JSON in one POST. Moesif takes 50 MB, its older documentation says far less: stay well below."""
 
+# A batch that has this much is sent, also where `BATCH_SIZE` events are not together: what waits is memory, and beyond
+# some hundred KB a POST costs no less for each byte.
+_FULL_BATCH_BYTES: Final = 1_000_000
 # After a 413 batches are formed smaller, but never so small that the cure costs more than the disease.
 _LEAST_BATCH_BYTES: Final = 200_000
+# … and with each delivered batch a little larger again: some forty to twice the size.
+_GROWTH: Final = 64
 
 
 @dataclass(frozen=True, slots=True, repr=False)  # no event is ever shown
@@ -39,10 +39,11 @@ class Prepared:
 class Family:
     """Counts how many events of what was one batch are not settled; its pieces may be in several places."""
 
-    __slots__ = ("unsettled",)
+    __slots__ = ("sequence", "unsettled")
 
-    def __init__(self, events: int) -> None:
+    def __init__(self, events: int, sequence: int = 0) -> None:
         self.unsettled = events
+        self.sequence = sequence
 
 
 class Batch:
@@ -50,29 +51,45 @@ class Batch:
 
     Args:
         events: What is sent.
-        first_monotonic_s: When its first event was submitted, on the monotonic clock.
+        first_monotonic_s: When it began to gather, on the monotonic clock.
         first_time_s: The same on the wall clock.
-        family: The batch that it is a piece of; a new one by default.
+        parent: The batch that it is a piece of.
+
+    Attributes:
+        family: Shared by the pieces of one batch.
+        origin: The file that it comes from; None for fresh events.
         stripped: Whether the bodies have been left out.
+        failures: How often the server failed on it.
+        strikes: How often it did so and took another batch since the time before.
+        deliveries_before: What the queue's `deliveries` was at its last failure.
     """
 
-    __slots__ = ("events", "family", "first_monotonic_s", "first_time_s", "size_bytes", "stripped")
+    __slots__ = (
+        "deliveries_before",
+        "events",
+        "failures",
+        "family",
+        "first_monotonic_s",
+        "first_time_s",
+        "origin",
+        "size_bytes",
+        "strikes",
+        "stripped",
+    )
 
     def __init__(
-        self,
-        events: list[Prepared],
-        first_monotonic_s: float,
-        first_time_s: float,
-        family: Family | None = None,
-        *,
-        stripped: bool = False,
+        self, events: list[Prepared], first_monotonic_s: float, first_time_s: float, parent: Batch | None = None
     ) -> None:
         self.events = events
-        self.size_bytes = sum(event.size_bytes for event in events)
+        self.size_bytes = sum([event.size_bytes for event in events])
         self.first_monotonic_s = first_monotonic_s
         self.first_time_s = first_time_s
-        self.family = Family(len(events)) if family is None else family
-        self.stripped = stripped
+        self.family: Family = Family(len(events)) if parent is None else parent.family
+        self.origin: Any = None if parent is None else parent.origin
+        self.stripped: bool = parent is not None and parent.stripped
+        self.failures = 0
+        self.strikes: int = 0 if parent is None else parent.strikes
+        self.deliveries_before: int = 0 if parent is None else parent.deliveries_before
 
     def __len__(self) -> int:
         return len(self.events)
@@ -83,17 +100,18 @@ class Batch:
         return [event.payload for event in self.events]
 
     def halves(self) -> tuple[Batch, Batch]:
-        """Give its two halves, in order; for a batch of two or more."""
+        """Return its two halves, in order; for a batch of two or more."""
         middle = len(self.events) // 2
-        first, second = (
-            Batch(part, self.first_monotonic_s, self.first_time_s, self.family, stripped=self.stripped)
-            for part in (self.events[:middle], self.events[middle:])
-        )
-        return first, second
+        return self._piece(self.events[:middle]), self._piece(self.events[middle:])
 
     def replaced(self, event: Prepared) -> Batch:
-        """Give a batch of one with another form of its event, bodies left out."""
-        return Batch([event], self.first_monotonic_s, self.first_time_s, self.family, stripped=True)
+        """Return a batch of one with another form of its event, bodies left out."""
+        piece = self._piece([event])
+        piece.stripped = True
+        return piece
+
+    def _piece(self, events: list[Prepared]) -> Batch:
+        return Batch(events, self.first_monotonic_s, self.first_time_s, self)
 
 
 class BatchQueue:
@@ -111,6 +129,9 @@ class BatchQueue:
         "_open_since",
         "_out",
         "_ready",
+        "_replayed",
+        "_sequence",
+        "deliveries",
         "max_age_s",
         "max_bytes",
         "max_events",
@@ -119,22 +140,25 @@ class BatchQueue:
     def __init__(self, max_events: int, max_age_s: float) -> None:
         self.max_events = max_events
         self.max_age_s = max_age_s
-        self.max_bytes = MAX_BATCH_BYTES
+        self.max_bytes = _FULL_BATCH_BYTES
+        self.deliveries = 0  # grows with each batch that the server took
+        self._sequence = 0
         self._open: list[Prepared] = []
         self._open_bytes = 0
         self._open_since = (0.0, 0.0)
         self._ready: deque[Batch] = deque()
+        self._replayed: deque[Batch] = deque()  # from disk: sent when nothing fresh is ready
         self._out: dict[Batch, None] = {}
         self._families: dict[Family, None] = {}
 
-    def add(self, event: Prepared, submitted_monotonic_s: float, submitted_time_s: float) -> bool:
-        """Put an event into the open batch; gives whether a batch became ready."""
+    def add(self, event: Prepared, now_monotonic_s: float, now_s: float) -> bool:
+        """Put an event into the open batch; returns whether a batch became ready."""
         weight = event.size_bytes + 1  # the comma after it
         ready = False
         if self._open and self._open_bytes + weight > self.max_bytes:
             ready = self.close()
         if not self._open:
-            self._open_since = (submitted_monotonic_s, submitted_time_s)
+            self._open_since = (now_monotonic_s, now_s)
         self._open.append(event)
         self._open_bytes += weight
         if len(self._open) >= self.max_events or self._open_bytes >= self.max_bytes:
@@ -142,32 +166,39 @@ class BatchQueue:
         return ready
 
     def due_at(self) -> float | None:
-        """Give the (monotonic) time at which the open batch has gathered for long enough; None when there is none."""
+        """Return the (monotonic) time at which the open batch has gathered for long enough; None when there is none."""
         return self._open_since[0] + self.max_age_s if self._open else None
 
     def close(self) -> bool:
-        """Make the open batch ready; gives whether there was one."""
+        """Make the open batch ready; returns whether there was one."""
         if not self._open:
             return False
         batch = Batch(self._open, *self._open_since)
         self._open, self._open_bytes = [], 0
+        self._sequence += 1
+        batch.family.sequence = self._sequence
         self._families[batch.family] = None
         self._ready.append(batch)
         return True
 
+    def add_replayed(self, batch: Batch) -> None:
+        """Have a batch from disk sent when nothing fresh is ready; no flush waits for it."""
+        self._replayed.append(batch)
+
     @property
-    def has_ready(self) -> bool:
-        """Whether a batch waits to be sent."""
+    def has_fresh(self) -> bool:
+        """Whether a batch of this process's own events waits to be sent."""
         return bool(self._ready)
 
     @property
-    def first_weighs(self) -> int:
-        """Bytes of JSON of the batch that is sent next; one must be ready."""
-        return self._ready[0].size_bytes + len(self._ready[0])
+    def next(self) -> Batch | None:
+        """The batch that is sent next."""
+        waiting = self._ready or self._replayed
+        return waiting[0] if waiting else None
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing forms, waits or is out; may be read without the lock."""
+        """Whether nothing fresh forms or waits, and nothing is out; may be read without the lock."""
         return not (self._open or self._ready or self._out)
 
     @property
@@ -175,38 +206,44 @@ class BatchQueue:
         """Whether a batch is on its way."""
         return bool(self._out)
 
-    @property
-    def events_held(self) -> int:
-        """Events in it, in any state."""
-        return len(self._open) + sum(map(len, self._ready)) + sum(map(len, self._out))
-
     def take(self) -> Batch:
-        """Take the first ready batch out; it stays known until it is settled or put back."""
-        batch = self._ready.popleft()
+        """Take the next batch out; it stays known until it is settled or put back."""
+        batch = (self._ready or self._replayed).popleft()
         self._out[batch] = None
         return batch
 
-    def put_back(self, batch: Batch, *pieces: Batch) -> bool:
-        """Put a batch that is out, or what it was cut into, back at the front; False when it was settled meanwhile."""
+    def put_back(self, batch: Batch, *pieces: Batch, last: bool = False) -> bool:
+        """Put a batch that is out, or what it was cut into, back in front (or behind all others).
+
+        Returns:
+            False when somebody else settled it meanwhile.
+        """
         if not self._leave(batch):
             return False
-        self._ready.extendleft(reversed(pieces or (batch,)))
+        line = self._ready if batch.origin is None else self._replayed
+        if last:
+            line.extend(pieces or (batch,))
+        else:
+            line.extendleft(reversed(pieces or (batch,)))
         return True
 
-    def settle(self, batch: Batch) -> bool:
+    def settle(self, batch: Batch, *, delivered: bool = False) -> bool:
         """Forget a batch that is out; False when somebody else settled it: then its events are not to be counted."""
+        if delivered:
+            self.deliveries += 1
+            if self.max_bytes < _FULL_BATCH_BYTES:
+                self.max_bytes = min(_FULL_BATCH_BYTES, self.max_bytes + self.max_bytes // _GROWTH)
         if not self._leave(batch):
             return False
         self._count_down(batch)
         return True
 
-    def settle_all(self, *, out_too: bool) -> list[Batch]:
-        """Settle every batch that waits, and those that are out; gives them, oldest first."""
+    def settle_all(self) -> list[Batch]:
+        """Settle every batch, those that are out too; returns them, oldest first."""
         self.close()
-        batches = [*self._out, *self._ready] if out_too else list(self._ready)
-        self._ready.clear()
-        if out_too:
-            self._out.clear()
+        batches = [*self._out, *self._ready, *self._replayed]
+        for line in (self._out, self._ready, self._replayed):
+            line.clear()
         for batch in batches:
             self._count_down(batch)
         return batches
@@ -215,9 +252,15 @@ class BatchQueue:
         """Form smaller batches after the server has refused one of `refused_bytes` as too large."""
         self.max_bytes = min(self.max_bytes, max(_LEAST_BATCH_BYTES, refused_bytes // 2))
 
-    def unsettled_families(self) -> Iterable[Family]:
-        """Give the families that have events in it."""
-        return tuple(self._families)
+    @property
+    def last_sequence(self) -> int:
+        """The number of the youngest family so far."""
+        return self._sequence
+
+    def is_settled(self, sequence: int) -> bool:
+        """Whether every family up to that number is settled."""
+        oldest = next(iter(self._families), None)
+        return oldest is None or oldest.sequence > sequence
 
     def _leave(self, batch: Batch) -> bool:
         if batch not in self._out:

@@ -1,8 +1,7 @@
-"""What is logged about delivery, and how often.
+"""What is logged about delivery, and how often: the first line of each cause in full, then one line a minute at most.
 
-Owns: the first line of each kind in full, then one line a minute at most; the line at shutdown.
-Threads: senders, intake and whoever calls `shutdown`.
-Never: logs a body, a header, an identity, a credential, the application id, or an exception's message as it stands.
+A line says what failed, at which address, what it means and what to do. No line has a body, a header, an identity, a
+credential, the application id, or an exception's message as it stands.
 """
 
 from __future__ import annotations
@@ -11,13 +10,16 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Final
 
+from moesif_otel._delivery.outcome import Answer, Outcome
+from moesif_otel._guard import get_logger
+
 if TYPE_CHECKING:
     from moesif_otel._delivery.clock import Clock
     from moesif_otel._delivery.stats import Stats
 
 __all__ = ["DeliveryLog", "describe"]
 
-_logger: Final = logging.getLogger(__name__)
+_logger: Final = get_logger(__name__)
 
 _BETWEEN_LINES_S: Final = 60.0
 _MAX_CAUSES: Final = 6
@@ -49,15 +51,28 @@ def _words_of(exc: BaseException) -> str:
     return words if isinstance(words, str) else ""
 
 
+_WHAT_TO_DO: Final = {
+    401: "does not know this application id (401): check APPLICATION_ID",
+    402: "says that the Moesif subscription is not active (402): see the billing page of the Moesif portal",
+    403: "refuses this application id (403): check APPLICATION_ID, and BASE_URI if that is a proxy",
+}
+
+
+def _number_of(events: int) -> str:
+    return "1 event" if events == 1 else f"{events} events"
+
+
 class DeliveryLog:
     """Writes the lines of one pipeline.
 
     Args:
         clock: For the minute between lines.
+        address: Where events go, as users know it, without credentials.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, address: str = "Moesif") -> None:
         self._clock = clock
+        self.address = address
         self.after_fork()
 
     def after_fork(self) -> None:
@@ -79,9 +94,47 @@ class DeliveryLog:
         more = f" ({unsaid} more since the last line)" if unsaid else ""
         _logger.log(level, "moesif_otel: %s%s", text, more)
 
+    def not_taken(self, answer: Answer, events: int) -> None:
+        """Log that events wait for a server that is not there, or are dropped by one that wants none of ours."""
+        if answer.outcome is Outcome.SUSPENDED:
+            what = _WHAT_TO_DO.get(answer.status or 0, f"takes no events of ours (status {answer.status})")
+            self.failure(
+                f"suspended {answer.status}",
+                f"{self.address} {what}; events are dropped and counted, it is asked again about once a minute",
+                logging.ERROR,
+            )
+            return
+        waiting = f"{_number_of(events)} wait and are sent again" if events > 1 else "1 event waits and is sent again"
+        if answer.status is None:
+            detail = answer.detail or "no answer"
+            self.failure(
+                f"unreachable {detail}",
+                f"{self.address} did not answer ({detail}): {waiting}; "
+                "check BASE_URI, and that this machine (its proxy, its firewall) lets the connection through",
+            )
+            return
+        asked = f" and asks to wait {answer.retry_after_s:.0f} s" if answer.retry_after_s is not None else ""
+        self.failure(
+            f"status {answer.status}", f"{self.address} answered with status {answer.status}{asked}: {waiting}"
+        )
+
+    def refused(self, events: int, status: int | None) -> None:
+        """Log that the server refuses events for good."""
+        whole = "; it refuses all of them: check BASE_URI" if events > 1 else ""
+        self.failure(f"rejected {status}", f"{self.address} refuses {_number_of(events)} (status {status}){whole}")
+
+    def waiting(self, events: int, timeout_s: float) -> None:
+        """Log what a shutdown waits for."""
+        _logger.info(
+            "moesif_otel: waiting up to %.1f s (SHUTDOWN_TIMEOUT) for %s to take %s events",
+            timeout_s,
+            self.address,
+            events,
+        )
+
     def recovered(self) -> None:
         """Log that the server takes events again."""
-        _logger.info("moesif_otel: Moesif takes events again")
+        _logger.info("moesif_otel: %s takes events again", self.address)
 
     def batch(self, events: int, status: int | None, duration_s: float, outcome: str) -> None:
         """Log one POST, for `DEBUG`."""

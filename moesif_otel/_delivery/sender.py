@@ -1,17 +1,17 @@
-"""One batch at a time to the server, and what its answer leads to.
+"""One batch at a time to the server, and what its answer leads to: settled, back in the queue, cut, stripped, dropped.
 
-Owns: the step from `Outcome` to what becomes of a batch: settled, back in the queue, cut, stripped, dropped.
-Threads: senders; the thread of a caller of flush or shutdown when there are none.
-Never: waits; sends without a permit of `ServerHealth`; holds the lane's lock while it sends.
+Senders run it, or who flushes where there are none. It never waits, and never holds the state's lock while it sends.
+
+A failure (5xx, no answer) says nothing about the batch as long as everything fails. A batch that fails while the server
+takes others steps behind them, is halved, and in the end its one bad event is given up: it must not hold up the rest.
 """
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
-from moesif_otel._delivery.lane import Turn
 from moesif_otel._delivery.outcome import SUSPENSION_REASONS, Answer, Outcome
+from moesif_otel._delivery.process import Turn
 from moesif_otel._delivery.queue import MAX_BATCH_BYTES, Batch, Prepared
 from moesif_otel._delivery.report import describe
 from moesif_otel._delivery.stats import DropReason
@@ -19,239 +19,245 @@ from moesif_otel._delivery.stats import DropReason
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from moesif_otel._capture.body import ByteBudget
-    from moesif_otel._delivery.clock import Clock
     from moesif_otel._delivery.health import Permit
-    from moesif_otel._delivery.lane import Lane
-    from moesif_otel._delivery.report import DeliveryLog
-    from moesif_otel._delivery.stats import Ledger
-    from moesif_otel._guard import Guard
+    from moesif_otel._delivery.process import Collaborators, ProcessState
+    from moesif_otel._delivery.spool import Disk
 
-__all__ = ["Sender", "Transport"]
+__all__ = ["HOPELESS_EVENTS", "Sender"]
 
-# When this many events in a row were refused one by one and none was taken, it is not the events: a wrong address
-# answers 404 to everything. From then on a refused batch is not taken apart, until something is delivered.
 HOPELESS_EVENTS: Final = 200
+"""When this many events in a row were refused one by one it may not be the events: a wrong address answers 404 to all.
+From then on a refused batch is taken apart only if the server takes one of a few events of it."""
+
+_SAMPLES: Final = 3
+_STRIKES_TO_HALVE: Final = 2
+_STRIKES_TO_GIVE_UP: Final = 5
+# Answers of a server that worked on the batch, other than a gateway's that found none: now and then it is halved, also
+# while nothing shows that the server would take another one.
+_GATEWAY_STATUSES: Final = frozenset({502, 503, 504})
+_FAILURES_TO_HALVE: Final = 4
 # A POST that would have less time than this before the deadline is not begun.
 _LEAST_POST_S: Final = 0.02
 
 _INTERRUPTED: Final = Answer(Outcome.RETRY, detail="interrupted")
 
-_WHAT_TO_DO: Final = {
-    401: "Moesif does not know this application id (401): check APPLICATION_ID",
-    402: "the Moesif subscription is not active (402): see the billing page of the Moesif portal",
-    403: "Moesif, or a proxy on the way, refuses this application id (403): check APPLICATION_ID and BASE_URI",
-}
-
-
-class Transport(Protocol):
-    """How a batch goes out."""
-
-    def send(self, payloads: Sequence[Any], timeout_s: float) -> Answer:
-        """Make one attempt that lasts at most `timeout_s` seconds."""
-        ...
-
-    def close(self) -> None:
-        """Let go of connections; a later `send` may open new ones."""
-        ...
-
-    def after_fork(self) -> None:
-        """Forget, in a forked child, every connection of the parent without touching it."""
-        ...
-
 
 class Sender:
-    """Sends the batches of a lane.
+    """Sends the batches of a process state.
 
     Args:
-        transport: Where they go.
-        export_timeout_s: Longest one POST may last.
-        without_bodies: Gives the same event without its bodies; None: events have none to leave out.
-        ledger: Where everything is counted.
-        budget: Where the bytes of settled events are given back.
-        guard: Where errors of the transport are counted.
-        clock: Time.
-        log: Where failures are logged.
+        parts: The delivery's collaborators.
+        without_bodies: Returns the same event without its bodies; None: events have none to leave out.
         on_duration: Told the seconds of each POST.
     """
 
     def __init__(
         self,
-        transport: Transport,
-        export_timeout_s: float,
+        parts: Collaborators,
         *,
         without_bodies: Callable[[bytes], bytes] | None,
-        ledger: Ledger,
-        budget: ByteBudget,
-        guard: Guard,
-        clock: Clock,
-        log: DeliveryLog,
         on_duration: Callable[[float], None],
     ) -> None:
-        self._transport = transport
-        self._export_timeout_s = export_timeout_s
+        self._parts = parts
         self._without_bodies = without_bodies
-        self._ledger = ledger
-        self._budget = budget
-        self._guard = guard
-        self._clock = clock
-        self._log = log
         self._on_duration = on_duration
 
-    def turn(self, lane: Lane[Any], limit_at_s: float | None = None) -> Turn:
+    def turn(self, state: ProcessState[Any], disk: Disk | None, limit_at_s: float | None = None) -> Turn:
         """Send, cut or drop one batch, if one waits and the server may be asked.
 
         Args:
-            lane: Whose batches.
+            state: Whose batches.
+            disk: Told of batches from disk that are settled.
             limit_at_s: Monotonic time that no POST may outlast.
 
         Returns:
             When to take the next turn.
         """
-        with lane.changed:
-            version = lane.version
-            if not lane.queue.has_ready:
+        with state.lock:
+            version = state.version
+            batch = state.queue.next
+            if batch is None:
                 return Turn(None, version)
-            timeout_s = self._time_for_post(lane, limit_at_s)
+            timeout_s = self._time_for_post(state, limit_at_s)
             if timeout_s < _LEAST_POST_S:
                 return Turn(None, version)
-            oversize = lane.queue.first_weighs > MAX_BATCH_BYTES
-            permit = None if oversize else lane.health.ask(self._clock.monotonic())
-            if permit is not None and not permit.go and permit.drop is None:
+            oversize = batch.size_bytes + len(batch) > MAX_BATCH_BYTES
+            permit = None if oversize else state.health.ask(self._parts.clock.monotonic())
+            # What is safe on disk waits where fresh events are dropped.
+            if permit is not None and not permit.go and (permit.drop is None or batch.origin is not None):
                 return Turn(permit.wait_s, version)
-            batch = lane.queue.take()
+            state.queue.take()
         if permit is None:
-            self._split(lane, batch, posted=False)
+            self._split(state, disk, batch, posted=False)
         elif permit.drop is not None:
-            self._drop(lane, batch, permit.drop)
+            self._settle(state, disk, batch, permit.drop)
         else:
             answer = _INTERRUPTED
             try:
-                answer = self.attempt(batch.payloads, batch.size_bytes, timeout_s)
+                answer = self._attempt(batch.payloads, batch.size_bytes, timeout_s)
             finally:  # also when Ctrl-C ends an attempt in the application's own thread
-                self._apply(lane, batch, permit, answer)
+                self._apply(state, disk, batch, permit, answer)
         return Turn(0.0, version)
 
-    def _time_for_post(self, lane: Lane[Any], limit_at_s: float | None) -> float:
-        limits = [at for at in (limit_at_s, lane.limit_at_s) if at is not None]
-        if not limits:
-            return self._export_timeout_s
-        return min(self._export_timeout_s, min(limits) - self._clock.monotonic())
+    def _time_for_post(self, state: ProcessState[Any], limit_at_s: float | None) -> float:
+        limits = [at for at in (limit_at_s, state.limit_at_s) if at is not None]
+        longest_s = self._parts.settings.export_timeout
+        return min(longest_s, min(limits) - self._parts.clock.monotonic()) if limits else longest_s
 
-    def attempt(self, payloads: Sequence[Any], size_bytes: int, timeout_s: float) -> Answer:
+    def _attempt(self, payloads: Sequence[Any], size_bytes: int, timeout_s: float) -> Answer:
         """Make one POST, timed, counted and guarded."""
-        started_s = self._clock.monotonic()
+        parts = self._parts
+        started_s = parts.clock.monotonic()
         try:
-            answer = self._transport.send(payloads, timeout_s)
+            answer = parts.transport.send(payloads, timeout_s)
         except Exception as exc:
-            self._guard.caught("delivery.send", exc)
+            parts.guard.caught("delivery.send", exc)
             answer = Answer(Outcome.RETRY, detail=describe(exc))
-        duration_s = self._clock.monotonic() - started_s
-        self._ledger.count("batches")
-        self._ledger.count("bytes_sent", size_bytes)
-        self._guard.run("delivery.metrics", self._on_duration, duration_s)
-        self._log.batch(len(payloads), answer.status, duration_s, answer.outcome.value)
+        duration_s = parts.clock.monotonic() - started_s
+        parts.ledger.count("batches")
+        parts.ledger.count("bytes_sent", size_bytes)
+        parts.guard.run("delivery.metrics", self._on_duration, duration_s)
+        parts.log.batch(len(payloads), answer.status, duration_s, answer.outcome.value)
         return answer
 
-    def _apply(self, lane: Lane[Any], batch: Batch, permit: Permit, answer: Answer) -> None:
+    def _apply(
+        self, state: ProcessState[Any], disk: Disk | None, batch: Batch, permit: Permit, answer: Answer
+    ) -> None:
         outcome = answer.outcome
-        self.note_health(lane, permit, answer, len(batch))
+        self._note_health(state, permit, answer, len(batch))
         if outcome is Outcome.DELIVERED:
-            self._deliver(lane, batch)
+            self._settle(state, disk, batch, None)
         elif outcome is Outcome.RETRY:
-            with lane.changed:
-                lane.queue.put_back(batch)
-                lane.note_change()
+            self._retry(state, disk, batch, answer)
         elif outcome is Outcome.SPLIT:
-            self._split(lane, batch, posted=answer.status is not None)
+            self._split(state, disk, batch, posted=answer.status is not None)
         elif outcome is Outcome.ISOLATE:
-            self._isolate(lane, batch, answer.status)
+            self._isolate(state, disk, batch, answer.status)
+        elif batch.origin is not None:
+            self._put_back(state, batch)
         else:
-            self._drop(lane, batch, SUSPENSION_REASONS.get(answer.status or 0, DropReason.UNAUTHORIZED))
+            self._settle(state, disk, batch, SUSPENSION_REASONS.get(answer.status or 0, DropReason.UNAUTHORIZED))
 
-    def note_health(self, lane: Lane[Any], permit: Permit, answer: Answer, events: int) -> None:
-        """Tell the lane's health what an answer says about the server, and log what is worth a line."""
-        now_s = self._clock.monotonic()
-        cause = f"status {answer.status}" if answer.status is not None else (answer.detail or "no answer")
+    def _note_health(self, state: ProcessState[Any], permit: Permit, answer: Answer, events: int) -> None:
+        """Tell the state's health what an answer says about the server, and log what is worth a line."""
+        now_s = self._parts.clock.monotonic()
         recovered = False
-        with lane.changed:
+        with state.lock:
             if answer.outcome is Outcome.RETRY:
-                lane.health.failed(permit.epoch, now_s, answer.retry_after_s)
+                state.health.failed(permit.epoch, now_s, answer.retry_after_s)
             elif answer.outcome is Outcome.SUSPENDED:
                 reason = SUSPENSION_REASONS.get(answer.status or 0, DropReason.UNAUTHORIZED)
-                lane.health.suspended(permit.epoch, now_s, reason, answer.retry_after_s)
+                state.health.suspended(permit.epoch, now_s, reason, answer.retry_after_s)
             else:
-                recovered = lane.health.worked(permit.epoch)
-            lane.note_change()
-        if lane.ended:
+                recovered = state.health.worked(permit.epoch)
+            if recovered or answer.outcome in (Outcome.RETRY, Outcome.SUSPENDED):
+                state.note_change()
+        if answer.outcome is Outcome.RETRY:
+            self._parts.ledger.count("retries")
+        if state.ended:
             return  # a late answer: the events are accounted for already
         if recovered:
-            self._log.recovered()
-        if answer.outcome is Outcome.RETRY:
-            self._ledger.count("retries")
-            asked = f", it asks for {answer.retry_after_s:.0f} s" if answer.retry_after_s is not None else ""
-            self._log.failure(
-                f"retry {cause}", f"Moesif did not take {events} events: {cause}{asked}; they wait and are sent again"
-            )
-        elif answer.outcome is Outcome.SUSPENDED:
-            what = _WHAT_TO_DO.get(answer.status or 0, f"Moesif wants no events ({cause})")
-            self._log.failure(
-                f"suspended {answer.status}",
-                f"{what}; events are dropped and counted, and it is tried again about once a minute",
-                logging.ERROR,
-            )
+            self._parts.log.recovered()
+        elif answer.outcome in (Outcome.RETRY, Outcome.SUSPENDED):
+            self._parts.log.not_taken(answer, events)
 
-    def _deliver(self, lane: Lane[Any], batch: Batch) -> None:
-        with lane.changed:
-            settled = lane.queue.settle(batch)
-            lane.rejected_in_a_row = 0
+    # What becomes of a batch.
+
+    def _settle(self, state: ProcessState[Any], disk: Disk | None, batch: Batch, reason: DropReason | None) -> None:
+        """Count a batch as dropped for that reason, or, without one, as delivered."""
+        ledger = self._parts.ledger
+        with state.lock:
+            settled = state.queue.settle(batch, delivered=reason is None)
+            if reason is None:
+                state.refused_in_a_row = 0
             if settled:
-                self._ledger.deliver(len(batch))
-                self._budget.release(batch.size_bytes)
-            lane.note_change()
+                if batch.origin is not None:  # accepted and settled in one step: see `stats`
+                    ledger.accept(len(batch))
+                    ledger.count("replayed", len(batch))
+                if reason is None:
+                    ledger.deliver(len(batch))
+                else:
+                    ledger.drop(reason, len(batch))
+                self._parts.budget.release(batch.size_bytes)
+            state.note_settled()
+        if settled and batch.origin is not None and disk is not None and not batch.family.unsettled:
+            disk.finish(state, batch)
 
-    def _drop(self, lane: Lane[Any], batch: Batch, reason: DropReason) -> None:
-        with lane.changed:
-            if lane.queue.settle(batch):
-                self._ledger.drop(reason, len(batch))
-                self._budget.release(batch.size_bytes)
-            lane.note_change()
+    def _put_back(self, state: ProcessState[Any], batch: Batch, *pieces: Batch, last: bool = False) -> bool:
+        with state.lock:
+            there = state.queue.put_back(batch, *pieces, last=last)
+            state.note_change()
+            return there
 
-    def _split(self, lane: Lane[Any], batch: Batch, *, posted: bool) -> None:
-        if len(batch) > 1:
-            with lane.changed:
-                if posted:
-                    lane.queue.learn_limit(batch.size_bytes)
-                lane.queue.put_back(batch, *batch.halves())
-                lane.note_change()
+    def _retry(self, state: ProcessState[Any], disk: Disk | None, batch: Batch, answer: Answer) -> None:
+        if answer is _INTERRUPTED or (answer.status is not None and answer.status < 500):
+            self._put_back(state, batch)  # the server's state, not the batch's fault
             return
-        smaller = None if batch.stripped else self.stripped(batch.events[0])
+        batch.failures += 1
+        if batch.failures > 1 and state.queue.deliveries > batch.deliveries_before:
+            batch.strikes += 1
+        batch.deliveries_before = state.queue.deliveries
+        if batch.strikes >= _STRIKES_TO_GIVE_UP and len(batch) == 1:
+            self._parts.log.failure(
+                "failed on",
+                f"{_cause(answer)} for one event, {batch.failures} times, while {self._parts.log.address} took others; "
+                "it is dropped (rejected)",
+            )
+            self._settle(state, disk, batch, DropReason.REJECTED)
+            return
+        worked_on = answer.status is not None and answer.status not in _GATEWAY_STATUSES
+        halve = batch.strikes >= _STRIKES_TO_HALVE or (worked_on and not batch.failures % _FAILURES_TO_HALVE)
+        pieces = batch.halves() if halve and len(batch) > 1 else ()
+        self._put_back(state, batch, *pieces, last=True)
+
+    def _split(self, state: ProcessState[Any], disk: Disk | None, batch: Batch, *, posted: bool) -> None:
+        if len(batch) > 1:
+            with state.lock:
+                if posted:
+                    state.queue.learn_limit(batch.size_bytes)
+                self._put_back(state, batch, *batch.halves())
+            return
+        smaller = None if batch.stripped else self._stripped(batch.events[0])
         if smaller is None:
-            self._log.failure("too large", "an event is more than Moesif takes, even without its bodies; it is dropped")
-            self._drop(lane, batch, DropReason.TOO_LARGE)
+            self._parts.log.failure(
+                "too large",
+                f"an event is more than {self._parts.log.address} takes, even without its bodies; it is dropped",
+            )
+            self._settle(state, disk, batch, DropReason.TOO_LARGE)
             return
         piece = batch.replaced(smaller)
-        with lane.changed:
-            if lane.queue.put_back(batch, piece):
-                self._budget.charge(piece.size_bytes - batch.size_bytes)
-            lane.note_change()
+        if self._put_back(state, batch, piece):
+            self._parts.budget.charge(piece.size_bytes - batch.size_bytes)
 
-    def stripped(self, event: Prepared) -> Prepared | None:
-        """Give an event without its bodies; None when that makes it no smaller, or cannot be done."""
+    def _stripped(self, event: Prepared) -> Prepared | None:
+        """Return an event without its bodies; None when that makes it no smaller, or cannot be done."""
         if self._without_bodies is None or not isinstance(event.payload, bytes):
             return None
-        payload = self._guard.run("delivery.without_bodies", self._without_bodies, event.payload)
+        payload = self._parts.guard.run("delivery.without_bodies", self._without_bodies, event.payload)
         if payload is None or len(payload) >= len(event.payload):
             return None
         return Prepared(payload, len(payload))
 
-    def _isolate(self, lane: Lane[Any], batch: Batch, status: int | None) -> None:
-        if len(batch) > 1 and lane.rejected_in_a_row < HOPELESS_EVENTS:
-            with lane.changed:
-                lane.queue.put_back(batch, *batch.halves())
-                lane.note_change()
+    def _isolate(self, state: ProcessState[Any], disk: Disk | None, batch: Batch, status: int | None) -> None:
+        if len(batch) > 1 and (state.refused_in_a_row < HOPELESS_EVENTS or self._takes_some_of(state, batch)):
+            self._put_back(state, batch, *batch.halves())
             return
-        lane.rejected_in_a_row += len(batch)
-        whole = "; it refuses every event: check BASE_URI" if len(batch) > 1 else ""
-        self._log.failure(f"rejected {status}", f"Moesif refuses {len(batch)} events (status {status}){whole}")
-        self._drop(lane, batch, DropReason.REJECTED)
+        state.refused_in_a_row += len(batch)
+        self._parts.log.refused(len(batch), status)
+        self._settle(state, disk, batch, DropReason.REJECTED)
+
+    def _takes_some_of(self, state: ProcessState[Any], batch: Batch) -> bool:
+        """Ask with a few events of a refused batch, one by one; the server knows them again by their ids."""
+        for index in range(0, len(batch), max(1, len(batch) // _SAMPLES)):
+            timeout_s = self._time_for_post(state, None)
+            if timeout_s < _LEAST_POST_S or state.ended:
+                return False
+            event = batch.events[index]
+            if self._attempt([event.payload], event.size_bytes, timeout_s).outcome is Outcome.DELIVERED:
+                state.refused_in_a_row = 0
+                return True
+        return False
+
+
+def _cause(answer: Answer) -> str:
+    return f"status {answer.status}" if answer.status is not None else (answer.detail or "no answer")

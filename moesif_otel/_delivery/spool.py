@@ -1,15 +1,16 @@
 """Batches on disk: one file each, written whole or not at all, leased to one reader at a time.
 
-Owns: the files of one application id and base URI in `SPOOL_DIRECTORY`; writing, claiming, finishing, expiring them.
-Threads: the intake writes, one sender at a time reads, shutdown writes; several processes share a directory.
-Never: writes anything but payloads that were ready to be sent (masked already); touches a file that is not its own;
-raises; keeps a lease beyond the life of its process.
+The intake writes, one sender at a time reads, a shutdown writes; several processes share a directory. Nothing is
+written but payloads that were ready to be sent, masked already. `Spool` has the files, `Disk` decides when batches go
+there and when they come back.
 
 A file is named `moesif-<binding>-<milliseconds of its first event>-<unique>-<events>.batch`. The binding is a digest of
-application id and base URI, so that two applications on one directory leave each other's files alone and nobody reads
-the id in a listing. It is written as `.partial` and renamed: a reader never sees half of one, unless the machine itself
-went down; a check sum finds that. A lease is an advisory lock (flock(2)) on the file, which ends with its process
-however that ends. What cannot be read is renamed to `.unreadable` and kept until its space is needed.
+application id and address, so that two applications on one directory leave each other's files alone and nobody reads
+the id in a listing. Credentials in the address are no part of it: files outlive a change of password. It is written as
+`.partial` and renamed: a reader never sees half of one, unless the machine itself went down; a check sum finds that. A
+lease is an advisory lock (flock(2)) on the file, which ends with its process however that ends. What cannot be read is
+renamed to `.unreadable` and kept until its space is needed. A file that
+somebody else could have written (another owner, writable by others, a link) is left alone and never sent.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from moesif_otel._delivery.process import Turn
+from moesif_otel._delivery.queue import Batch, Prepared
 from moesif_otel._delivery.stats import DropReason
+from moesif_otel._guard import get_logger
 
 try:
     import fcntl
@@ -37,10 +41,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from moesif_otel._delivery.clock import Clock
+    from moesif_otel._delivery.process import Collaborators, ProcessState
     from moesif_otel._delivery.stats import Ledger
     from moesif_otel._guard import Guard
 
-__all__ = ["MAX_AGE_S", "Claim", "Spool"]
+__all__ = ["MAX_AGE_S", "Claim", "Disk", "Spool"]
+
+_logger: Final = get_logger(__name__)
 
 MAX_AGE_S: Final = 30 * 86_400.0
 """Moesif rejects events that are older (API documentation, "limits")."""
@@ -55,7 +62,9 @@ _NAME: Final = re.compile(
 _BATCH, _PARTIAL, _UNREADABLE = "batch", "partial", "unreadable"
 # No write takes this long: whoever began it is gone. (A lock cannot tell, between making the file and locking it.)
 _ABANDONED_S: Final = 600.0
-_LARGEST_FILE_BYTES: Final = 256 * 1024 * 1024
+_LARGEST_FILE_BYTES: Final = 16_000_000  # a batch is at most 5 MB, or one event
+_MOST_EVENTS: Final = 100_000  # in a file: more are no batch of ours, and cost memory whatever their size
+_LIST_AGAIN_S: Final = 30.0
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
 _OLD_FILE: Final = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
@@ -83,6 +92,7 @@ class Claim:
     first_time_s: float
     path: Path
     descriptor: int
+    events: int
 
 
 class Spool:
@@ -109,6 +119,12 @@ class Spool:
         self._leases: dict[int, Path] = {}
         self._listed: deque[_File] = deque()
         self._size_bytes = 0
+        self._oldest: deque[_File] = deque()
+        self._told_foreign = False
+        self._list_again_at_s = -1.0  # until then the size is what it was, and what we have written since
+
+    def __del__(self) -> None:
+        self.abandon()
 
     def write(self, payloads: Sequence[bytes], first_time_s: float) -> Path | None:
         """Put a batch on disk.
@@ -126,11 +142,15 @@ class Spool:
                 raise OSError("no file locks on this system")  # noqa: TRY301 - one place counts them all
             if len(data) > self._max_bytes:
                 raise OSError("one batch is more than SPOOL_MAX_BYTES")  # noqa: TRY301 - as above
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._make_room(len(data))
             stem = f"moesif-{self._binding}-{int(first_time_s * 1000):013d}-{uuid.uuid4().hex}-{len(payloads)}."
             path = self._directory / (stem + _BATCH)
-            self._write_whole(self._directory / (stem + _PARTIAL), path, data)
+            partial = self._directory / (stem + _PARTIAL)
+            try:
+                self._write_whole(partial, path, data)
+            except FileNotFoundError:
+                self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._write_whole(partial, path, data)
         except OSError as exc:
             self._guard.caught("spool.write", exc)
             self._ledger.count("spool_errors")
@@ -192,12 +212,12 @@ class Spool:
             self._lose(file, descriptor, DropReason.EXPIRED)
             return None
         try:
-            payloads = _decode(self._binding, _read(descriptor))
+            payloads = _read(descriptor, self._binding)
         except (ValueError, OSError):
             self._set_aside(file)
             self._unlock(descriptor)
             return None
-        return Claim(payloads, file.first_ms / 1000, file.path, descriptor)
+        return Claim(payloads, file.first_ms / 1000, file.path, descriptor, len(payloads))
 
     def finish(self, claim: Claim) -> None:
         """Remove a batch whose events are settled."""
@@ -215,15 +235,13 @@ class Spool:
         """Remove a batch that was just written and is not wanted after all."""
         self._remove(path)
 
-    def after_fork(self) -> None:
-        """Let go, in a forked child, of the parent's leases without ending them."""
+    def abandon(self) -> None:
+        """Close the leased files without ending the leases: in a forked child these are the parent's."""
         # Closing a copy of a descriptor leaves the lock with the parent (flock(2)); unlocking would take it away.
         leases, self._leases = self._leases, {}
         for descriptor in leases:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
-        self._listed.clear()
-        self._size_bytes = 0
 
     # -- inside
 
@@ -233,6 +251,7 @@ class Spool:
             files = sorted(self._scan(), key=lambda file: (file.first_ms, file.path))
         except FileNotFoundError:
             files = []
+        self._list_again_at_s = self._clock.monotonic() + _LIST_AGAIN_S
         self._note_size(sum(file.size_bytes for file in files))
         return files
 
@@ -240,39 +259,65 @@ class Spool:
         with os.scandir(self._directory) as entries:
             for entry in entries:
                 match = _NAME.fullmatch(entry.name)
-                if match is None or match["binding"] != self._binding:
-                    continue  # somebody else's
+                if match is None:
+                    continue
                 try:
                     status = entry.stat(follow_symlinks=False)
                 except OSError:
                     continue  # gone meanwhile
-                if stat.S_ISREG(status.st_mode):
-                    yield _File(
-                        Path(entry.path),
-                        match["kind"],
-                        int(match["ms"]),
-                        int(match["events"]),
-                        status.st_size,
-                        status.st_mtime,
-                    )
+                if not _is_own(status):
+                    self._say_foreign()
+                    continue
+                file = _File(
+                    Path(entry.path),
+                    match["kind"],
+                    int(match["ms"]),
+                    int(match["events"]),
+                    status.st_size,
+                    status.st_mtime,
+                )
+                if match["binding"] == self._binding:
+                    yield file
+                elif self._clock.time() - file.first_ms / 1000 > MAX_AGE_S:
+                    self._expire_orphan(file)
+
+    def _say_foreign(self) -> None:
+        if not self._told_foreign:
+            self._told_foreign = True
+            self._ledger.count("spool_foreign")
+            _logger.warning(
+                "moesif_otel: SPOOL_DIRECTORY has files of another user, or that others may write: they are not sent; "
+                "give this service a directory of its own"
+            )
+
+    def _expire_orphan(self, file: _File) -> None:
+        # Of an application id or address that is not used any more: nobody else would ever remove it.
+        descriptor = self._lease(file.path)
+        if descriptor is not None:
+            self._lose(file, descriptor, DropReason.EXPIRED)
 
     def _make_room(self, wanted_bytes: int) -> None:
-        files = self._files()
-        over_bytes = self._size_bytes + wanted_bytes - self._max_bytes
-        # What cannot be sent any more goes first.
-        for file in sorted(files, key=lambda file: file.kind != _UNREADABLE):
-            if over_bytes <= 0:
-                return
+        if self._clock.monotonic() >= self._list_again_at_s:
+            self._oldest = self._in_order_of_loss()
+        listed = False
+        while self._size_bytes + wanted_bytes > self._max_bytes:
+            if not self._oldest:
+                if listed:
+                    raise OSError("SPOOL_MAX_BYTES are in use by other processes")
+                listed, self._oldest = True, self._in_order_of_loss()
+                continue
+            file = self._oldest.popleft()
             if file.kind == _UNREADABLE:
                 self._remove(file.path)
             elif file.kind == _BATCH and (descriptor := self._lease(file.path)) is not None:
                 self._lose(file, descriptor, DropReason.SPOOL_FULL)
             else:
                 continue
-            over_bytes -= file.size_bytes
             self._note_size(self._size_bytes - file.size_bytes)
-        if over_bytes > 0:
-            raise OSError("SPOOL_MAX_BYTES are in use by other processes")
+
+    def _in_order_of_loss(self) -> deque[_File]:
+        # What cannot be sent any more goes first.
+        return deque(sorted(self._files(), key=lambda file: file.kind != _UNREADABLE))
 
     def _lease(self, path: Path) -> int | None:
         """Lock a file; gives its descriptor, or None when somebody else has it, or had it and is done with it."""
@@ -284,8 +329,8 @@ class Spool:
             return None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            mine, there = os.fstat(descriptor), path.stat()
-            if (mine.st_ino, mine.st_dev) == (there.st_ino, there.st_dev):
+            mine, there = os.fstat(descriptor), path.lstat()
+            if (mine.st_ino, mine.st_dev) == (there.st_ino, there.st_dev) and _is_own(mine):
                 self._leases[descriptor] = path
                 return descriptor
         except OSError:
@@ -341,28 +386,171 @@ def _encode(binding: str, payloads: Sequence[bytes]) -> bytes:
     return _HEAD.pack(_MAGIC, binding.encode(), len(payloads), len(body), zlib.crc32(body)) + body
 
 
-def _decode(binding: str, data: bytes) -> list[bytes]:
-    if len(data) < _HEAD.size:
-        raise ValueError("too short")
-    magic, bound_to, events, size, check = _HEAD.unpack_from(data)
-    body = memoryview(data)[_HEAD.size :]
-    if magic != _MAGIC or bound_to != binding.encode() or len(body) != size or zlib.crc32(body) != check:
-        raise ValueError("not a whole batch of ours")
-    payloads: list[bytes] = []
-    at = 0
-    while at < size:
-        (length,) = _LENGTH.unpack_from(body, at)
-        at += _LENGTH.size
-        payloads.append(bytes(body[at : at + length]))
-        at += length
-    if len(payloads) != events or at != size:
-        raise ValueError("not the number of events that it says")
-    return payloads
+def _is_own(status: os.stat_result) -> bool:
+    """Whether only this user can have written a file."""
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
-def _read(descriptor: int) -> bytes:
+def _read(descriptor: int, binding: str) -> list[bytes]:
+    """Read a batch; what a head says is believed only within bounds, before anything is read for it."""
     if os.fstat(descriptor).st_size > _LARGEST_FILE_BYTES:
         raise ValueError("too large")
     with os.fdopen(os.dup(descriptor), "rb") as reader:
-        data: Any = reader.read()
-    return bytes(data)
+        head: Any = reader.read(_HEAD.size)
+        if len(head) < _HEAD.size:
+            raise ValueError("too short")
+        magic, bound_to, events, size, check = _HEAD.unpack(head)
+        if magic != _MAGIC or bound_to != binding.encode() or events > _MOST_EVENTS or size > _LARGEST_FILE_BYTES:
+            raise ValueError("not a batch of ours")
+        body: Any = reader.read(size + 1)
+    if len(body) != size or zlib.crc32(body) != check:
+        raise ValueError("not whole")
+    payloads: list[bytes] = []
+    at = 0
+    while at < size:
+        start = at + _LENGTH.size
+        if start > size or len(payloads) == events:
+            raise ValueError("not the events that it says")
+        (length,) = _LENGTH.unpack_from(body, at)
+        at = start + length
+        payloads.append(body[start:at])
+    if len(payloads) != events or at != size:
+        raise ValueError("not the events that it says")
+    return payloads
+
+
+_NEARLY_FULL: Final = 0.75  # of either bound of memory: batches begin to go to disk
+_EASED: Final = 0.5  # and stop
+_FILES_IN_A_ROW: Final = 4
+_PAUSE_S: Final = 1.0
+_LOOK_AGAIN_S: Final = 30.0
+_WRITE_AGAIN_S: Final = 30.0  # after the disk refused
+
+
+class Disk:
+    """Moves batches between a process state and its spool.
+
+    Args:
+        spool: The files.
+        parts: The delivery's collaborators.
+    """
+
+    def __init__(self, spool: Spool, parts: Collaborators) -> None:
+        self.spool = spool
+        self._parts = parts
+        self._write_again_at_s = 0.0
+        self._replay_at_s = 0.0
+        self._files_in_a_row = 0
+
+    def keep(self, batch: Batch) -> bool:
+        """Write a batch whose events are settled by the caller; returns whether it is on disk. Counts it."""
+        path = self._write(batch)
+        if path is not None:
+            self._count_spooled(batch)
+        return path is not None
+
+    def relieve(self, state: ProcessState[Any]) -> None:
+        """Write the oldest batches when memory is nearly full, until it is half full."""
+        clock = self._parts.clock
+        if not self._fuller_than(_NEARLY_FULL) or clock.monotonic() < self._write_again_at_s or state.closing:
+            return
+        while self._fuller_than(_EASED):
+            with state.lock:
+                if not state.queue.has_fresh and not state.queue.close():
+                    return
+                batch = state.queue.take()
+            path = self._write(batch)
+            with state.lock:
+                if path is None:
+                    state.queue.put_back(batch)
+                elif state.queue.settle(batch):
+                    self._count_spooled(batch)
+                    self._parts.budget.release(batch.size_bytes)
+                    self._replay_at_s = 0.0  # back as soon as there is nothing fresh and the server is there
+                else:
+                    self.spool.remove(path)  # a shutdown has settled it meanwhile
+                state.note_change()
+            if path is None:
+                self._write_again_at_s = clock.monotonic() + _WRITE_AGAIN_S
+                return
+
+    def _fuller_than(self, share: float) -> bool:
+        parts = self._parts
+        return (
+            parts.ledger.pending > parts.settings.event_queue_size * share
+            or parts.budget.held_bytes > parts.settings.event_queue_bytes * share
+        )
+
+    def _write(self, batch: Batch) -> Path | None:
+        path = self.spool.write(batch.payloads, batch.first_time_s)
+        if path is None:
+            self._parts.log.failure(
+                "spool",
+                "a batch could not be written to SPOOL_DIRECTORY; events stay in memory, within its bounds "
+                "(spool_errors in stats())",
+            )
+        return path
+
+    def _count_spooled(self, batch: Batch) -> None:
+        self._parts.ledger.drop(DropReason.SPOOLED, len(batch))
+        self._parts.ledger.count("spooled", len(batch))
+
+    def replay(self, state: ProcessState[Any], turn: Turn) -> Turn:
+        """Put one file into the queue, if the time has come and the server may be asked.
+
+        Args:
+            state: Where to.
+            turn: What the sender, which has nothing else to do, would do otherwise.
+
+        Returns:
+            When to take the next turn.
+        """
+        now_s = self._parts.clock.monotonic()
+        with state.lock:
+            if state.closing or state.replaying or state.version != turn.version:
+                return turn
+            if not state.health.may_ask:
+                return turn  # the one who asks wakes everybody when he knows
+            # Files wait for the server as long as anybody; they are not read before it may be asked.
+            open_at_s = max(self._replay_at_s, state.health.opens_at())
+            if now_s < open_at_s:
+                return Turn(open_at_s - now_s, turn.version)
+            state.replaying = True
+        claim = None
+        try:
+            claim = self.spool.claim()
+        finally:
+            with state.lock:
+                state.replaying = claim is not None
+        if claim is None:
+            self._replay_at_s = self._parts.clock.monotonic() + _LOOK_AGAIN_S
+            return Turn(_LOOK_AGAIN_S, turn.version)
+        self._files_in_a_row += 1
+        if self._files_in_a_row >= _FILES_IN_A_ROW:
+            self._files_in_a_row = 0
+            self._replay_at_s = self._parts.clock.monotonic() + _PAUSE_S
+        batch = Batch([Prepared(payload, len(payload)) for payload in claim.payloads], 0.0, claim.first_time_s)
+        claim.payloads = []  # the batch has them
+        batch.origin = claim
+        self._parts.budget.charge(batch.size_bytes)
+        with state.lock:
+            state.queue.add_replayed(batch)
+            state.note_batch()
+            return Turn(0.0, state.version)
+
+    def finish(self, state: ProcessState[Any], batch: Batch) -> None:
+        """Remove the file of a batch whose events are settled, all of them."""
+        self.spool.finish(batch.origin)
+        with state.lock:
+            state.replaying = False
+            state.note_change()
+
+    def take_back(self, batches: list[Batch]) -> None:
+        """Leave on disk what of one file is not settled at the end; the caller gives back its bytes."""
+        claim: Claim = batches[0].origin
+        left = [event.payload for batch in batches for event in batch.events]
+        # If the rest cannot be written the whole file stays: the server knows by their ids what it has.
+        if len(left) < claim.events and self.spool.write(left, claim.first_time_s) is not None:
+            self.spool.finish(claim)
+        else:
+            self.spool.release(claim)

@@ -1,8 +1,4 @@
-"""What became of every event: counted once, by reason, with a law that always holds.
-
-Owns: `DropReason` (why an event was not delivered), `Ledger` (the counts) and `Stats` (one reading of them).
-Threads: any, and finalizers: writing never blocks, since a finalizer may interrupt a writer of its own thread.
-Never: takes a blocking lock to write; forgets an entry; knows what an event is.
+"""What became of every event: counted once, by reason, under a law that always holds.
 
 The law, in every snapshot: `accepted == delivered + sum(dropped.values()) + pending`.
 
@@ -14,18 +10,16 @@ over all of them `delivered` is the number of events that Moesif took.
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
+
+from moesif_otel._counters import Counters
 
 if TYPE_CHECKING:
     from moesif_otel._capture.body import ByteBudget
     from moesif_otel._guard import Guard
 
 __all__ = ["DropReason", "Ledger", "Stats"]
-
-_SNAPSHOT_WAIT_S: Final = 1.0
 
 
 class DropReason(str, Enum):
@@ -36,7 +30,7 @@ class DropReason(str, Enum):
     TOO_LARGE = "too_large"
     """One event, without its bodies, is still more than the server takes."""
     REJECTED = "rejected"
-    """The server refused this very event (400, 404, 405, 406, 410, 422)."""
+    """The server refused this very event (400, 404, 405, 406, 410, 422), or failed on it again and again (5xx)."""
     UNAUTHORIZED = "unauthorized"
     """The server does not know the application id (401, 403)."""
     PAYMENT_REQUIRED = "payment_required"
@@ -89,9 +83,8 @@ class Stats(dict[str, Any]):
 _ALWAYS_THERE: Final = ("retries", "batches", "bytes_sent", "spooled", "replayed", "spool_bytes")
 _ACCEPTED: Final = "accepted"
 _DELIVERED: Final = "delivered"
-_DROPPED: Final = "dropped"
-_OTHER: Final = "other"
-_ONE_ACCEPTED: Final = (_ACCEPTED, "", 1)
+_SETTLED: Final = "settled"
+_DROPPED: Final = "dropped "  # the reason follows: one flat dict of sums
 
 
 class Ledger:
@@ -101,76 +94,50 @@ class Ledger:
         budget: Where `held_bytes` is read; 0 without.
         guard: Where `errors` is read; empty without.
 
-    Thread-safe and finalizer-safe: an entry is appended to a deque (atomic), and folded into the sums by whoever gets
-    the lock without waiting.
+    Thread-safe, and safe in finalizers and signal handlers.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_accepted",
-        "_budget",
-        "_counts",
-        "_deferred",
-        "_delivered",
-        "_dropped",
-        "_dropped_total",
-        "_guard",
-        "_lock",
-    )
+    __slots__ = ("__weakref__", "_budget", "_guard", "_sums")
 
     def __init__(self, *, budget: ByteBudget | None = None, guard: Guard | None = None) -> None:
         self._budget = budget
         self._guard = guard
-        self._reset()
-
-    def _reset(self) -> None:
-        self._lock = threading.Lock()
-        self._deferred: deque[tuple[str, str, int]] = deque()
-        self._accepted = 0
-        self._delivered = 0
-        self._dropped_total = 0
-        self._dropped: dict[str, int] = {}
-        self._counts: dict[str, int] = {}
+        self._sums = Counters()
 
     def accept(self, n: int = 1) -> None:
         """Take responsibility for `n` events."""
-        self._enter(_ONE_ACCEPTED if n == 1 else (_ACCEPTED, "", n))
+        self._sums.add(_ACCEPTED, n)
 
     def deliver(self, n: int = 1) -> None:
         """Note that the server took `n` events."""
-        self._enter((_DELIVERED, "", n))
+        self._sums.add(_DELIVERED, n)
+        self._sums.add(_SETTLED, n)
 
     def drop(self, reason: DropReason, n: int = 1) -> None:
         """Note that `n` events were given up."""
-        self._enter((_DROPPED, reason.value, n))
+        self._sums.add(_DROPPED + reason.value, n)
+        self._sums.add(_SETTLED, n)
 
     def count(self, name: str, n: int = 1) -> None:
         """Count something that is not part of the law (`retries`, `batches`, `skipped`, …); it appears in `Stats`."""
-        self._enter((_OTHER, name, n))
+        self._sums.add(name, n)
 
     @property
     def pending(self) -> int:
         """Events accepted and neither delivered nor dropped yet; cheap."""
-        if self._deferred:
-            self._fold_if_free()
-        return self._accepted - self._delivered - self._dropped_total
+        return self._sums.get(_ACCEPTED) - self._sums.get(_SETTLED)
 
     def snapshot(self) -> Stats:
-        """Read everything at one moment; the law holds in what it gives."""
-        # A signal handler may have interrupted a writer of this very thread: never wait for ever.
-        held = self._lock.acquire(timeout=_SNAPSHOT_WAIT_S)
-        try:
-            if held:
-                self._fold()
-            accepted, delivered, dropped = self._accepted, self._delivered, dict(self._dropped)
-            counts = dict(self._counts)
-        finally:
-            if held:
-                self._lock.release()
+        """Read everything at one moment; the law holds in what it returns."""
+        sums = self._sums.read()
+        sums.pop(_SETTLED, None)
+        accepted, delivered = sums.pop(_ACCEPTED, 0), sums.pop(_DELIVERED, 0)
+        names = [name for name in sums if name.startswith(_DROPPED)]
+        dropped = {name[len(_DROPPED) :]: sums.pop(name) for name in names}
         return Stats(
             {
                 **dict.fromkeys(_ALWAYS_THERE, 0),
-                **counts,
+                **sums,
                 "accepted": accepted,
                 "delivered": delivered,
                 "dropped": dropped,
@@ -182,31 +149,4 @@ class Ledger:
 
     def after_fork(self) -> None:
         """Start from nothing in a forked child: what the parent accepted, the parent settles."""
-        self._reset()
-
-    def _enter(self, entry: tuple[str, str, int]) -> None:
-        self._deferred.append(entry)
-        self._fold_if_free()
-
-    def _fold_if_free(self) -> None:
-        # Not `with`: a finalizer may interrupt a holder of the lock in its own thread.
-        lock = self._lock
-        if lock.acquire(blocking=False):
-            try:
-                self._fold()
-            finally:
-                lock.release()
-
-    def _fold(self) -> None:
-        deferred = self._deferred
-        while deferred:
-            kind, key, n = deferred.popleft()
-            if kind is _ACCEPTED:
-                self._accepted += n
-            elif kind is _DELIVERED:
-                self._delivered += n
-            elif kind is _DROPPED:
-                self._dropped[key] = self._dropped.get(key, 0) + n
-                self._dropped_total += n
-            else:
-                self._counts[key] = self._counts.get(key, 0) + n
+        self._sums.reset()

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from moesif_otel._capture.exchange import Steps
     from moesif_otel._delivery.profiles import Profiles
     from moesif_otel._delivery.stats import Stats
-    from moesif_otel._delivery.worker import Delivery
+    from moesif_otel._delivery.delivery import Delivery
     from moesif_otel._guard import Guard
     from moesif_otel._pipeline.providers import Dispatcher
     from moesif_otel._remote.governance import Verdict

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 from moesif_otel._capture.body import ByteBudget, LeftOut
 from moesif_otel._capture.exchange import Exchange
 from moesif_otel._delivery.client import MoesifTransport
+from moesif_otel._delivery.delivery import Delivery, Prepared
 from moesif_otel._delivery.profiles import Profiles
 from moesif_otel._delivery.stats import DropReason, Ledger
-from moesif_otel._delivery.worker import Delivery, Prepared
 from moesif_otel._events.build import EventBuilder
 from moesif_otel._events.serialize import json_bytes, serialize, without_bodies
 from moesif_otel._events.spans import attributes_of, call_of_span, weight_of_span

@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import threading
 
-from moesif_otel._delivery.clock import Bell, SystemClock
+from moesif_otel._delivery.clock import WakeEvent, SystemClock
 
 
 def test_a_ring_is_remembered_once() -> None:
     """Rings before a wait wake it once, and however many there were."""
-    bell = Bell()
+    bell = WakeEvent()
     assert not bell.wait(0)
-    bell.ring()
-    bell.ring()
+    bell.set()
+    bell.set()
     assert bell.wait(0)
     assert not bell.wait(0)
 
 
 def test_a_ring_wakes_a_waiter() -> None:
     """A waiter without a time limit wakes when somebody rings."""
-    bell, woken = Bell(), threading.Event()
+    bell, woken = WakeEvent(), threading.Event()
     thread = threading.Thread(target=lambda: SystemClock().wait(bell, None) and woken.set())
     thread.start()
-    bell.ring()
+    bell.set()
     thread.join(5)
     assert woken.is_set()
 
 
 def test_system_clock_takes_any_number_of_seconds() -> None:
     """Waits shorter than nothing, and longer than a lock can wait, are no error."""
-    bell = Bell()
+    bell = WakeEvent()
     assert not SystemClock().wait(bell, -5)
-    bell.ring()
+    bell.set()
     assert SystemClock().wait(bell, 1e12)

@@ -25,7 +25,7 @@ def numbers(payloads) -> list[int]:
 def run_replay(rig, turns=100) -> None:
     """Take the turns that sender threads would take, on the fake clock."""
     for _ in range(turns):
-        turn = rig.delivery.sender_turn(rig.delivery._lane)
+        turn = rig.delivery._sender_turn(rig.delivery._state)
         if turn.wait_s is None:
             return
         rig.clock.now_s += turn.wait_s
@@ -62,9 +62,9 @@ def test_replay_is_paced(spool) -> None:
     """A few files, then a pause: a server that has just come back is not met by everything at once."""
     left_by_a_process(spool, range(100), batch_size=10)
     with Rig(transport(), clock=FakeClock(), spool_directory=spool) as rig:
-        for _ in range(4):
-            assert rig.delivery.sender_turn(rig.delivery._lane).wait_s == 0
-        assert rig.delivery.sender_turn(rig.delivery._lane).wait_s == 1
+        for _ in range(2 * 4):  # read, sent
+            assert rig.delivery._sender_turn(rig.delivery._state).wait_s == 0
+        assert rig.delivery._sender_turn(rig.delivery._state).wait_s == 1
         assert len(rig.transport.sent) == 4
 
 
@@ -72,8 +72,9 @@ def test_replay_stops_at_the_first_failure(spool) -> None:
     """One file finds out that the server is down; the files stay, and no count changes."""
     left_by_a_process(spool, range(30), batch_size=10)
     with Rig(transport(then=RETRY), clock=FakeClock(), spool_directory=spool) as rig:
-        assert rig.delivery.sender_turn(rig.delivery._lane).wait_s == 0
-        assert rig.delivery.sender_turn(rig.delivery._lane).wait_s >= 1
+        for _ in range(2):  # read, sent
+            assert rig.delivery._sender_turn(rig.delivery._state).wait_s == 0
+        assert rig.delivery._sender_turn(rig.delivery._state).wait_s >= 1
         assert len(rig.transport.sent) == 1
         assert (rig.stats.accepted, rig.stats.replayed) == (0, 0)
         rig.transport.then = None
@@ -138,7 +139,7 @@ def test_full_memory_goes_to_disk_and_comes_back(spool) -> None:
         for n in range(1000):
             assert rig.submit(n)
             if n % 10 == 0:
-                rig.delivery.intake_turn(rig.delivery._lane)
+                rig.delivery._intake_turn(rig.delivery._state)
         assert "queue_full" not in rig.stats.dropped
         assert rig.stats.pending <= 100
         assert rig.stats.spooled >= 900
@@ -155,7 +156,7 @@ def test_full_bytes_go_to_disk_too(spool) -> None:
     with Rig(transport(then=RETRY), clock=FakeClock(), spool_directory=spool, event_queue_bytes=1 << 20) as rig:
         for n in range(40):
             rig.submit(payload(n, 50_000))
-            rig.delivery.intake_turn(rig.delivery._lane)
+            rig.delivery._intake_turn(rig.delivery._state)
         assert rig.stats.held_bytes < 1 << 20
         rig.transport.then = None
         rig.delivery.force_flush(5)
@@ -172,7 +173,7 @@ def test_disk_that_refuses_costs_nothing_but_room(spool) -> None:
     ) as rig:
         for n in range(30):
             rig.submit(n)
-            rig.delivery.intake_turn(rig.delivery._lane)
+            rig.delivery._intake_turn(rig.delivery._state)
         assert rig.stats.dropped == {"queue_full": 10}
         assert rig.stats.spool_errors == 1
         rig.transport.then = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -83,7 +85,7 @@ def test_late_retry_after_still_counts() -> None:
     first, second = health.ask(0.0), health.ask(0.0)
     health.failed(first.epoch, 0.0, None)
     health.failed(second.epoch, 0.0, 10.0)
-    assert health.ask(1.0).wait_s == 9.0
+    assert health.ask(1.0).wait_s == 10.0
 
 
 def test_late_success_is_no_news() -> None:
@@ -102,10 +104,22 @@ def test_suspension_drops_for_a_minute_then_one_probes() -> None:
     health.hurry()
     permit = health.ask(59.0)
     assert (permit.drop, permit.go) == (DropReason.UNAUTHORIZED, False)
-    probe = health.ask(60.0)
+    probe = health.ask(66.0)
     assert probe.go
-    assert health.ask(60.0).wait_s is None
-    assert not health.suspended(probe.epoch, 60.0, DropReason.UNAUTHORIZED, None)
+    assert health.ask(66.0).wait_s is None
+    assert not health.suspended(probe.epoch, 66.0, DropReason.UNAUTHORIZED, None)
     assert health.ask(100.0).drop is DropReason.UNAUTHORIZED
-    assert health.worked(health.ask(121.0).epoch)
-    assert health.ask(121.0).go
+    assert health.worked(health.ask(132.0).epoch)
+    assert health.ask(132.0).go
+
+
+def test_pipelines_that_were_refused_together_come_back_apart() -> None:
+    """Of what the server asks to wait a tenth at most is added at random, a second at least to draw from."""
+    dice = Random(1)
+    opening = []
+    for _ in range(20):
+        health = ServerHealth(dice.uniform)
+        health.failed(health.ask(0.0).epoch, 0.0, 30.0)
+        opening.append(health.opens_at())
+    assert 30 <= min(opening) < max(opening) <= 33
+    assert len({round(at, 1) for at in opening}) > 10

@@ -58,6 +58,7 @@ NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=timezone.utc)
     [
         (None, None),
         ("120", 120.0),
+        ("86400", 300.0),
         (" 0 ", 0.0),
         ("Sat, 21 Nov 2026 12:00:30 GMT", 30.0),
         ("Sat, 21 Nov 2026 11:00:00 GMT", 0.0),
@@ -66,13 +67,13 @@ NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=timezone.utc)
         ("1.5", None),
         ("soon", None),
         ("", None),
-        ("9" * 400, 86_400.0),
-        ("Sat, 21 Nov 9999 12:00:00 GMT", 86_400.0),
+        ("9" * 400, 300.0),
+        ("Sat, 21 Nov 9999 12:00:00 GMT", 300.0),
         ("٣", None),
     ],
 )
 def test_retry_after_in_both_forms(value, seconds) -> None:
-    """Seconds and HTTP dates are read, nonsense is no wish, and nobody can stop us for longer than a day."""
+    """Seconds and HTTP dates are read, nonsense is no wish, and nobody can stop us for longer than five minutes."""
     assert retry_after_seconds(value, NOW.timestamp()) == seconds
 
 
@@ -80,10 +81,10 @@ def test_retry_after_in_both_forms(value, seconds) -> None:
 def test_retry_after_never_raises(text) -> None:
     """Any header value gives seconds or None."""
     found = retry_after_seconds(text, NOW.timestamp())
-    assert found is None or 0 <= found <= 86_400
+    assert found is None or 0 <= found <= 300
 
 
-@given(st.integers(0, 80_000))
+@given(st.integers(0, 300))
 def test_retry_after_dates_round_trip(ahead) -> None:
     """A date that many seconds ahead is that many seconds."""
     when = datetime.fromtimestamp(NOW.timestamp() + ahead, timezone.utc)

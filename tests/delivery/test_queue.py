@@ -14,7 +14,7 @@ def event(n, size=10):
 
 def drain(queue):
     found = []
-    while queue.has_ready:
+    while queue.next:
         batch = queue.take()
         found.append(batch)
         assert queue.settle(batch)
@@ -28,14 +28,13 @@ def test_batches_keep_order_count_and_bytes(sizes, most) -> None:
     for n, size in enumerate(sizes):
         queue.add(event(n, size), 0.0, 0.0)
     queue.close()
-    assert queue.events_held == len(sizes)
     batches = drain(queue)
     assert [e.payload for b in batches for e in b.events] == list(range(len(sizes)))
     for batch in batches:
         assert 1 <= len(batch) <= most
         assert len(batch) == 1 or batch.size_bytes + len(batch) <= MAX_BATCH_BYTES
     assert queue.is_empty
-    assert not queue.unsettled_families()
+    assert queue.is_settled(queue.last_sequence)
 
 
 @given(st.integers(2, 200), st.lists(st.integers(0, 1000)))
@@ -44,9 +43,9 @@ def test_halving_loses_nothing_and_keeps_the_family(n, choices) -> None:
     queue = BatchQueue(n, 2.0)
     for i in range(n):
         queue.add(event(i), 0.0, 0.0)
-    (family,) = queue.unsettled_families()
+    family = queue.next.family
     seen, choices = [], iter(choices)
-    while queue.has_ready:
+    while queue.next:
         batch = queue.take()
         if len(batch) > 1 and next(choices, 0) % 2:
             assert queue.put_back(batch, *batch.halves())
@@ -55,7 +54,7 @@ def test_halving_loses_nothing_and_keeps_the_family(n, choices) -> None:
             seen += batch.payloads
         assert family.unsettled == n - len(seen)
     assert seen == list(range(n))
-    assert not queue.unsettled_families()
+    assert queue.is_settled(queue.last_sequence)
 
 
 def test_open_batch_is_due_by_its_first_event() -> None:
@@ -73,7 +72,7 @@ def test_a_batch_is_settled_once() -> None:
     for n in range(4):
         queue.add(event(n), 0.0, 0.0)
     batch = queue.take()
-    assert [b.payloads for b in queue.settle_all(out_too=True)] == [[0, 1], [2, 3]]
+    assert [b.payloads for b in queue.settle_all()] == [[0, 1], [2, 3]]
     assert not queue.settle(batch)
     assert not queue.put_back(batch)
     assert not queue.put_back(batch, *batch.halves())

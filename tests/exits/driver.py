@@ -123,9 +123,9 @@ def fork_while_everything_is_locked(rig) -> None:
     """A fork at the worst moment: a worker holds every lock there is."""
     submit(rig, 0)
     rig.delivery.ensure_started()
-    lane = rig.delivery._lane
+    state = rig.delivery._state
     held, go_on = threading.Event(), threading.Event()
-    locks = [lane.changed, lane.starting, rig.ledger._lock, rig.budget._lock, rig.guard._folding, rig.delivery._log._lock]
+    locks = [state.lock, state.starting, rig.ledger._sums._lock, rig.budget._held._lock, rig.guard._counts._lock, rig.delivery._log._lock]
 
     def hold() -> None:
         for lock in locks:

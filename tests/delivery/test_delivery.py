@@ -323,7 +323,7 @@ def test_threads_are_started_later_when_the_system_refused_once() -> None:
     with no_new_threads():
         rig.delivery.ensure_started()
     rig.delivery.ensure_started()
-    assert not rig.delivery._lane.threads
+    assert not rig.delivery._state.threads
     clock.now_s += 1
     before = len(ours())
     rig.delivery.ensure_started()
@@ -332,7 +332,7 @@ def test_threads_are_started_later_when_the_system_refused_once() -> None:
 
 
 def test_housekeeping_runs_and_its_errors_are_counted() -> None:
-    """Housekeeping runs on the intake thread when it asked to, and after a wake; one that raises stops nothing."""
+    """After a wake housekeeping runs on a thread of its own, then when it asked to; one that raises stops nothing."""
     calls = threading.Semaphore(0)
     names = []
 
@@ -345,10 +345,29 @@ def test_housekeeping_runs_and_its_errors_are_counted() -> None:
         rig.delivery.add_housekeeping(lambda: 1 / 0)
         rig.delivery.add_housekeeping(keep)
         rig.delivery.ensure_started()
+        rig.delivery.wake()
         for _ in range(3):
             assert calls.acquire(timeout=5)
-        assert set(names) == {"moesif-otel-intake"}
+        assert set(names) == {"moesif-otel-housekeeper"}
         assert rig.stats.errors["delivery.housekeeping"] >= 1
+
+
+def test_housekeeping_that_waits_stops_neither_delivery_nor_flush_nor_shutdown() -> None:
+    """A callback of a call that garbage collection ended may take for ever: events go out, and deadlines hold."""
+    release, entered = threading.Event(), threading.Event()
+    with Rig(MemoryTransport()) as rig:
+        rig.delivery.add_housekeeping(lambda: entered.set() or release.wait(20) and None)
+        rig.delivery.ensure_started()
+        rig.delivery.wake()
+        assert entered.wait(5)
+        for n in range(50):
+            rig.submit(n)
+        assert rig.delivery.force_flush(5)
+        assert rig.stats.delivered == 50
+        started = time.monotonic()
+        rig.delivery.shutdown(0.5)
+        assert time.monotonic() - started < 5
+        release.set()
 
 
 def test_wake_makes_a_pass() -> None:
@@ -357,7 +376,6 @@ def test_wake_makes_a_pass() -> None:
     with Rig(MemoryTransport()) as rig:
         rig.delivery.add_housekeeping(calls.release)
         rig.delivery.ensure_started()
-        assert calls.acquire(timeout=5)
         for _ in range(3):
             rig.delivery.wake()
             assert calls.acquire(timeout=5)
@@ -471,13 +489,14 @@ def test_delivery_with_events_outlives_its_user() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_pid_check_alone_makes_a_child_start_anew(monkeypatch) -> None:
     """Where no at-fork hook runs (uWSGI), the first call in the child finds out by the process id."""
+    monkeypatch.setattr("moesif_otel._delivery.delivery.FORKS_TELL", False)
     with Rig(MemoryTransport(then=Answer(Outcome.RETRY, 503))) as rig:
         rig.delivery.ensure_started()
         rig.submit(1)
         generation = rig.delivery.generation
         told = []
         rig.delivery.add_after_fork(lambda: told.append(rig.delivery.generation))
-        parent_lane = rig.delivery._lane
+        parent_state = rig.delivery._state
         with monkeypatch.context() as child:
             child.setattr(os, "getpid", lambda: 999_999_999)
             assert rig.stats.accepted == 1
@@ -490,10 +509,10 @@ def test_pid_check_alone_makes_a_child_start_anew(monkeypatch) -> None:
             rig.submit(2)
             assert rig.delivery.force_flush(5)
             rig.delivery.shutdown(5)
-        parent_lane.stopped = True
-        parent_lane.bell.ring()
-        with parent_lane.changed:
-            parent_lane.note_change()
+        parent_state.stopped = True
+        parent_state.wake_intake.set()
+        with parent_state.lock:
+            parent_state.note_change()
         rig.transport.then = None
 
 

@@ -1,0 +1,71 @@
+"""Sums that any thread, any finalizer and any signal handler may add to.
+
+`self.n += 1` is not atomic, and a lock is no way out: garbage collection or a signal may run code of ours inside a
+thread that holds it. An append to a deque is atomic. So additions are appended, and added up by whoever finds the
+lock free.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import Final
+
+__all__ = ["Counters"]
+
+_FOLD_AT: Final = 64  # entries that may wait; a reader folds them in any case
+_READ_WAIT_S: Final = 1.0
+
+
+class Counters:
+    """Sums by name. `add` never waits and never raises; what was added before a `read` is in it."""
+
+    __slots__ = ("_deferred", "_lock", "_sums")
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Start from nothing, with a lock that nobody holds: in a forked child the parent's sums are the parent's."""
+        self._lock = threading.Lock()
+        self._deferred: deque[tuple[str, int]] = deque()
+        self._sums: dict[str, int] = {}
+
+    def add(self, name: str, n: int = 1) -> None:
+        """Add `n`, which may be negative, to the sum of that name."""
+        deferred = self._deferred
+        deferred.append((name, n))
+        if len(deferred) > _FOLD_AT:
+            self._fold_if_free()
+
+    def get(self, name: str) -> int:
+        """Return one sum; right to what other threads add at this moment."""
+        if self._deferred:
+            self._fold_if_free()
+        return self._sums.get(name, 0)
+
+    def read(self) -> dict[str, int]:
+        """Return all sums at one moment."""
+        # A signal handler may have interrupted a fold of this very thread: never wait for ever.
+        held = self._lock.acquire(timeout=_READ_WAIT_S)
+        try:
+            if held:
+                self._fold()
+            return self._sums.copy()
+        finally:
+            if held:
+                self._lock.release()
+
+    def _fold_if_free(self) -> None:
+        lock = self._lock
+        if lock.acquire(blocking=False):
+            try:
+                self._fold()
+            finally:
+                lock.release()
+
+    def _fold(self) -> None:
+        deferred, sums = self._deferred, self._sums
+        while deferred:
+            name, n = deferred.popleft()
+            sums[name] = sums.get(name, 0) + n

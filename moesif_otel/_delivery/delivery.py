@@ -1,0 +1,705 @@
+"""Delivery: what a sink hands its items to, and what it can rely on.
+
+One intake thread prepares items and forms batches, `EVENT_WORKER_COUNT` senders send them, a housekeeper runs what
+others want to have run now and then. All are daemons that start at the first call of a process and hold the delivery
+weakly: one that nobody has any more ends, with its threads, when nothing is pending. Where no thread can be started (a
+process that ends, on Python 3.12 and later) flush and shutdown do the work in their caller's thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+from random import SystemRandom
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+from moesif_otel._capture.body import ByteBudget
+from moesif_otel._delivery.clock import SystemClock
+from moesif_otel._delivery.health import ServerHealth
+from moesif_otel._delivery.metrics import export_metrics
+from moesif_otel._delivery.process import FORKS_TELL, Collaborators, FlushMark, ProcessState, Turn, watch
+from moesif_otel._delivery.queue import Batch, BatchQueue, Prepared
+from moesif_otel._delivery.report import DeliveryLog
+from moesif_otel._delivery.sender import Sender
+from moesif_otel._delivery.spool import Disk, Spool
+from moesif_otel._delivery.stats import DropReason, Ledger
+from moesif_otel._guard import Guard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from random import Random
+
+    from moesif_otel._delivery.clock import Clock
+    from moesif_otel._delivery.process import Transport
+    from moesif_otel._delivery.stats import Stats
+    from moesif_otel.settings import Settings
+
+__all__ = ["Delivery", "Prepared"]
+
+T = TypeVar("T")
+
+_GATHER_S: Final = 0.1
+"""How long the intake lets items gather after a pass that had unprepared ones: a wake-up for each would take the
+interpreter away from the requests, and captured objects are held a little longer only."""
+
+_WAKE_AT_BYTES: Final = 512 * 1024  # prepared payloads beyond this are batched at once
+_AGAIN_S: Final = 1.0  # after the system refused a thread, after an error of ours
+_JOIN_S: Final = 0.2  # idle threads end at once; one inside a POST is left to end by itself
+_INLINE_WAIT_S: Final = 0.5
+_SAY_AFTER_S: Final = 1.0  # what a shutdown waits for
+_SPOOL_SHARE: Final = 0.2  # of the time for a shutdown, kept for writing to disk
+_MOST_FOR_SPOOL_S: Final = 1.0
+_LEAST_FOR_SPOOL_S: Final = 0.25  # even where the whole time is less: a batch takes a millisecond
+
+
+class Delivery(Generic[T]):
+    """Delivers items: bounded, in batches, with retry, each one counted.
+
+    Args:
+        settings: Bounds, sizes and times.
+        prepare: Makes an item ready to be sent, or says why it is dropped; runs on the intake thread. When it raises,
+            the item is dropped as `not_convertible`.
+        transport: Where batches go.
+        without_bodies: For a 413: returns the same payload without its bodies; None when there are none.
+        ledger: Where everything is counted. `submit` accepts: nobody else does that for an item.
+        budget: Where bytes are held and given back.
+        guard: Where errors are counted.
+        on_drop: Told each item that is given up before it was prepared, other than by `submit`, to release it.
+        clock: Time; the system's by default.
+        random: For the jitter; the system's source by default, which forked children do not share.
+        measured: Whether its counters are exported as OpenTelemetry metrics.
+
+    Thread-safe. In a forked child it begins anew: what the parent holds is the parent's. `submit` and `submit_prepared`
+    never wait and never raise.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        prepare: Callable[[T], Prepared | DropReason],
+        transport: Transport,
+        without_bodies: Callable[[bytes], bytes] | None = None,
+        ledger: Ledger | None = None,
+        budget: ByteBudget | None = None,
+        guard: Guard | None = None,
+        on_drop: Callable[[T], None] | None = None,
+        clock: Clock | None = None,
+        random: Random | None = None,
+        measured: bool = True,
+    ) -> None:
+        self.settings = settings
+        self.guard = Guard() if guard is None else guard
+        self.budget = ByteBudget(settings.event_queue_bytes) if budget is None else budget
+        self.ledger = Ledger(budget=self.budget, guard=self.guard) if ledger is None else ledger
+        self._transport = transport
+        self._prepare = prepare
+        self._on_drop = on_drop
+        self._clock: Clock = clock or SystemClock()
+        self._uniform = (random or SystemRandom()).uniform
+        self._log = DeliveryLog(self._clock, getattr(transport, "address", "Moesif"))
+        self._parts = Collaborators(settings, transport, self.ledger, self.budget, self.guard, self._clock, self._log)
+        self._measure: Callable[[float], None] | None = None if measured else _measure_nothing
+        self._sender = Sender(self._parts, without_bodies=without_bodies, on_duration=self._note_duration)
+        self._disk = self._new_disk()
+        self._housekeeping: list[Callable[[], float | None]] = []
+        self._after_fork_runs: list[Callable[[], object]] = []
+        self._generation = 0
+        self._closed = False
+        # The state is made at its first use, not here and not in the at-fork hook: see `ProcessState`.
+        self._slot: dict[str, ProcessState[T]] = {}
+        self._pid = os.getpid()
+        self._begun: dict[int, object] = {}
+        watch(self)
+
+    # -- taking items
+
+    def submit(self, item: T, held_bytes: int) -> bool:
+        """Take one item for delivery. Lock-free, finalizer-safe.
+
+        Args:
+            item: Anything that `prepare` takes.
+            held_bytes: What the caller has charged to the budget for it; given back when it is dropped, replaced by
+                the size of its payload when it is prepared.
+
+        Returns:
+            False when it was dropped (and counted) at once.
+        """
+        state = self._state
+        if not self._accept(state):
+            self.budget.release(held_bytes)
+            return False
+        submitted = state.submitted
+        submitted.append((item, held_bytes))
+        if not state.intake_gathers or len(submitted) == self.settings.batch_size:
+            state.wake_intake.set()
+        if state.ended:  # a shutdown swept the queue between the two looks
+            self._drop_submitted(state)
+        return True
+
+    def submit_prepared(self, payload: bytes) -> bool:
+        """Take one event that is JSON already, any thread, but not for finalizers.
+
+        The caller has charged nothing for it: its bytes are charged here, until it is settled.
+
+        Returns:
+            False when it was dropped (and counted) at once.
+        """
+        state = self._state
+        if not self._accept(state):
+            return False
+        size_bytes = len(payload)
+        self.budget.charge(size_bytes)
+        submitted = state.submitted
+        submitted.append(payload)
+        state.submitted_bytes += size_bytes
+        if state.intake_idle or len(submitted) == self.settings.batch_size or state.submitted_bytes > _WAKE_AT_BYTES:
+            state.submitted_bytes = 0
+            state.intake_idle = False
+            state.wake_intake.set()
+        if state.ended:  # as above
+            self._drop_submitted(state)
+        return True
+
+    def _accept(self, state: ProcessState[T]) -> bool:
+        ledger = self.ledger
+        ledger.accept()
+        if state.closing:
+            ledger.drop(DropReason.SHUTDOWN)
+            return False
+        if ledger.pending > self.settings.event_queue_size:
+            ledger.drop(DropReason.QUEUE_FULL)
+            return False
+        return True
+
+    def count(self, name: str) -> None:
+        """Count something that is no event's fate."""
+        self.ledger.count(name)
+
+    def stats(self) -> Stats:
+        """Return the counters, under the law of `stats`."""
+        return self.ledger.snapshot()
+
+    # -- processes
+
+    @property
+    def _state(self) -> ProcessState[T]:
+        """The state of this process."""
+        if not FORKS_TELL:
+            self._notice_fork()
+        state = self._slot.get("state")
+        # Of several threads that come here first, `setdefault` lets one win.
+        return state if state is not None else self._slot.setdefault("state", self._new_state())
+
+    def _new_state(self) -> ProcessState[T]:
+        queue = BatchQueue(self.settings.batch_size, self.settings.event_batch_timeout)
+        return ProcessState(queue, ServerHealth(self._uniform), closed=self._closed)
+
+    def _new_disk(self) -> Disk | None:
+        directory = self.settings.spool_directory
+        # A transport without a binding (another exporter's) has payloads that are not ours to write.
+        binding: str | None = getattr(self._transport, "spool_binding", None)
+        if directory is None or binding is None:
+            return None
+        bounds = (directory, self.settings.spool_max_bytes, binding)
+        return Disk(Spool(*bounds, ledger=self.ledger, guard=self.guard, clock=self._clock), self._parts)
+
+    @property
+    def generation(self) -> int:
+        """Grows in a forked child, also where no at-fork hook ran."""
+        self._notice_fork()
+        return self._generation
+
+    def _notice_fork(self) -> None:
+        pid = os.getpid()
+        if self._pid != pid:
+            mine = object()
+            if self._begun.setdefault(pid, mine) is mine:
+                self.after_fork()
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child; one of a pipeline that was shut down stays shut down."""
+        self._slot = {}
+        self._pid = os.getpid()
+        if self._disk is not None:
+            self._disk.spool.abandon()
+            self._disk = self._new_disk()
+        for part in (self.ledger, self.budget, self.guard, self._transport, self._log):
+            part.after_fork()
+        self._generation += 1
+        for run in self._after_fork_runs:
+            self.guard.run("delivery.after_fork", run)
+        self._begun = {}
+
+    def add_after_fork(self, run: Callable[[], object]) -> None:
+        """Have `run` called in a forked child before anything else of ours happens there."""
+        self._after_fork_runs.append(run)
+
+    # -- threads
+
+    def ensure_started(self) -> None:
+        """Start the threads of this process if they do not run. Cheap when they do; not for finalizers."""
+        state = self._state
+        if state.started or state.closing:
+            return
+        if self._clock.monotonic() < state.start_again_at_s or not state.starting.acquire(blocking=False):
+            return
+        try:
+            if not state.started:
+                self._start(state)
+        finally:
+            state.starting.release()
+
+    def _start(self, state: ProcessState[T]) -> None:
+        reference = weakref.ref(self, lambda _: state.wake_intake.set())
+        try:
+            if not state.intake_runs:
+                self._start_thread(state, _run_intake, "moesif-otel-intake", reference)
+                state.intake_runs = True
+            while state.sender_count < self.settings.event_worker_count:
+                self._start_thread(state, _run_sender, f"moesif-otel-sender-{state.sender_count + 1}", reference)
+                state.sender_count += 1
+            state.started = True
+        except RuntimeError as exc:
+            # The process ends (Python 3.12 and later), or may have no more threads: flush and shutdown do the work.
+            self.guard.caught("delivery.start_thread", exc)
+            state.start_again_at_s = self._clock.monotonic() + _AGAIN_S
+        if self._measure is None:
+            self._measure = self.guard.run("delivery.metrics", export_metrics, self, self.ledger) or _measure_nothing
+
+    def _start_thread(
+        self, state: ProcessState[T], target: Callable[..., None], name: str, reference: weakref.ref[Delivery[T]]
+    ) -> None:
+        thread = threading.Thread(target=target, args=(reference, state, self._clock), name=name, daemon=True)
+        state.threads.append(thread)
+        try:
+            thread.start()
+        except BaseException:
+            state.threads.remove(thread)
+            raise
+
+    def _note_duration(self, duration_s: float) -> None:
+        if self._measure is not None:
+            self._measure(duration_s)
+
+    def _sender_turn(self, state: ProcessState[T], limit_at_s: float | None = None) -> Turn:
+        try:
+            turn = self._sender.turn(state, self._disk, limit_at_s)
+            if turn.wait_s is None and self._disk is not None and limit_at_s is None:
+                return self._disk.replay(state, turn)
+        except BaseException as exc:  # a callback's SystemExit must not end the thread
+            if limit_at_s is not None and not isinstance(exc, Exception):
+                raise  # the application's own thread: its Ctrl-C is its own
+            self.guard.caught("delivery.sender", exc)
+            return Turn(_AGAIN_S, state.version)
+        return turn
+
+    # -- housekeeping: what others want to have run now and then
+
+    def add_housekeeping(self, run: Callable[[], float | None]) -> None:
+        """Have `run` called after a `wake`, and when it asked to, on a thread that delivery does not wait for.
+
+        Args:
+            run: Returns the seconds until it wants to be called again, or None for no wish; what it raises is counted.
+        """
+        self._housekeeping.append(run)
+
+    def wake(self) -> None:
+        """Have housekeeping run soon; finalizer-safe."""
+        state = self._slot.get("state")
+        if state is not None:
+            state.housekeeping_wanted = True
+            state.wake_intake.set()
+
+    def _housekeep(self) -> float | None:
+        wishes = [self._guarded(run) for run in tuple(self._housekeeping)]
+        return min((max(0.0, wish) for wish in wishes if wish is not None), default=None)
+
+    def _guarded(self, run: Callable[[], float | None]) -> float | None:
+        try:
+            return run()
+        except BaseException as exc:  # a callback's SystemExit must not end the thread
+            self.guard.caught("delivery.housekeeping", exc)
+            return None
+
+    def _start_housekeeper(self, state: ProcessState[T]) -> None:
+        """Start the thread at the first wake; most processes never need it."""
+        state.housekeeping_wanted = False
+        if not state.housekeeper_runs and not state.stopped:
+            reference = weakref.ref(self, lambda _: state.wake_housekeeper.set())
+            try:
+                self._start_thread(state, _run_housekeeper, "moesif-otel-housekeeper", reference)
+                state.housekeeper_runs = True
+            except RuntimeError as exc:
+                self.guard.caught("delivery.start_thread", exc)
+        state.wake_housekeeper.set()
+
+    # -- the intake
+
+    def _intake_turn(self, state: ProcessState[T]) -> float | None:
+        """Make one pass over what was submitted.
+
+        Returns:
+            Seconds until the next pass makes sense; 0: at once; None: when an item comes.
+        """
+        try:
+            state.intake_token.pop()
+        except IndexError:
+            return _GATHER_S  # a flush is at it, in its own thread
+        try:
+            return self._take_submitted(state)
+        finally:
+            state.intake_token.append(True)
+
+    def _take_submitted(self, state: ProcessState[T]) -> float | None:
+        if state.housekeeping_wanted:
+            self._start_housekeeper(state)
+        gathers = self._empty(state)
+        with state.lock:
+            due_at_s = state.queue.due_at()
+            if due_at_s is not None and (state.closing or due_at_s <= self._clock.monotonic()):
+                state.queue.close()
+                state.note_batch()
+                due_at_s = None
+        if self._disk is not None:
+            self.guard.run("delivery.relieve", self._disk.relieve, state)
+        wait_s = None if due_at_s is None else max(0.0, due_at_s - self._clock.monotonic())
+        if gathers:
+            return _GATHER_S if wait_s is None else min(wait_s, _GATHER_S)
+        return wait_s
+
+    def _empty(self, state: ProcessState[T]) -> bool:
+        """Take what there is now; returns whether unprepared items were among it."""
+        submitted = state.submitted
+        unprepared = False
+        # No more than that: a producer that is faster than we are must not keep batches from closing.
+        for _ in range(len(submitted)):
+            try:
+                entry = submitted.popleft()
+            except IndexError:  # shutdown has taken the rest
+                break
+            if isinstance(entry, bytes):
+                self._add(state, Prepared(entry, len(entry)))
+            elif isinstance(entry, FlushMark):
+                with state.lock:
+                    state.queue.close()
+                    entry.sequence = state.queue.last_sequence
+                    state.note_change()
+            else:
+                unprepared = True
+                self._make_ready(state, entry)
+        return unprepared
+
+    def _add(self, state: ProcessState[T], event: Prepared) -> None:
+        with state.lock:
+            if not state.stopped:
+                if state.queue.add(event, self._clock.monotonic(), self._clock.time()):
+                    state.note_batch()
+                return
+        self.budget.release(event.size_bytes)
+        self.ledger.drop(DropReason.SHUTDOWN)
+
+    def _make_ready(self, state: ProcessState[T], entry: tuple[T, int]) -> None:
+        state.in_hand = [entry]
+        result: Any = DropReason.NOT_CONVERTIBLE
+        try:
+            result = self._prepare(entry[0])
+        except BaseException as exc:
+            self.guard.caught("delivery.prepare", exc)
+            # A mask that calls `sys.exit` must not end our thread: it is caught there, and passes in anybody else's.
+            if not isinstance(exc, Exception):
+                raise
+        finally:
+            self._settle_or_add(state, entry, result)
+
+    def _settle_or_add(self, state: ProcessState[T], entry: tuple[T, int], result: Any) -> None:
+        try:
+            state.in_hand.pop()
+        except IndexError:
+            return  # shutdown did not wait for it, and has counted it
+        held_bytes = entry[1]
+        if isinstance(result, Prepared):
+            self.budget.charge(result.size_bytes - held_bytes)
+            self._add(state, result)
+            return
+        self.budget.release(held_bytes)
+        self.ledger.drop(result if isinstance(result, DropReason) else DropReason.NOT_CONVERTIBLE)
+
+    # -- flush
+
+    def force_flush(self, timeout_s: float) -> bool:
+        """Send what is waiting now, without back-off.
+
+        Args:
+            timeout_s: Most seconds to wait.
+
+        Returns:
+            True only if everything accepted before the call is delivered, or dropped and counted. From one of our own
+            threads (a callback that flushes) always False, at once.
+        """
+        state = self._state
+        if threading.current_thread() in state.threads:
+            return False
+        self.ensure_started()
+        return self._await(state, self._clock.monotonic() + timeout_s)
+
+    def _await(self, state: ProcessState[T], deadline_s: float, *, said: bool = True) -> bool:
+        """Wait until everything submitted so far is settled; returns whether it is."""
+        mark = FlushMark()
+        state.submitted.append(mark)
+        with state.lock:
+            state.health.hurry()
+            state.note_change()
+        state.wake_intake.set()
+        say_at_s = self._clock.monotonic() + _SAY_AFTER_S
+        while True:
+            wait_s = None if state.runs_by_itself else self._work_inline(state, deadline_s)
+            with state.lock:
+                if mark.sequence is not None and state.queue.is_settled(mark.sequence):
+                    return True
+                now_s = self._clock.monotonic()
+                left_s = deadline_s - now_s
+                if state.ended:
+                    return not self.ledger.pending
+                if left_s <= 0 or _is_hopeless(state, mark, deadline_s):
+                    return False
+                if not said:
+                    wait_s = min(say_at_s - now_s, left_s if wait_s is None else wait_s)
+                if wait_s != 0:
+                    self._clock.wait(state.progress, left_s if wait_s is None else max(0.0, min(left_s, wait_s)))
+            if not said and self._clock.monotonic() >= say_at_s:
+                said = True
+                self._log.waiting(self.ledger.pending, max(0.0, deadline_s - self._clock.monotonic()))
+
+    def _work_inline(self, state: ProcessState[T], deadline_s: float) -> float:
+        """Do a turn of the threads' work in the caller's thread; returns seconds until the next one, 0: at once."""
+        with suppress_instrumentation():
+            if not state.intake_runs:
+                self._intake_turn(state)
+            if state.sender_count:
+                return _INLINE_WAIT_S
+            turn = self._sender_turn(state, deadline_s)
+        return _INLINE_WAIT_S if turn.wait_s is None else turn.wait_s
+
+    # -- the end
+
+    def shutdown(self, timeout_s: float | None = None) -> None:
+        """Deliver what can be delivered in time; the rest goes to disk, or is dropped as `shutdown`.
+
+        Args:
+            timeout_s: Most seconds that it takes; `SHUTDOWN_TIMEOUT` by default.
+
+        Later submits are dropped as `shutdown`. A second call waits for the first one, in the same bounds.
+        """
+        state = self._state
+        if timeout_s is None:
+            timeout_s = self.settings.shutdown_timeout
+        if state.exit_left_s is not None:
+            timeout_s = min(timeout_s, state.exit_left_s)
+        if self.ledger.pending:
+            self.ensure_started()
+        deadline_s = self._clock.monotonic() + timeout_s
+        try:
+            state.shutdown_turn.pop()
+        except IndexError:
+            self._await_end(state, deadline_s)
+            return
+        state.closing = self._closed = True
+        try:
+            self._bring_in(state, timeout_s)
+        finally:  # also when Ctrl-C ends the wait: what is left is still accounted for
+            self._end(state, deadline_s)
+
+    def _await_end(self, state: ProcessState[T], deadline_s: float) -> None:
+        with state.lock:
+            while not state.ended and (left_s := deadline_s - self._clock.monotonic()) > 0:
+                self._clock.wait(state.progress, left_s)
+
+    def _bring_in(self, state: ProcessState[T], timeout_s: float) -> None:
+        """Wait for what is pending, each POST within the time that is left."""
+        now_s = self._clock.monotonic()
+        state.limit_at_s = now_s + timeout_s
+        if threading.current_thread() not in state.threads and (self.ledger.pending or state.submitted):
+            for_spool_s = 0.0 if self._disk is None else min(_MOST_FOR_SPOOL_S, timeout_s * _SPOOL_SHARE)
+            self._await(state, now_s + timeout_s - for_spool_s, said=False)
+
+    def _end(self, state: ProcessState[T], deadline_s: float) -> None:
+        state.stopped = True
+        self._give_up_all(state, deadline_s)
+        with state.lock:
+            state.ended = True
+            state.note_change()
+        state.wake_intake.set()
+        state.wake_housekeeper.set()
+        self._drop_submitted(state)
+        self._join(state, deadline_s)
+        self.guard.run("delivery.close", self._transport.close)
+        self._log.ended(self.ledger.snapshot())
+
+    def _join(self, state: ProcessState[T], deadline_s: float) -> None:
+        until_s = min(deadline_s, self._clock.monotonic() + _JOIN_S)
+        for thread in state.threads:
+            left_s = until_s - self._clock.monotonic()
+            if left_s > 0 and thread is not threading.current_thread():
+                thread.join(left_s)
+
+    def _give_up_all(self, state: ProcessState[T], deadline_s: float) -> None:
+        """Settle what is not delivered: to disk, or dropped."""
+        self._drop_submitted(state)
+        # What is being prepared or sent right now is settled here: whoever has it finds out, and does not count.
+        with contextlib.suppress(IndexError):
+            self._drop_one(state.in_hand.pop(), release=False)
+        with state.lock:
+            batches = state.queue.settle_all()
+        write_until_s = max(deadline_s, self._clock.monotonic() + _LEAST_FOR_SPOOL_S)
+        replayed: dict[int, list[Batch]] = {}
+        for batch in batches:
+            self.budget.release(batch.size_bytes)
+            if batch.origin is not None:
+                replayed.setdefault(id(batch.origin), []).append(batch)
+            elif not self._keep(batch, write_until_s):
+                self.ledger.drop(DropReason.SHUTDOWN, len(batch))
+        for pieces in replayed.values():
+            if self._disk is not None:
+                self.guard.run("delivery.keep", self._disk.take_back, pieces)
+        state.replaying = False
+
+    def _keep(self, batch: Batch, write_until_s: float) -> bool:
+        if self._disk is None or self._clock.monotonic() >= write_until_s:
+            return False
+        return bool(self.guard.run("delivery.keep", self._disk.keep, batch))
+
+    def _drop_submitted(self, state: ProcessState[T]) -> None:
+        """Drop everything that has not been prepared. Lock-free."""
+        while True:
+            try:
+                entry = state.submitted.popleft()
+            except IndexError:
+                return
+            if isinstance(entry, bytes):
+                self.budget.release(len(entry))
+                self.ledger.drop(DropReason.SHUTDOWN)
+            elif not isinstance(entry, FlushMark):
+                self._drop_one(entry, release=True)
+
+    def _drop_one(self, entry: tuple[T, int], *, release: bool) -> None:
+        item, held_bytes = entry
+        self.budget.release(held_bytes)
+        self.ledger.drop(DropReason.SHUTDOWN)
+        if release and self._on_drop is not None:
+            self.guard.run("delivery.on_drop", self._on_drop, item)
+
+    # -- the end of the process
+
+    # `atexit` runs what was registered last first. A tracer provider, or the application, that came before us still has
+    # its last spans and calls to hand over when our entry runs: so that entry delivers, but does not shut down.
+
+    def begin_exit(self) -> None:
+        """Send what waits now, without waiting for it."""
+        state = self._state
+        if state.closing:
+            return
+        state.exit_left_s = self.settings.shutdown_timeout
+        with state.lock:
+            state.limit_at_s = self._clock.monotonic() + state.exit_left_s
+            state.health.hurry()
+            state.queue.close()
+            state.note_change()
+        state.wake_intake.set()
+
+    def finish_exit(self) -> None:
+        """Bring what was accepted to an end, within what is left of `SHUTDOWN_TIMEOUT`; later calls are still taken."""
+        state = self._state
+        left_s = state.exit_left_s
+        if state.closing or left_s is None or not (self.ledger.pending or state.submitted):
+            return
+        started_s = self._clock.monotonic()
+        if left_s > 0 or self.ledger.pending:
+            self.ensure_started()
+        try:
+            self._bring_in(state, left_s)
+        finally:
+            self._give_up_all(state, started_s + left_s)
+            state.exit_left_s = max(0.0, left_s - (self._clock.monotonic() - started_s))
+            state.limit_at_s = None
+        self._log.ended(self.ledger.snapshot())
+
+    def settle_at_exit(self) -> None:
+        """Deliver a call that ends after our exit handler has run; at any other time does nothing."""
+        state = self._slot.get("state")
+        if state is not None and state.exit_left_s is not None:
+            self.finish_exit()
+
+
+def _is_hopeless(state: ProcessState[Any], mark: FlushMark, deadline_s: float) -> bool:
+    # The server has asked for more time than there is, and nothing is on its way: waiting changes nothing.
+    return (
+        mark.sequence is not None
+        and not state.queue.has_out
+        and state.health.suspended_for is None
+        and state.health.opens_at() >= deadline_s
+    )
+
+
+# The loops of our threads. Each holds the delivery only while it works, is suppressed for every instrumentation for its
+# whole life, and ends by no exception.
+
+
+def _run_intake(reference: weakref.ref[Delivery[Any]], state: ProcessState[Any], clock: Clock) -> None:
+    with suppress_instrumentation():
+        while not state.stopped:
+            delivery = reference()
+            if delivery is None:
+                break
+            state.intake_gathers, state.intake_idle = True, False
+            state.submitted_bytes = 0
+            try:
+                wait_s = delivery._intake_turn(state)
+            except BaseException as exc:  # a callback's SystemExit must not end the thread
+                delivery.guard.caught("delivery.intake", exc)
+                wait_s = _AGAIN_S
+            # With anything pending the delivery must outlive its last user; with nothing, this thread must not be what
+            # keeps it alive.
+            keep = delivery if state.has_work else None
+            del delivery
+            state.intake_gathers = wait_s is not None and wait_s <= _GATHER_S
+            state.intake_idle = wait_s is None
+            if state.submitted and not state.intake_gathers:  # came before these were set, and did not wake us
+                wait_s = _GATHER_S
+            clock.wait(state.wake_intake, wait_s)
+            del keep
+    state.stopped = True
+    state.wake_housekeeper.set()
+    with state.lock:
+        state.note_change()
+
+
+def _run_sender(reference: weakref.ref[Delivery[Any]], state: ProcessState[Any], clock: Clock) -> None:
+    with suppress_instrumentation():
+        while not state.stopped:
+            delivery = reference()
+            if delivery is None:
+                return
+            turn = delivery._sender_turn(state)
+            del delivery
+            if turn.wait_s != 0:
+                state.wait_for_work(clock, turn)
+
+
+def _run_housekeeper(reference: weakref.ref[Delivery[Any]], state: ProcessState[Any], clock: Clock) -> None:
+    with suppress_instrumentation():
+        while not state.stopped:
+            delivery = reference()
+            if delivery is None:
+                return
+            wait_s = delivery._housekeep()
+            del delivery
+            clock.wait(state.wake_housekeeper, wait_s)
+
+
+def _measure_nothing(_: float) -> None:
+    pass
