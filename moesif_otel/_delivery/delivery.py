@@ -1,9 +1,9 @@
 """Delivery: what a sink hands its items to, and what it can rely on.
 
-One intake thread prepares items and forms batches, `EVENT_WORKER_COUNT` senders send them, a housekeeper runs what
-others want to have run now and then. All are daemons that start at the first call of a process and hold the delivery
-weakly: one that nobody has any more ends, with its threads, when nothing is pending. Where no thread can be started (a
-process that ends, on Python 3.12 and later) flush and shutdown do the work in their caller's thread.
+One intake thread prepares items and forms batches, and `EVENT_WORKER_COUNT` senders send them. All are daemons that
+start at the first call of a process and hold the delivery weakly: one that nobody has any more ends, with its threads,
+when nothing is pending. Where no thread can be started (a process that ends, on Python 3.12 and later) flush and
+shutdown do the work in their caller's thread.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from moesif_otel._delivery.clock import SystemClock
 from moesif_otel._delivery.health import ServerHealth
 from moesif_otel._delivery.metrics import export_metrics
 from moesif_otel._delivery.process import FORKS_TELL, Collaborators, FlushMark, ProcessState, Turn, watch
-from moesif_otel._delivery.queue import Batch, BatchQueue, Prepared
+from moesif_otel._delivery.queue import BatchQueue, Prepared
 from moesif_otel._delivery.report import DeliveryLog
 from moesif_otel._delivery.sender import Sender
 from moesif_otel._delivery.spool import Disk, Spool
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from moesif_otel._delivery.clock import Clock
     from moesif_otel._delivery.process import Transport
+    from moesif_otel._delivery.queue import Batch
     from moesif_otel._delivery.stats import Stats
     from moesif_otel.settings import Settings
 
@@ -301,7 +302,7 @@ class Delivery(Generic[T]):
     # -- housekeeping: what others want to have run now and then
 
     def add_housekeeping(self, run: Callable[[], float | None]) -> None:
-        """Have `run` called after a `wake`, and when it asked to, on a thread that delivery does not wait for.
+        """Have `run` called on the intake thread at each pass; it must not wait for anything.
 
         Args:
             run: Returns the seconds until it wants to be called again, or None for no wish; what it raises is counted.
@@ -312,31 +313,14 @@ class Delivery(Generic[T]):
         """Have housekeeping run soon; finalizer-safe."""
         state = self._slot.get("state")
         if state is not None:
-            state.housekeeping_wanted = True
             state.wake_intake.set()
 
-    def _housekeep(self) -> float | None:
-        wishes = [self._guarded(run) for run in tuple(self._housekeeping)]
-        return min((max(0.0, wish) for wish in wishes if wish is not None), default=None)
-
-    def _guarded(self, run: Callable[[], float | None]) -> float | None:
+    def _housekeep(self, run: Callable[[], float | None]) -> float | None:
         try:
             return run()
         except BaseException as exc:  # a callback's SystemExit must not end the thread
             self.guard.caught("delivery.housekeeping", exc)
             return None
-
-    def _start_housekeeper(self, state: ProcessState[T]) -> None:
-        """Start the thread at the first wake; most processes never need it."""
-        state.housekeeping_wanted = False
-        if not state.housekeeper_runs and not state.stopped:
-            reference = weakref.ref(self, lambda _: state.wake_housekeeper.set())
-            try:
-                self._start_thread(state, _run_housekeeper, "moesif-otel-housekeeper", reference)
-                state.housekeeper_runs = True
-            except RuntimeError as exc:
-                self.guard.caught("delivery.start_thread", exc)
-        state.wake_housekeeper.set()
 
     # -- the intake
 
@@ -356,9 +340,8 @@ class Delivery(Generic[T]):
             state.intake_token.append(True)
 
     def _take_submitted(self, state: ProcessState[T]) -> float | None:
-        if state.housekeeping_wanted:
-            self._start_housekeeper(state)
         gathers = self._empty(state)
+        wishes = [self._housekeep(run) for run in tuple(self._housekeeping)]
         with state.lock:
             due_at_s = state.queue.due_at()
             if due_at_s is not None and (state.closing or due_at_s <= self._clock.monotonic()):
@@ -367,10 +350,10 @@ class Delivery(Generic[T]):
                 due_at_s = None
         if self._disk is not None:
             self.guard.run("delivery.relieve", self._disk.relieve, state)
-        wait_s = None if due_at_s is None else max(0.0, due_at_s - self._clock.monotonic())
+        wishes.append(None if due_at_s is None else due_at_s - self._clock.monotonic())
         if gathers:
-            return _GATHER_S if wait_s is None else min(wait_s, _GATHER_S)
-        return wait_s
+            wishes.append(_GATHER_S)
+        return min((max(0.0, wish) for wish in wishes if wish is not None), default=None)
 
     def _empty(self, state: ProcessState[T]) -> bool:
         """Take what there is now; returns whether unprepared items were among it."""
@@ -519,13 +502,14 @@ class Delivery(Generic[T]):
             while not state.ended and (left_s := deadline_s - self._clock.monotonic()) > 0:
                 self._clock.wait(state.progress, left_s)
 
-    def _bring_in(self, state: ProcessState[T], timeout_s: float) -> None:
-        """Wait for what is pending, each POST within the time that is left."""
+    def _bring_in(self, state: ProcessState[T], timeout_s: float) -> bool:
+        """Wait for what is pending, each POST within the time that is left; returns whether all of it is settled."""
         now_s = self._clock.monotonic()
         state.limit_at_s = now_s + timeout_s
-        if threading.current_thread() not in state.threads and (self.ledger.pending or state.submitted):
-            for_spool_s = 0.0 if self._disk is None else min(_MOST_FOR_SPOOL_S, timeout_s * _SPOOL_SHARE)
-            self._await(state, now_s + timeout_s - for_spool_s, said=False)
+        if threading.current_thread() in state.threads or not (self.ledger.pending or state.submitted):
+            return not self.ledger.pending
+        for_spool_s = 0.0 if self._disk is None else min(_MOST_FOR_SPOOL_S, timeout_s * _SPOOL_SHARE)
+        return self._await(state, now_s + timeout_s - for_spool_s, said=False)
 
     def _end(self, state: ProcessState[T], deadline_s: float) -> None:
         state.stopped = True
@@ -534,7 +518,6 @@ class Delivery(Generic[T]):
             state.ended = True
             state.note_change()
         state.wake_intake.set()
-        state.wake_housekeeper.set()
         self._drop_submitted(state)
         self._join(state, deadline_s)
         self.guard.run("delivery.close", self._transport.close)
@@ -556,17 +539,12 @@ class Delivery(Generic[T]):
         with state.lock:
             batches = state.queue.settle_all()
         write_until_s = max(deadline_s, self._clock.monotonic() + _LEAST_FOR_SPOOL_S)
-        replayed: dict[int, list[Batch]] = {}
         for batch in batches:
             self.budget.release(batch.size_bytes)
-            if batch.origin is not None:
-                replayed.setdefault(id(batch.origin), []).append(batch)
-            elif not self._keep(batch, write_until_s):
+            if not self._keep(batch, write_until_s):
                 self.ledger.drop(DropReason.SHUTDOWN, len(batch))
-        for pieces in replayed.values():
-            if self._disk is not None:
-                self.guard.run("delivery.keep", self._disk.take_back, pieces)
-        state.replaying = False
+        if self._disk is not None and state.stopped:
+            self.guard.run("delivery.take_back", self._disk.take_back, state)
 
     def _keep(self, batch: Batch, write_until_s: float) -> bool:
         if self._disk is None or self._clock.monotonic() >= write_until_s:
@@ -618,15 +596,16 @@ class Delivery(Generic[T]):
         if state.closing or left_s is None or not (self.ledger.pending or state.submitted):
             return
         started_s = self._clock.monotonic()
-        if left_s > 0 or self.ledger.pending:
-            self.ensure_started()
+        self.ensure_started()
+        settled = False
         try:
-            self._bring_in(state, left_s)
+            settled = self._bring_in(state, left_s)
         finally:
-            self._give_up_all(state, started_s + left_s)
+            if not settled:
+                self._give_up_all(state, started_s + left_s)
+                self._log.ended(self.ledger.snapshot())
             state.exit_left_s = max(0.0, left_s - (self._clock.monotonic() - started_s))
             state.limit_at_s = None
-        self._log.ended(self.ledger.snapshot())
 
     def settle_at_exit(self) -> None:
         """Deliver a call that ends after our exit handler has run; at any other time does nothing."""
@@ -673,7 +652,6 @@ def _run_intake(reference: weakref.ref[Delivery[Any]], state: ProcessState[Any],
             clock.wait(state.wake_intake, wait_s)
             del keep
     state.stopped = True
-    state.wake_housekeeper.set()
     with state.lock:
         state.note_change()
 
@@ -688,17 +666,6 @@ def _run_sender(reference: weakref.ref[Delivery[Any]], state: ProcessState[Any],
             del delivery
             if turn.wait_s != 0:
                 state.wait_for_work(clock, turn)
-
-
-def _run_housekeeper(reference: weakref.ref[Delivery[Any]], state: ProcessState[Any], clock: Clock) -> None:
-    with suppress_instrumentation():
-        while not state.stopped:
-            delivery = reference()
-            if delivery is None:
-                return
-            wait_s = delivery._housekeep()
-            del delivery
-            clock.wait(state.wake_housekeeper, wait_s)
 
 
 def _measure_nothing(_: float) -> None:

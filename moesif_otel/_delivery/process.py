@@ -125,12 +125,10 @@ class ProcessState(Generic[T]):
         self.in_hand: list[tuple[T, int]] = []
         self.intake_idle = False  # sleeps until it is woken
         self.intake_gathers = False  # is awake, or will be in a moment
-        self.housekeeping_wanted = False
         self.starting = threading.Lock()
         self.start_again_at_s = 0.0
         self.started = closed
         self.intake_runs = False
-        self.housekeeper_runs = False
         self.sender_count = 0
         self.threads: list[threading.Thread] = []
         self.shutdown_turn = [] if closed else [True]
@@ -150,12 +148,6 @@ class ProcessState(Generic[T]):
     def wake_intake(self) -> WakeEvent:
         """Wakes the intake; finalizer-safe."""
         event: WakeEvent = self._signal("intake", WakeEvent)
-        return event
-
-    @property
-    def wake_housekeeper(self) -> WakeEvent:
-        """Wakes the housekeeper; finalizer-safe."""
-        event: WakeEvent = self._signal("housekeeper", WakeEvent)
         return event
 
     @property

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from moesif_otel._capture.body import ByteBudget
+from moesif_otel._delivery.delivery import Delivery
 from moesif_otel._delivery.outcome import Answer, Outcome
 from moesif_otel._delivery.queue import MAX_BATCH_BYTES
 from moesif_otel._delivery.stats import DropReason, Ledger
-from moesif_otel._delivery.delivery import Delivery
 from moesif_otel.errors import MoesifDeliveryError
 
 if TYPE_CHECKING:

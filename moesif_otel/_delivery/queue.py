@@ -239,14 +239,22 @@ class BatchQueue:
         return True
 
     def settle_all(self) -> list[Batch]:
-        """Settle every batch, those that are out too; returns them, oldest first."""
+        """Settle every fresh batch, those that are out too; returns them, oldest first."""
         self.close()
-        batches = [*self._out, *self._ready, *self._replayed]
-        for line in (self._out, self._ready, self._replayed):
-            line.clear()
+        batches = [batch for batch in (*self._out, *self._ready) if batch.origin is None]
+        self._ready.clear()
         for batch in batches:
+            self._out.pop(batch, None)
             self._count_down(batch)
         return batches
+
+    def take_replayed(self) -> list[Batch]:
+        """Take out what is left of a file; nothing while a piece of it is on its way."""
+        if any(batch.origin is not None for batch in self._out):
+            return []
+        left = list(self._replayed)
+        self._replayed.clear()
+        return left
 
     def learn_limit(self, refused_bytes: int) -> None:
         """Form smaller batches after the server has refused one of `refused_bytes` as too large."""

@@ -97,6 +97,8 @@ class Sender:
                 answer = self._attempt(batch.payloads, batch.size_bytes, timeout_s)
             finally:  # also when Ctrl-C ends an attempt in the application's own thread
                 self._apply(state, disk, batch, permit, answer)
+                if state.stopped and disk is not None and batch.origin is not None:
+                    self._parts.guard.run("delivery.take_back", disk.take_back, state)
         return Turn(0.0, version)
 
     def _time_for_post(self, state: ProcessState[Any], limit_at_s: float | None) -> float:

@@ -545,10 +545,18 @@ class Disk:
             state.replaying = False
             state.note_change()
 
-    def take_back(self, batches: list[Batch]) -> None:
-        """Leave on disk what of one file is not settled at the end; the caller gives back its bytes."""
-        claim: Claim = batches[0].origin
-        left = [event.payload for batch in batches for event in batch.events]
+    def take_back(self, state: ProcessState[Any]) -> None:
+        """Leave on disk, once the threads end, what is not settled of the file that is being replayed.
+
+        A piece that is on its way right now is left to its sender, which comes back here.
+        """
+        with state.lock:
+            pieces = state.queue.take_replayed()
+        if not pieces:
+            return
+        claim: Claim = pieces[0].origin
+        left = [event.payload for piece in pieces for event in piece.events]
+        self._parts.budget.release(sum([piece.size_bytes for piece in pieces]))
         # If the rest cannot be written the whole file stays: the server knows by their ids what it has.
         if len(left) < claim.events and self.spool.write(left, claim.first_time_s) is not None:
             self.spool.finish(claim)

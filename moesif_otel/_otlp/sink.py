@@ -19,10 +19,10 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 
 from moesif_otel._capture.body import ByteBudget
 from moesif_otel._delivery.client import MoesifTransport
+from moesif_otel._delivery.delivery import Delivery, Prepared
 from moesif_otel._delivery.outcome import Answer, Outcome, outcome_of_status, retry_after_seconds
 from moesif_otel._delivery.profiles import Profiles
 from moesif_otel._delivery.stats import Ledger
-from moesif_otel._delivery.delivery import Delivery, Prepared
 from moesif_otel._guard import Guard
 from moesif_otel._otlp.span_copy import private_copy
 from moesif_otel._pipeline.sink import EVENT_OVERHEAD_BYTES, EVENTS_SHARE

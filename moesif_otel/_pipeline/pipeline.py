@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 
     from moesif_otel._capture.body import ByteBudget
     from moesif_otel._capture.exchange import Steps
+    from moesif_otel._delivery.delivery import Delivery
     from moesif_otel._delivery.profiles import Profiles
     from moesif_otel._delivery.stats import Stats
-    from moesif_otel._delivery.delivery import Delivery
     from moesif_otel._guard import Guard
     from moesif_otel._pipeline.providers import Dispatcher
     from moesif_otel._remote.governance import Verdict

@@ -72,7 +72,7 @@ class EventSink:
         self.settings = settings
         self.guard = Guard()
         self.budget = ByteBudget(settings.event_queue_bytes - settings.event_queue_bytes // EVENTS_SHARE)
-        self._ledger = Ledger()
+        self._ledger = Ledger(budget=self.budget, guard=self.guard)
         # Bodies as the application made them, in its part of the heap, which does not shrink when they go: in a flood
         # they would come on top of the payloads that wait.
         self._unprepared = ByteBudget(settings.event_queue_bytes // _UNPREPARED_SHARE)
@@ -116,11 +116,12 @@ class EventSink:
         """
         if self._mask is not None or exchange.kept_bytes > _AT_ONCE_BYTES:
             self.submit_later(exchange)
-            return
-        try:
-            self._make_now(exchange)
-        except Exception as exc:
-            self.guard.caught("taking a call", exc)
+        else:
+            try:
+                self._make_now(exchange)
+            except Exception as exc:
+                self.guard.caught("taking a call", exc)
+        self.delivery.settle_at_exit()
 
     def submit_later(self, exchange: Exchange) -> None:
         """Take over a finished call as `submit` does, leaving all work to our thread; a finalizer may call it."""

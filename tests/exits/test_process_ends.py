@@ -132,8 +132,9 @@ def finish(server, directory, count) -> Rig:
         while any(p.suffix == ".batch" for p in Path(directory).iterdir()) and time.monotonic() < ends_at:
             time.sleep(0.02)
             rig.delivery._disk._replay_at_s = 0.0  # the pauses are tested elsewhere
-            with rig.delivery._lane.changed:
-                rig.delivery._lane.note_change()
+            state = rig.delivery._state
+            with state.lock:
+                state.note_change()
     return rig
 
 

@@ -27,7 +27,7 @@ def application(environ, start_response):
     if query.endswith("hang"):
         time.sleep(60)
     # Locks from before a monkey patch would stop every greenlet of the process whenever one of ours waits.
-    patched = type(rig.delivery._lane.bell._lock) is type(threading.Lock())
+    patched = type(rig.delivery._state.wake_intake._lock) is type(threading.Lock())
     body = f"{os.getpid()} {'ok' if patched else 'locks from before the patch'}".encode()
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
     return [body]
