@@ -125,28 +125,19 @@ class EventBuilder:
             status has status 500; a call that ended before any status has no response.
         """
         incoming = call.direction == "Incoming"
-        rules = self._rules
         names = self._incoming if incoming else self._outgoing
-        request_headers, request_facts = names.read(rules.request, call.request_headers)
-        address = call.peer_address
+        shown, headers = names.read(self._rules.request, call.request_headers)
         facts = facts_of_span(call)
-        user_id = call.user_id or (facts.user_id if facts is not None else None)
-        if incoming:
-            address = client_address(request_facts, address)
-            if not user_id:
-                settings = self._settings
-                user_id = user_from_headers(
-                    request_facts, settings.authorization_header_name, settings.authorization_user_id_field
-                )
+        address, user_id = self._caller(call, headers, facts)
         weight = 1 if weigh is None else weigh(call, address, user_id)
         if weight <= 0:
             return None
         ours: dict[str, Any] = {}
         request: dict[str, Any] = {
             "time": moesif_time(call.started_ns),
-            "uri": redact_url(rules.request, call.url),
+            "uri": redact_url(self._rules.request, call.url),
             "verb": call.method,
-            "headers": request_headers,
+            "headers": shown,
         }
         event = _Event(request=request, direction=call.direction, weight=weight)
         if incoming and address:
@@ -154,35 +145,46 @@ class EventBuilder:
         if self._settings.api_version is not None:
             request["api_version"] = self._settings.api_version
         if call.request_body is not None:
-            self._add_body(request, ours, "request_body", call.request_body, request_facts, parse=parse_bodies)
-        status = call.status
-        if status is None and incoming and call.outcome is Outcome.FAILED:
-            status = 500  # the server is about to send it
-        if status is not None:
-            headers, response_facts = self._response.read(rules.response, call.response_headers)
-            response: dict[str, Any] = {
-                "time": moesif_time(max(call.ended_ns or 0, call.started_ns)),
-                "status": status,
-                "headers": headers,
-            }
+            self._add_body(request, ours, "request_body", call.request_body, headers, parse=parse_bodies)
+        response = self._response_of(call, ours, parse=parse_bodies)
+        if response is not None:
             event["response"] = response
             if not incoming and address:
                 response["ip_address"] = address
-            if call.response_body is not None:
-                self._add_body(response, ours, "response_body", call.response_body, response_facts, parse=parse_bodies)
         self._add_identity(event, call, user_id, facts)
         self._add_trace(event, call, facts)
-        if facts is not None:
-            self._add_span(ours, facts)
-        if call.notes:
-            ours.update(call.notes)
-        if call.outcome is not Outcome.COMPLETE and call.outcome is not None:
-            ours["outcome"] = call.outcome.value
-        if call.error_type is not None:
-            ours["error_type"] = call.error_type
+        self._add_remarks(ours, call, facts)
         if ours or call.metadata is not None:
             event["metadata"] = _metadata(call.metadata, ours)
         return event
+
+    def _caller(self, call: Exchange, headers: dict[str, str], facts: SpanFacts | None) -> tuple[str | None, Any]:
+        """Return the address of the call's other end, and who makes it, before credentials are hidden."""
+        user_id = call.user_id or (facts.user_id if facts is not None else None)
+        if call.direction != "Incoming":
+            return call.peer_address, user_id
+        if not user_id:
+            settings = self._settings
+            user_id = user_from_headers(
+                headers, settings.authorization_header_name, settings.authorization_user_id_field
+            )
+        return client_address(headers, call.peer_address), user_id
+
+    def _response_of(self, call: Exchange, ours: dict[str, Any], *, parse: bool) -> dict[str, Any] | None:
+        status = call.status
+        if status is None:
+            if call.outcome is not Outcome.FAILED or call.direction != "Incoming":
+                return None
+            status = 500  # the server is about to send it
+        shown, headers = self._response.read(self._rules.response, call.response_headers)
+        response: dict[str, Any] = {
+            "time": moesif_time(max(call.ended_ns or 0, call.started_ns)),
+            "status": status,
+            "headers": shown,
+        }
+        if call.response_body is not None:
+            self._add_body(response, ours, "response_body", call.response_body, headers, parse=parse)
+        return response
 
     def _add_identity(self, event: dict[str, Any], call: Exchange, user_id: Any, facts: SpanFacts | None) -> None:
         company_id, session_token = call.company_id, call.session_token
@@ -209,6 +211,17 @@ class EventBuilder:
                 span["parent_id"] = f"{parent_span_id:016x}"
             if facts is not None:
                 span.update(facts.of_span)
+
+    def _add_remarks(self, ours: dict[str, Any], call: Exchange, facts: SpanFacts | None) -> None:
+        """Add what `metadata.moesif_otel` says besides bodies."""
+        if facts is not None:
+            self._add_span(ours, facts)
+        if call.notes:
+            ours.update(call.notes)
+        if call.outcome is not Outcome.COMPLETE and call.outcome is not None:
+            ours["outcome"] = call.outcome.value
+        if call.error_type is not None:
+            ours["error_type"] = call.error_type
 
     def _add_span(self, ours: dict[str, Any], facts: SpanFacts) -> None:
         """Add what the span brought of the application's own, inspected like a body of either side."""

@@ -20,15 +20,17 @@ from moesif_otel._events.build import EventBuilder
 from moesif_otel._events.serialize import json_bytes, serialize, without_bodies
 from moesif_otel._events.spans import attributes_of, call_of_span, weight_of_span
 from moesif_otel._guard import Guard
-from moesif_otel._pipeline.mask import EventMask
 from moesif_otel._remote import sampling
 from moesif_otel._remote.facts import CallFacts, route_of
 from moesif_otel._remote.poller import ConfigPoller
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from opentelemetry.sdk.trace import ReadableSpan
 
     from moesif_otel._delivery.stats import Stats
+    from moesif_otel._pipeline.mask import EventMask
     from moesif_otel.settings import Settings
 
 __all__ = ["EVENTS_SHARE", "EVENT_OVERHEAD_BYTES", "EventSink"]
@@ -76,8 +78,7 @@ class EventSink:
         # Bodies as the application made them, in its part of the heap, which does not shrink when they go: in a flood
         # they would come on top of the payloads that wait.
         self._unprepared = ByteBudget(settings.event_queue_bytes // _UNPREPARED_SHARE)
-        mask = settings.mask_event_model
-        self._mask = None if mask is None else EventMask(mask, self.guard)
+        self._mask = None if settings.mask_event_model is None else _mask_of(settings.mask_event_model, self.guard)
         self._builder = EventBuilder(settings)
         self.transport = MoesifTransport(settings, on_tags=self._note_tags)
         self.profiles = Profiles(settings, self.transport, self.guard)
@@ -240,10 +241,13 @@ class EventSink:
 
     def _fitted(self, payload: bytes, call: Exchange) -> bytes:
         """Return an event without as many of its bodies as Moesif's limit, or the bound of memory, asks for."""
+        size_bytes = len(payload)
+        if size_bytes <= _MAX_EVENT_BYTES and self.budget.held_bytes + size_bytes <= self.budget.limit_bytes:
+            return payload
         # The bodies that it was made of are given back as soon as it is done.
         room_bytes = self.budget.limit_bytes - self.budget.held_bytes + call.kept_bytes
         limit_bytes = min(_MAX_EVENT_BYTES, max(room_bytes, EVENT_OVERHEAD_BYTES))
-        if len(payload) > limit_bytes:
+        if size_bytes > limit_bytes:
             payload = without_bodies(payload)  # the larger body
         return without_bodies(payload) if len(payload) > limit_bytes else payload
 
@@ -319,6 +323,13 @@ class EventSink:
         if profiles is not None:
             stats["profiles"] = profiles
         return stats
+
+
+def _mask_of(mask: Callable[..., Any], guard: Guard) -> EventMask:
+    # Late: few pipelines have one, and it brings asyncio and moesifapi's models with it.
+    from moesif_otel._pipeline.mask import EventMask as Mask
+
+    return Mask(mask, guard)
 
 
 def _held_by_texts(exchange: Exchange) -> int:
