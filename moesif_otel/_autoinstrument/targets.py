@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import wrapt
 
+from moesif_otel._capture.asgi import INTERNAL
 from moesif_otel._capture.patching import Patch, PatchSet
 from moesif_otel._guard import PROCESS_GUARD
 
@@ -56,7 +57,7 @@ def _framework_call(serving: Serving, call: Any, app: Any, /, *args: Any, **kwar
 
 def _asgi_framework_call(serving: Serving, call: Any, app: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Serve `__call__(self, scope, receive, send)` of a framework's application."""
-    if len(args) != 3 or kwargs or not isinstance(args[0], MutableMapping):
+    if len(args) != 3 or kwargs or not isinstance(args[0], MutableMapping) or hasattr(app, INTERNAL):
         return call(app, *args, **kwargs)
     return serving.serve_asgi(functools.partial(call, app), *args)
 
@@ -75,7 +76,7 @@ def _replace_application(serving: Serving, server: Any, attribute: str, *, asgi:
     served = ServedAsgiApplication if asgi else ServedApplication
     try:
         app = getattr(server, attribute, None)
-        if callable(app) and type(app) is not served:
+        if callable(app) and type(app) is not served and not hasattr(app, INTERNAL):
             setattr(server, attribute, served(app, serving))
             serving.prepare()
     except Exception as exc:

@@ -45,6 +45,8 @@ class Access:
         allowed_hosts: More names to take.
     """
 
+    _moesif_otel_internal = True  # not to be captured by the process that it runs in
+
     def __init__(self, app: ASGIApp, *, any_machine: bool, allowed_hosts: Collection[str] = ()) -> None:
         self._app = app
         self._any_machine = any_machine

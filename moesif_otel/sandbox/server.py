@@ -275,6 +275,8 @@ class _Running:
 class _Server(uvicorn.Server):
     """uvicorn's server, which says when it listens and does not wait for clients that send nothing more."""
 
+    _moesif_otel_internal = True  # its end is not the end of what a process captures
+
     def __init__(self, config: uvicorn.Config, wire: Wire) -> None:
         super().__init__(config)
         self.is_up = threading.Event()

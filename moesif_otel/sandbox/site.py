@@ -104,6 +104,8 @@ class Site:
             ],
             exception_handlers={Refusal: refused},
         )
+        # A process that captures itself, a test's say, does not capture what it delivers to.
+        vars(self.app)["_moesif_otel_internal"] = True
 
     def _render(self, name: str, **values: Any) -> Response:
         text = self._templates.get_template(name).render(**values)

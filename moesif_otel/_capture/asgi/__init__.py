@@ -1,1 +1,10 @@
 """Capture of the calls of ASGI applications."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["INTERNAL"]
+
+INTERNAL: Final = "_moesif_otel_internal"
+"""Attribute of applications and servers of our own, the sandbox's: a process may have one beside what it captures."""

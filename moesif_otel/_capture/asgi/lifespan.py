@@ -13,6 +13,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
+from moesif_otel._capture.asgi import INTERNAL
 from moesif_otel._capture.patching import Patch, PatchSet
 from moesif_otel._guard import PROCESS_GUARD
 
@@ -78,8 +79,9 @@ async def _deliver(pipeline: Pipeline) -> None:
 async def _shut_down(shutdown: Any, server: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Do a server's own shutdown, then deliver what no lifespan has."""
     result = await shutdown(server, *args, **kwargs)
-    for pipeline in tuple(_pipelines):
-        await _deliver(pipeline)
+    if not getattr(server, INTERNAL, False):
+        for pipeline in tuple(_pipelines):
+            await _deliver(pipeline)
     return result
 
 
