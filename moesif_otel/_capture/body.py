@@ -27,6 +27,9 @@ class LeftOut(str, Enum):
     NOT_MASKABLE = "not_maskable"
     UNREADABLE = "unreadable"
     NOT_READ = "not_read"  # announced, and the application did not ask for it
+    BINARY = "binary"
+    TOO_COMPLEX = "too_complex"
+    TOO_LARGE = "too_large"
 
 
 class ByteBudget:

@@ -16,9 +16,10 @@ from opentelemetry.sdk.trace import Event
 from moesif_otel._events.build import build_event
 from moesif_otel._events.serialize import OUR_KEY, plain, sound_text, text_of
 from moesif_otel._events.spans import attributes_of
-from moesif_otel._redaction.formats import names_in
+from moesif_otel._redaction.bodies import names_in
+from moesif_otel._redaction.names import Verdict
 from moesif_otel._redaction.rules import redaction_for
-from moesif_otel._redaction.text import redact_text, redact_url
+from moesif_otel._redaction.text import redact_text, redact_url, redact_value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -70,14 +71,14 @@ def redacted_events(events: Sequence[Event], settings: Settings) -> list[Event]:
     """Return a span's events without the attributes in which a name that counts occurs (messages quote data freely)."""
     rules = redaction_for(settings)
 
-    def safe(value: Any) -> bool:
-        text = text_of(value).encode("utf-8", "replace")
-        return not any(side.active and side.may_concern_encoded(text) and names_in(side, text) for side in rules)
+    def safe(name: str, value: Any) -> bool:
+        text = text_of(value)
+        return all(side.verdict(name) is Verdict.KEEP and not names_in(side, text) for side in rules)
 
     return [
         Event(
             redacted_name(event.name, settings),
-            {key: value for key, value in (event.attributes or {}).items() if safe(value)},
+            {key: value for key, value in (event.attributes or {}).items() if safe(key, value)},
             event.timestamp,
         )
         for event in events
@@ -97,8 +98,7 @@ def _own(span: ReadableSpan | None, settings: Settings) -> dict[str, Any]:
         {name: value for name, value in attributes_of(span).items() if not name.startswith(_REPLACED)}
     )
     for side in redaction_for(settings):
-        if side.active:
-            side.redact_value(own)
+        own = redact_value(side, own)
     return {name: carried for name, value in own.items() if (carried := _carried(value)) is not None}
 
 

@@ -15,13 +15,13 @@ from moesif_otel._capture.body import LeftOut
 from moesif_otel._capture.exchange import Outcome
 from moesif_otel._events.body import read_body
 from moesif_otel._events.caller import ADDRESS_HEADERS, client_address, user_from_headers
-from moesif_otel._events.media import is_left_out, media_of
 from moesif_otel._events.serialize import OUR_KEY, as_mapping, plain, serialize, text_of, without_bodies
 from moesif_otel._events.spans import SpanFacts, call_of_span, facts_of_span, weight_of_span
-from moesif_otel._redaction.formats import names_in
-from moesif_otel._redaction.headers import redact_headers
+from moesif_otel._redaction.bodies import names_in
+from moesif_otel._redaction.headers import bounded_headers, redact_headers
+from moesif_otel._redaction.media import is_left_out, media_of
 from moesif_otel._redaction.rules import redaction_for
-from moesif_otel._redaction.text import redact_text, redact_url
+from moesif_otel._redaction.text import redact_text, redact_url, redact_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,9 +101,9 @@ class EventBuilder:
         self._application_id = settings.application_id
         self._rules = redaction_for(settings)
         user_headers = {name.lower() for name in settings.authorization_header_name}
-        self._incoming = _Names({*_BODY_HEADERS, *ADDRESS_HEADERS, *user_headers})
-        self._outgoing = _Names(set(_BODY_HEADERS), titled=True)
-        self._response = _Names(set(_BODY_HEADERS))
+        self._incoming = _Names("request", {*_BODY_HEADERS, *ADDRESS_HEADERS, *user_headers})
+        self._outgoing = _Names("request", set(_BODY_HEADERS), titled=True)
+        self._response = _Names("response", set(_BODY_HEADERS))
 
     def build(
         self,
@@ -125,14 +125,14 @@ class EventBuilder:
             status has status 500; a call that ended before any status has no response.
         """
         incoming = call.direction == "Incoming"
+        ours: dict[str, Any] = {}
         names = self._incoming if incoming else self._outgoing
-        shown, headers = names.read(self._rules.request, call.request_headers)
+        shown, headers = names.read(self._rules.request, call.request_headers, ours)
         facts = facts_of_span(call)
         address, user_id = self._caller(call, headers, facts)
         weight = 1 if weigh is None else weigh(call, address, user_id)
         if weight <= 0:
             return None
-        ours: dict[str, Any] = {}
         request: dict[str, Any] = {
             "time": moesif_time(call.started_ns),
             "uri": redact_url(self._rules.request, call.url),
@@ -176,7 +176,7 @@ class EventBuilder:
             if call.outcome is not Outcome.FAILED or call.direction != "Incoming":
                 return None
             status = 500  # the server is about to send it
-        shown, headers = self._response.read(self._rules.response, call.response_headers)
+        shown, headers = self._response.read(self._rules.response, call.response_headers, ours)
         response: dict[str, Any] = {
             "time": moesif_time(max(call.ended_ns or 0, call.started_ns)),
             "status": status,
@@ -231,18 +231,16 @@ class EventBuilder:
         if facts.attributes:
             attributes = plain(facts.attributes)
             for side in rules:
-                if side.active:
-                    side.redact_value(attributes)
+                attributes = redact_value(side, attributes)
             ours["attributes"] = attributes
         if facts.exceptions:
             ours["exceptions"] = [self._exception(found) for found in facts.exceptions]
 
     def _exception(self, found: dict[str, str]) -> dict[str, str]:
         """Return an exception without its message where that has a name that counts: messages quote data freely."""
-        message = found.get("message", "").encode("utf-8", "replace")
-        for side in self._rules:
-            if side.active and side.may_concern_encoded(message) and names_in(side, message):
-                return {name: text for name, text in found.items() if name != "message"}
+        message = found.get("message", "")
+        if any(names_in(side, message) for side in self._rules):
+            return {name: text for name, text in found.items() if name != "message"}
         return found
 
     def _add_body(
@@ -316,29 +314,37 @@ class _Names:
     """Reads headers of one side in one pass; each name's spelling is worked out once.
 
     Args:
+        side: `request` or `response`.
         wanted: Lower-case names whose values the builder needs.
         titled: Whether names are shown in title case (`User-Agent`); else as the capture gives them, in the form in
             which masks for its framework index them.
     """
 
-    __slots__ = ("_known", "_titled", "_wanted")
+    __slots__ = ("_known", "_side", "_titled", "_wanted")
 
-    def __init__(self, wanted: set[str], *, titled: bool = False) -> None:
+    def __init__(self, side: str, wanted: set[str], *, titled: bool = False) -> None:
+        self._side = side
         self._wanted = frozenset(wanted)
         self._titled = titled
         self._known: dict[str, tuple[str, str, bool]] = {}
 
-    def read(self, rules: Rules, headers: Headers) -> tuple[dict[str, str], dict[str, str]]:
+    def read(self, rules: Rules, headers: Headers, ours: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
         """Return headers as a map to be shown, everything hidden, and the wanted ones as they came by lower-case name.
 
         Repeated headers are joined with a comma under the name's first spelling; of a wanted one the first counts.
+        Those that are over the bound are left out; `ours` says how many.
         """
         try:
-            return self._read(redact_headers(rules, headers), headers)
+            kept = bounded_headers(headers)
+            redacted = redact_headers(rules, kept)
         except (TypeError, ValueError, AttributeError):
             # What is no text costs nothing but itself.
             headers = _text_pairs(headers)
-            return self._read(redact_headers(rules, headers), headers)
+            kept = bounded_headers(headers)
+            redacted = redact_headers(rules, kept)
+        if len(kept) < len(headers):
+            ours[f"{self._side}_headers"] = {"left_out": LeftOut.TOO_LARGE.value, "count": len(headers) - len(kept)}
+        return self._read(redacted, kept)
 
     def _read(self, redacted: Headers, headers: Headers) -> tuple[dict[str, str], dict[str, str]]:
         known = self._known

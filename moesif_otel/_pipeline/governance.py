@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from moesif_otel._events.body import MAX_DECODED_BYTES, utf8_of
 from moesif_otel._events.caller import client_address, user_from_headers
 from moesif_otel._events.codings import decode_content
-from moesif_otel._events.media import media_of
+from moesif_otel._redaction.budget import MAX_DECODED_BYTES
+from moesif_otel._redaction.charsets import utf8_of
+from moesif_otel._redaction.media import media_of
 from moesif_otel._remote.facts import BodyNeededError, RequestFacts
 
 if TYPE_CHECKING:

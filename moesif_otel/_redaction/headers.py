@@ -1,8 +1,7 @@
 """Secrets in headers: credentials, cookies, and URLs in any header.
 
-Owns: `redact_headers`.
-Threads: any; pure functions of a `Rules`.
-Never: drops a header's name; that it was there is no secret.
+A header's name stays; that it was there is no secret. Headers are looked at together: one quick scan over all values
+says whether any of them needs a closer look.
 """
 
 from __future__ import annotations
@@ -10,48 +9,82 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from moesif_otel._redaction.names import CREDENTIAL_SCHEMES, HIDDEN, SENSITIVE_COOKIES, Verdict, fold
-from moesif_otel._redaction.text import redact_encoded, redact_text, redact_url
+from moesif_otel._redaction.budget import MAX_HEADER_BYTES, Inspection, OverBudget
+from moesif_otel._redaction.names import CREDENTIAL_SCHEMES, HIDDEN, Verdict
+from moesif_otel._redaction.rules import MAX_REMEMBERED
+from moesif_otel._redaction.text import inspect_text
+from moesif_otel._redaction.urls import inspect_url, redact_encoded
 
 if TYPE_CHECKING:
     from moesif_otel._capture.exchange import Headers
     from moesif_otel._redaction.rules import Rules
 
-__all__ = ["COOKIES", "redact_headers"]
+__all__ = ["bounded_headers", "redact_headers"]
 
-COOKIES: Final = frozenset(fold(name) for name in SENSITIVE_COOKIES)
 # Two Set-Cookie headers that somebody joined with a comma; the comma of a date is followed by no name.
-_JOINED: Final = re.compile(r",(?=\s*[^;,=\s]+=)")
+_JOINED: Final = re.compile(r",(?=\s{0,8}[^;,=\s]{1,256}=)")
+
+
+def bounded_headers(headers: Headers) -> Headers:
+    """Return `headers`, or those of them that fit into `MAX_HEADER_BYTES`: the rest is not inspected and not sent."""
+    size = 0
+    for name, value in headers:
+        size += len(name) + len(value)
+    if size <= MAX_HEADER_BYTES:
+        return headers
+    kept, left = [], MAX_HEADER_BYTES
+    for pair in headers:
+        size = len(pair[0]) + len(pair[1])
+        # One that is too long does not take those behind it away.
+        if size <= left:
+            kept.append(pair)
+            left -= size
+    return kept
 
 
 def redact_headers(rules: Rules, headers: Headers) -> Headers:
-    """Give headers with everything hidden; their names, order and number stay.
+    """Return headers with everything hidden; their names, order and number stay.
 
     Args:
         rules: What to hide.
-        headers: (name, value), any spelling.
+        headers: (name, value), any spelling; bounded by `bounded_headers`.
 
     Returns:
-        A new list, or `headers` itself where nothing of it can concern the rules.
+        A new list, or `headers` itself where nothing is hidden at all.
     """
-    if not (rules.active or rules.header_masks):
+    if not (rules.active or rules.header_masks_given):
         return headers
     # One look at all values instead of one at each: hardly ever does any of them hold a name that counts.
     values = "\n".join([value for _, value in headers])
-    concerned = rules.may_concern_text(values) or ("@" in values and "://" in values)
-    return [(name, _redact_header(rules, name.lower(), value, concerned=concerned)) for name, value in headers]
+    concerned = rules.active and rules.may_concern_text(values)
+    look = Inspection(rules)
+    shown_as_it_is = rules.header_stays
+    out: list[tuple[str, str]] = []
+    for pair in headers:
+        if not concerned and len(pair[0]) <= MAX_REMEMBERED and shown_as_it_is(pair[0]):
+            out.append(pair)
+            continue
+        name = pair[0].lower()
+        try:
+            out.append((pair[0], _value(look, name, pair[1], rules.header_verdict(name), concerned=concerned)))
+        except OverBudget:
+            out.append((pair[0], HIDDEN))
+    return out
 
 
-def _redact_header(rules: Rules, name: str, value: str, *, concerned: bool) -> str:
-    verdict = rules.header_verdict(name)
+_COOKIES: Final = frozenset({"cookie", "set-cookie"})
+
+
+def _value(look: Inspection, name: str, value: str, verdict: Verdict, *, concerned: bool) -> str:
     if verdict is Verdict.REMOVE or not value:
         return ""
     if verdict is Verdict.HIDE:
-        return _credentials(value) if name in rules.credential_headers else HIDDEN
-    if name in {"cookie", "set-cookie"}:
-        return ";".join([_cookies(rules, part, concerned=concerned) for part in value.split(";")])
+        return _credentials(value) if name in look.rules.credential_headers else HIDDEN
+    if name in _COOKIES:
+        look.spend(len(value))
+        return ";".join([_cookies(look, part, concerned=concerned) for part in value.split(";")])
     if concerned and ("=" in value or ":" in value or "%" in value):
-        return redact_text(rules, redact_url(rules, value))
+        return inspect_text(look, inspect_url(look, value, inspect_text), False)
     return value
 
 
@@ -60,12 +93,13 @@ def _credentials(value: str) -> str:
     return f"{scheme} {HIDDEN}" if space and scheme.lower() in CREDENTIAL_SCHEMES else HIDDEN
 
 
-def _cookies(rules: Rules, part: str, *, concerned: bool) -> str:
+def _cookies(look: Inspection, part: str, *, concerned: bool) -> str:
     """Hide in what stands between two semicolons: one cookie or attribute, or two cookies with a comma between."""
     out: list[str] = []
     for piece in _JOINED.split(part) if "," in part else (part,):
+        look.spend(0)
         name, equals, value = piece.partition("=")
-        verdict = rules.cookie_verdict(name.strip().strip('"'))
+        verdict = look.rules.cookie_verdict(name.strip().strip('"'))
         if verdict is Verdict.REMOVE or verdict is Verdict.HIDE:
             # What follows a comma may be the rest of this value: hide that too.
             out.append(f"{name}{equals}{HIDDEN if verdict is Verdict.HIDE and value else ''}")
@@ -73,7 +107,7 @@ def _cookies(rules: Rules, part: str, *, concerned: bool) -> str:
         if not concerned:
             out.append(piece)
         elif equals:
-            out.append(f"{name}={redact_encoded(rules, value)}")
+            out.append(f"{name}={redact_encoded(look, value, inspect_text)}")
         else:
-            out.append(redact_encoded(rules, name))
+            out.append(redact_encoded(look, name, inspect_text))
     return ",".join(out)

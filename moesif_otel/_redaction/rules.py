@@ -1,54 +1,43 @@
-"""Nothing leaves that should not: which names count, and hiding their values.
+"""What is hidden on one side of a call: the options' masks and the well-known names, asked by name.
 
-Owns: `Rules` (what is hidden on one side of a call), the quick scan, JSON values; `redaction_for` from settings.
-Threads: any; a `Rules` never changes but for a bounded memory of names that it has judged.
-Never: passes on a text that it could not look into.
+A `Rules` never changes but for a bounded memory of names that it has judged; any thread may ask it.
 """
 
 from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from urllib.parse import unquote_to_bytes
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from moesif_otel._redaction.formats import redact_body_bytes
-from moesif_otel._redaction.headers import COOKIES
 from moesif_otel._redaction.names import (
-    CARD_WORDS,
     CREDENTIAL_HEADERS,
-    HIDDEN,
     SENSITIVE_NAMES,
-    SKELETON_LETTERS,
-    SKELETONS,
     Verdict,
     fold,
-    has_card_number,
+    is_card_name,
+    is_secret_cookie,
+    is_secret_header,
+    is_secret_name,
+    is_secret_query,
 )
-from moesif_otel._redaction.text import MAX_NESTING, redact_text
+from moesif_otel._redaction.scan import QuickScan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from moesif_otel._events.media import Media
     from moesif_otel.settings import Settings
 
-__all__ = ["Redaction", "Rules", "redaction_for"]
+__all__ = ["MAX_REMEMBERED", "Redaction", "Rules", "redaction_for"]
 
-# Names are judged once each; clients can invent names without end, so the memory is bounded.
+# Clients can invent names without end: the memory forgets what was not asked for longest, and long names at once.
 _MAX_JUDGED: Final = 4_096
-_MAX_NAME_CHARACTERS: Final = 256
+MAX_REMEMBERED: Final = 128
+"""Names of more characters are judged anew each time."""
 
-_LOWER: Final = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ", b"abcdefghijklmnopqrstuvwxyz")
-_IGNORED: Final = b"\0_-+ "
-_NOT_IN_SKELETON: Final = bytes(set(range(256)) - set(SKELETON_LETTERS + SKELETON_LETTERS.upper()))
-_SKELETON_SEARCHES: Final = tuple(re.compile(pattern).search for pattern in SKELETONS)
-_ASCII_ESCAPE: Final = re.compile(rb"\\u00[2-7]")
-# `https://user:password@host`, slashes escaped or not.
-_USER_INFO: Final = re.compile(rb':\\?/\\?/[^/?#\s"\\<>]*@')
+_COOKIE_HEADERS: Final = frozenset({"cookie", "set-cookie"})
 _SEGMENTS: Final = re.compile(r"[.\[\]:/$@]+")
-_HIDE: Final = frozenset(fold(name) for name in SENSITIVE_NAMES)
-_PLAIN_NAME: Final = re.compile(r'[^"\\/\x00-\x1f\x7f-\U0010ffff]+\Z')
+_WORDS: Final = re.compile(r"[^\W_]+")
+_WORDY: Final = re.compile(r"[\w.\- ]+\Z")
 
 
 class Rules:
@@ -59,22 +48,19 @@ class Rules:
         header_masks: Headers, and cookies, whose values are removed.
         auto: Whether well-known secrets are hidden.
         credential_headers: Headers that carry credentials besides the usual ones.
-        opaque_allowed: Whether archives may pass although nobody can look into them.
+        opaque_allowed: Whether bodies that nobody can look into may pass (`LOG_BINARY_BODY`).
 
-    Thread-safe.
+    Attributes:
+        active: Whether there is anything to hide in bodies and texts.
+        last_words: The words with which names of several words end, so that `API Key: …` is seen from its end.
+        header_stays: Whether a header, by its name in any case, is shown as it is unless its value looks concerned.
+        odd_masks: Finds masks that are no words at all, where texts are not split into names; or None.
     """
 
     __slots__ = (
-        "_always",
-        "_judged",
-        "_judged_headers",
-        "_needles",
-        "auto",
-        "body_masks",
-        "credential_headers",
-        "header_masks",
-        "opaque_allowed",
-    )
+        "_body_masks", "_header_masks", "_judged", "_judged_headers", "active", "auto", "credential_headers",
+        "header_masks_given", "header_stays", "last_words", "may_concern", "odd_masks", "opaque_allowed",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -85,179 +71,72 @@ class Rules:
         credential_headers: Iterable[str] = (),
         opaque_allowed: bool = False,
     ) -> None:
-        masks = tuple(body_masks)
-        self.body_masks = frozenset(filter(None, map(fold, masks)))
-        self.header_masks = frozenset(filter(None, map(fold, header_masks)))
+        masks = tuple(mask for mask in body_masks if fold(mask))
+        self._body_masks = frozenset(map(fold, masks))
+        self._header_masks = frozenset(filter(None, map(fold, header_masks)))
+        self.header_masks_given = bool(self._header_masks)
         self.auto = auto
+        self.active = auto or bool(masks)
         self.credential_headers = frozenset(name.lower() for name in (*CREDENTIAL_HEADERS, *credential_headers))
         self.opaque_allowed = opaque_allowed
-        self._judged: dict[str, Verdict] = {}
-        self._judged_headers: dict[str, Verdict] = {}
-        # Such a name can be written in several ways that the scan does not undo: then everything is looked into.
-        self._always = not all(_PLAIN_NAME.match(name) for name in masks)
-        self._needles = tuple(
-            name.encode("utf-8", "replace").translate(None, _IGNORED) for name in sorted(self.body_masks)
-        )
+        self.may_concern = QuickScan(masks, auto=auto).may_concern
+        named = [_WORDS.findall(name.lower()) for name in (*masks, *(SENSITIVE_NAMES if auto else ()))]
+        self.last_words = frozenset(words[-1] for words in named if len(words) > 1)
+        odd = [re.escape(mask) for mask in masks if not _WORDY.match(mask)]
+        self.odd_masks = re.compile("|".join(odd), re.IGNORECASE) if odd else None
+        self._judged = lru_cache(_MAX_JUDGED)(self._judge)
+        self._judged_headers = lru_cache(_MAX_JUDGED)(self._judge_header)
+        self.header_stays = lru_cache(_MAX_JUDGED)(self._header_stays)
 
-    @property
-    def active(self) -> bool:
-        """Whether there is anything to hide in bodies and texts."""
-        return self.auto or bool(self._needles)
+    def may_concern_text(self, text: str) -> bool:
+        """Whether a text may hold a name that counts; False is certain."""
+        return self.may_concern(text.encode("utf-8", "surrogatepass"))
 
     def verdict(self, name: str) -> Verdict:
         """Judge a field's name; `user[password]` and `user.password` are judged by their parts too."""
-        found = self._judged.get(name)
-        if found is None:
-            found = self._judge(name)
-            if len(self._judged) < _MAX_JUDGED and len(name) <= _MAX_NAME_CHARACTERS:
-                self._judged[name] = found
-        return found
+        return self._judged(name) if len(name) <= MAX_REMEMBERED else self._judge(name)
 
     def _judge(self, name: str) -> Verdict:
         whole = self._judge_folded(fold(name))
-        if whole is Verdict.KEEP or whole is Verdict.CARD:
+        if whole is Verdict.KEEP and _SEGMENTS.search(name) is not None:
             for part in _SEGMENTS.split(name):
                 found = self._judge_folded(fold(part))
-                if found is Verdict.REMOVE or found is Verdict.HIDE:
+                if found is not Verdict.KEEP:
                     return found
+        if whole is Verdict.KEEP and self.auto and is_card_name(name):
+            return Verdict.CARD
         return whole
 
-    def _judge_folded(self, name: str) -> Verdict:
-        if name in self.body_masks:
+    def _judge_folded(self, folded: str) -> Verdict:
+        if folded in self._body_masks:
             return Verdict.REMOVE
-        if self.auto:
-            if name in _HIDE:
-                return Verdict.HIDE
-            if any(word in name for word in CARD_WORDS):
-                return Verdict.CARD
-        return Verdict.KEEP
+        return Verdict.HIDE if self.auto and is_secret_name(folded) else Verdict.KEEP
 
     def header_verdict(self, name: str) -> Verdict:
-        """Judge a header's lower-case name: a mask's, credentials, or a well-known secret's, also behind `x-`."""
-        found = self._judged_headers.get(name)
-        if found is None:
-            found = self._judge_header(name)
-            if len(self._judged_headers) < _MAX_JUDGED and len(name) <= _MAX_NAME_CHARACTERS:
-                self._judged_headers[name] = found
-        return found
+        """Judge a header's lower-case name: a mask's, credentials, or a well-known secret's."""
+        return self._judged_headers(name) if len(name) <= MAX_REMEMBERED else self._judge_header(name)
 
     def _judge_header(self, name: str) -> Verdict:
-        folded = fold(name)
-        if folded in self.header_masks:
+        if fold(name) in self._header_masks:
             return Verdict.REMOVE
-        if self.auto and (name in self.credential_headers or not _HIDE.isdisjoint((folded, folded.removeprefix("x")))):
+        if self.auto and (name in self.credential_headers or is_secret_header(name)):
             return Verdict.HIDE
         return Verdict.KEEP
+
+    def _header_stays(self, name: str) -> bool:
+        return name.lower() not in _COOKIE_HEADERS and self._judge_header(name.lower()) is Verdict.KEEP
 
     def cookie_verdict(self, name: str) -> Verdict:
         """Judge a cookie's name: masks of bodies and of headers, well-known secrets, session cookies."""
-        folded = fold(name)
-        if folded in self.header_masks:
+        if fold(name) in self._header_masks:
             return Verdict.REMOVE
         found = self.verdict(name)
-        if found is Verdict.KEEP and self.auto and folded in COOKIES:
-            return Verdict.HIDE
-        return found
+        return Verdict.HIDE if found is Verdict.KEEP and self.auto and is_secret_cookie(name) else found
 
-    def may_concern(self, data: bytes) -> bool:
-        """Whether a text may hold a name that counts; False is certain, True asks for a closer look.
-
-        Looks at the bytes as they are, without case, separators and the zeros of UTF-16. A URL with a password, and a
-        text in which JSON's escapes could spell a name, ask for a closer look, too.
-        """
-        if self._always:
-            return True
-        if self.auto:
-            skeleton = data.translate(_LOWER, _NOT_IN_SKELETON)
-            for search in _SKELETON_SEARCHES:
-                if search(skeleton) is not None:
-                    return True
-            if b"@" in data and _USER_INFO.search(data) is not None:
-                return True
-        if self._needles:
-            flat = data.translate(_LOWER, _IGNORED)
-            for needle in self._needles:
-                if needle in flat:
-                    return True
-        if b"\\" not in data or not self.active:
-            return False
-        return _ASCII_ESCAPE.search(data.replace(b"\0", b"")) is not None
-
-    def may_concern_text(self, text: str) -> bool:
-        """The same for a text in which percent-escapes may spell a name as well."""
-        return self.may_concern_encoded(text.encode("utf-8", "replace"))
-
-    def may_concern_encoded(self, data: bytes) -> bool:
-        """The same for bytes in which percent-escapes, of percent-escapes maybe, may spell a name as well."""
-        for _ in range(MAX_NESTING):
-            if self.may_concern(data):
-                return True
-            clear = unquote_to_bytes(data) if b"%" in data else data
-            if clear == data:
-                return False
-            data = clear
-        return self.active
-
-    def redact_bytes(self, data: bytes, media: Media, *, whole: bool, readable: bool) -> bytes | None:
-        """Give a body that is no JSON with everything hidden, or None when it must be left out.
-
-        Args:
-            data: The clear bytes.
-            media: Its Content-Type.
-            whole: Whether it is all of the body.
-            readable: Whether its Content-Encoding could be undone.
-        """
-        if not self.active:
-            return data
-        return redact_body_bytes(self, data, media, whole=whole) if readable else None
-
-    def redact_value(self, root: Any, *, card: bool = False, nesting: int = 0) -> Any:
-        """Hide in a JSON value, in place; any depth, without recursion.
-
-        Args:
-            root: What a parser gave; nobody else may hold it.
-            card: Whether it lies below a name like a card's.
-            nesting: How many texts inside texts it lies in.
-
-        Returns:
-            The value; another one if `root` itself is a text or a number.
-        """
-        if root.__class__ is not dict and root.__class__ is not list:
-            return self._leaf(root, card, nesting)
-        stack: list[tuple[Any, bool]] = [(root, card)]
-        while stack:
-            node, in_card = stack.pop()
-            if node.__class__ is list:
-                for place, value in enumerate(node):
-                    kind = value.__class__
-                    if kind is dict or kind is list:
-                        stack.append((value, in_card))
-                    elif kind is str or in_card:
-                        node[place] = self._leaf(value, in_card, nesting)
-                continue
-            for key, value in node.items():
-                verdict = self.verdict(key)
-                if verdict is Verdict.REMOVE:
-                    node[key] = None
-                elif verdict is Verdict.HIDE:
-                    # Flags and nulls are no secrets, and say that there is none.
-                    if value is not None and value.__class__ is not bool:
-                        node[key] = HIDDEN
-                else:
-                    below = in_card or verdict is Verdict.CARD
-                    kind = value.__class__
-                    if kind is dict or kind is list:
-                        stack.append((value, below))
-                    elif kind is str or below:
-                        node[key] = self._leaf(value, below, nesting)
-        return root
-
-    def _leaf(self, value: Any, card: bool, nesting: int) -> Any:
-        if card and value.__class__ in {str, int} and has_card_number(str(value)):
-            return HIDDEN
-        if value.__class__ is str and ("=" in value or ":" in value or "%" in value):
-            return redact_text(self, value, card=card, nesting=nesting)
-        return value
+    def query_verdict(self, name: str) -> Verdict:
+        """Judge the name of a query parameter: fields' names, and what opens a door in a URL."""
+        found = self.verdict(name)
+        return Verdict.HIDE if found is Verdict.KEEP and self.auto and is_secret_query(fold(name)) else found
 
 
 class Redaction(NamedTuple):
@@ -268,36 +147,30 @@ class Redaction(NamedTuple):
 
 
 def redaction_for(settings: Settings) -> Redaction:
-    """Give the rules that the settings ask for; made once for the same options."""
-
-    def side(body_masks: tuple[str, ...], header_masks: tuple[str, ...]) -> Rules:
-        return _side(
-            body_masks,
-            header_masks,
-            auto=settings.auto_hide_sensitive,
-            credential_headers=settings.authorization_header_name,
-            opaque_allowed=settings.log_binary_body,
-        )
-
-    return Redaction(
-        side(settings.request_body_masks, settings.request_header_masks),
-        side(settings.response_body_masks, settings.response_header_masks),
+    """Return the rules that the settings ask for; made once for the same options."""
+    return _redaction(
+        settings.request_body_masks,
+        settings.request_header_masks,
+        settings.response_body_masks,
+        settings.response_header_masks,
+        settings.authorization_header_name,
+        auto=settings.auto_hide_sensitive,
+        opaque_allowed=settings.log_binary_body,
     )
 
 
-@lru_cache(maxsize=128)  # two entries a pipeline; values, not state
-def _side(
-    body_masks: tuple[str, ...],
-    header_masks: tuple[str, ...],
+@lru_cache(maxsize=64)  # one entry a pipeline; values, not state
+def _redaction(
+    request_body: tuple[str, ...],
+    request_header: tuple[str, ...],
+    response_body: tuple[str, ...],
+    response_header: tuple[str, ...],
+    credentials: tuple[str, ...],
     *,
     auto: bool,
-    credential_headers: tuple[str, ...],
     opaque_allowed: bool,
-) -> Rules:
-    return Rules(
-        body_masks,
-        header_masks,
-        auto=auto,
-        credential_headers=credential_headers,
-        opaque_allowed=opaque_allowed,
-    )
+) -> Redaction:
+    def side(body_masks: tuple[str, ...], header_masks: tuple[str, ...]) -> Rules:
+        return Rules(body_masks, header_masks, auto=auto, credential_headers=credentials, opaque_allowed=opaque_allowed)
+
+    return Redaction(side(request_body, request_header), side(response_body, response_header))

@@ -83,7 +83,7 @@ def test_a_whole_call(calls: Calls) -> None:
         "http.request.body.content": "hello",
         "http.response.status_code": 200,
         "http.response.header.content-type": ["application/json"],
-        "http.response.body.content": '{"password":"(hidden)","a":1}',
+        "http.response.body.content": '{"password": "(hidden)", "a": 1}',
         "user.id": "joe",
         "company.id": "acme",
         "session.id": "s",

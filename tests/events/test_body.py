@@ -113,9 +113,9 @@ def test_truncated_json_is_base64() -> None:
 
 def test_lone_surrogates_that_json_dumps_writes_are_json() -> None:
     r"""`json.dumps("\\ud800")` is common; orjson refuses it, we do not."""
-    body = read(b'{"a": "\\ud800", "n": ' + b"9" * 30 + b"}")
+    body = read(b'{"a": "\\ud800x\\ud83d\\ude00\\\\ud800", "n": ' + b"9" * 30 + b"}")
     assert body.transfer_encoding == "json"
-    assert body.value["a"] == "\ud800"
+    assert sent(body) == {"a": "\ufffdx\U0001f600\\ud800", "n": int("9" * 30)}
 
 
 def test_compressed_json_is_json() -> None:

@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from moesif_otel import MoesifMiddleware
-from moesif_otel._events.media import LEFT_OUT_TYPES
+from moesif_otel._redaction.media import LEFT_OUT_TYPES
 from moesif_otel.outgoing import start_capture_outgoing
 from moesif_otel.sandbox import Sandbox
 from moesif_otel.tornado import MoesifMiddleware as TornadoMiddleware

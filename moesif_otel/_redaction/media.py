@@ -1,9 +1,4 @@
-"""What a Content-Type says of a body.
-
-Owns: `Media`, the formats that we can look into, and the list of content that is left out.
-Threads: any; values.
-Never: looks at a body's bytes.
-"""
+"""What a Content-Type says of a body: its format, its charset, and whether such content is left out."""
 
 from __future__ import annotations
 
@@ -24,6 +19,7 @@ class Format(Enum):
     EVENT_STREAM = "event_stream"
     FORM = "form"
     MULTIPART = "multipart"
+    TEXT = "text"  # markup and code too: what stands behind a name is found in it
     OTHER = "other"
 
 
@@ -76,6 +72,12 @@ _JSON_LINES: Final = frozenset(
         "text/jsonl",
     }
 )
+_TEXT: Final = frozenset(
+    {
+        *("xml", "xml-dtd", "javascript", "x-javascript", "ecmascript", "yaml", "x-yaml", "toml", "graphql", "sql"),
+        *("x-sh", "x-httpd-php", "soap", "sparql-query", "sparql-update", "x-sql", "x-tex", "x-powershell"),
+    }
+)
 _MAX_CHARACTERS: Final = 1_024
 # RFC 9110 section 5.6.6: name "=" ( token / quoted-string ).
 _PARAMETER: Final = re.compile(r';[ \t]*([A-Za-z0-9*_-]+)[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]*))')
@@ -123,7 +125,10 @@ def _format(essence: str) -> Format:
         return Format.EVENT_STREAM
     if essence == "application/x-www-form-urlencoded":
         return Format.FORM
-    return Format.MULTIPART if essence.startswith("multipart/") else Format.OTHER
+    if essence.startswith("multipart/"):
+        return Format.MULTIPART
+    is_text = essence.startswith(("text/", "message/")) or essence.endswith(("+xml", "+yaml")) or subtype in _TEXT
+    return Format.TEXT if is_text else Format.OTHER
 
 
 def is_left_out(media: Media) -> bool:

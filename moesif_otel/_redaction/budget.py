@@ -1,0 +1,75 @@
+"""What one call may cost: the bounds of everything that is decoded, parsed and inspected for its event.
+
+What a client sends lies within these bounds or is left out with its reason in the event's metadata; nothing is
+inspected by half and sent. One event has two sides, and each side's headers and body are inspected within an
+`Inspection` of their own. An `Inspection` ends a body after `MAX_INSPECTED_BYTES` (a text inside a text counts again
+at every level) and `MAX_NODES` steps of Python code: strings of JSON, pairs of a form, tags, parts, `name: value`
+pairs. A step costs about a microsecond and a byte some nanoseconds, so the worst event known costs some 0.1 s of CPU
+for a body (`tests/redaction/test_budget.py` counts the work, `python -m benchmarks.fuzz_events` measures it); one of
+100 KB of ordinary JSON costs less than one millisecond.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from moesif_otel._redaction.rules import Rules
+
+__all__ = [
+    "MAX_DECODED_BYTES",
+    "MAX_DEPTH",
+    "MAX_HEADER_BYTES",
+    "MAX_INSPECTED_BYTES",
+    "MAX_NESTING",
+    "MAX_NODES",
+    "Inspection",
+    "OverBudget",
+]
+
+MAX_DECODED_BYTES: Final = 450_000
+"""Most bytes that undoing a Content-Encoding may make: the server truncates a body there."""
+
+MAX_INSPECTED_BYTES: Final = 1_500_000
+"""Most bytes that are looked into for one body, one list of headers, or one URL."""
+
+MAX_NODES: Final = 50_000
+"""Most steps in one inspection."""
+
+MAX_HEADER_BYTES: Final = 32_768
+"""Most bytes of names and values of one side's headers; the headers beyond are left out."""
+
+MAX_DEPTH: Final = 200
+"""Deepest JSON that is embedded as JSON (parsers give up at 254 levels and more); a deeper body goes as text."""
+
+MAX_NESTING: Final = 6
+"""A JSON text inside a URL inside a JSON text …: what lies deeper is hidden as a whole."""
+
+
+class OverBudget(Exception):  # noqa: N818 - not an error: the answer that something is left out
+    """Raised when an inspection has used up its bytes or its steps."""
+
+
+class Inspection:
+    """One look at a body, a list of headers or a URL, within the bounds.
+
+    Args:
+        rules: What to hide.
+
+    Belongs to one thread.
+    """
+
+    __slots__ = ("bytes_left", "nesting", "nodes_left", "rules")
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.bytes_left = MAX_INSPECTED_BYTES
+        self.nodes_left = MAX_NODES
+        self.nesting = 0
+
+    def spend(self, size_bytes: int, nodes: int = 1) -> None:
+        """Count work that is about to be done; raises `OverBudget` instead of doing it."""
+        self.bytes_left -= size_bytes
+        self.nodes_left -= nodes
+        if self.bytes_left < 0 or self.nodes_left < 0:
+            raise OverBudget

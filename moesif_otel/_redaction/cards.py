@@ -1,0 +1,69 @@
+"""What a card number is."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+__all__ = ["has_card_number", "number_digits"]
+
+# Digits, maybe in groups: `4111 1111 …`, `4111-1111-…`, with up to three separators between two of them.
+_DIGITS: Final = re.compile(r"[0-9]+(?:[ \-+._\u00a0\t]{1,3}[0-9]+)*", re.ASCII)
+_GROUP: Final = re.compile(r"[0-9]+", re.ASCII)
+_SHORTEST, _LONGEST = 12, 19
+# A longer run is not looked through: where cards are expected it is taken as holding one.
+_MAX_RUN_DIGITS: Final = 24
+_MAX_GROUPS: Final = 10
+_DOUBLED: Final = bytes(sum(divmod(2 * (code - 48), 10)) if 48 <= code < 58 else 0 for code in range(256))
+_MAX_CUT_DIGITS: Final = 6
+
+
+def has_card_number(text: str, *, cut: bool = False) -> bool:
+    """Whether 12 to 19 digits (ISO/IEC 7812), maybe in groups, whose Luhn check digit is right stand in `text`.
+
+    Args:
+        text: A value of a field in which card numbers are expected.
+        cut: Whether the text was cut at its end, maybe inside a number.
+    """
+    for match in _DIGITS.finditer(text):
+        run = match[0]
+        if cut and match.end() == len(text.rstrip()) and len(run) >= _MAX_CUT_DIGITS:
+            return True
+        if len(run) >= _SHORTEST:
+            groups = _GROUP.findall(run)
+            if len(groups) == 1:
+                if len(run) <= _LONGEST and _luhn(run):
+                    return True
+            elif _groups_hold_card(groups):
+                return True
+    return False
+
+
+def _groups_hold_card(groups: list[str]) -> bool:
+    count = sum(map(len, groups))
+    if count >= _SHORTEST and (count > _MAX_RUN_DIGITS or len(groups) > _MAX_GROUPS):
+        return True
+    for first in range(len(groups)):
+        digits = ""
+        for group in groups[first:]:
+            digits += group
+            if len(digits) > _LONGEST:
+                break
+            if len(digits) >= _SHORTEST and _luhn(digits):
+                return True
+    return False
+
+
+def _luhn(digits: str) -> bool:
+    data = digits.encode("ascii")
+    return (sum(data[-1::-2]) - 48 * len(data[-1::-2]) + sum(data[-2::-2].translate(_DOUBLED))) % 10 == 0
+
+
+def number_digits(number: str) -> str:
+    """Return the digits of a JSON number as text in which a card number can be seen: `4.111e15` as `4111000…`."""
+    mantissa, _, exponent = number.lower().partition("e")
+    whole, _, fraction = mantissa.partition(".")
+    if exponent and len(exponent) < 4:
+        zeros = int(exponent or 0) - len(fraction) if exponent.lstrip("+-").isdecimal() else 0
+        return whole.lstrip("-") + fraction + "0" * max(0, min(zeros, _LONGEST))
+    return whole.lstrip("-") if not fraction.strip("0") else f"{whole} {fraction}"

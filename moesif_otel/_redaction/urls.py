@@ -1,0 +1,145 @@
+"""Secrets in URLs, query strings and forms: user and password before a host, and `name=value` pairs."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote, unquote_plus
+
+from moesif_otel._redaction.budget import MAX_NESTING
+from moesif_otel._redaction.cards import has_card_number
+from moesif_otel._redaction.names import HIDDEN, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from moesif_otel._redaction.budget import Inspection
+
+    Leaf = Callable[[Inspection, str, bool], str]
+
+__all__ = ["hide_user_info", "inspect_form", "inspect_url", "redact_encoded", "unquoted"]
+
+# RFC 3986 lets a password have quotes and brackets of the round kind; people write others unescaped, too.
+_USER_INFO: Final = re.compile(r"""(?<=//)[^/?#\s"<>\\]*@""")
+_ESCAPED_USER_INFO: Final = re.compile(r"""(?<=/\\/)[^/?#\s"<>\\]*@""")
+# Where a text was cut, its end may be user and password of a URL: the `@` would have come later.
+_CUT_USER_INFO: Final = re.compile(
+    r"""(?::|%(?:25){0,4}3a)(?:[\\/]|%(?:25){0,4}(?:2f|5c)){0,16}[^/?#\s"<>\\]*\Z""", re.IGNORECASE
+)
+_PIECES: Final = re.compile(r"([?&;#])")
+_FORM_PIECES: Final = re.compile(r"([&;])")
+_VALUED: Final = re.compile(r"[=:%@<]|--")
+_URL_SAFE: Final = "/:@,()"
+_HEX_ESCAPE: Final = re.compile(r"%[0-9A-Fa-f]{2}")
+
+
+def hide_user_info(text: str) -> str:
+    """Hide user and password of every URL in a text."""
+    if "@" not in text:
+        return text
+    text = _USER_INFO.sub(f"{HIDDEN}@", text)
+    return _ESCAPED_USER_INFO.sub(f"{HIDDEN}@", text) if "\\/" in text else text
+
+
+def inspect_url(look: Inspection, url: str, leaf: Leaf) -> str:
+    """Hide in a URL: user and password, path parameters, query, fragment."""
+    look.spend(len(url))
+    if look.rules.auto and "@" in url:
+        url = hide_user_info(url)
+    if "=" not in url and "%" not in url:
+        # A path alone has no values.
+        return url
+    return _pairs(look, url, leaf, _PIECES, look.rules.query_verdict)
+
+
+def inspect_form(look: Inspection, text: str, leaf: Leaf, *, cut: bool) -> str:
+    """Hide in a form's body; of an OAuth request also what a URL would not show."""
+    look.spend(len(text))
+    verdict_of = look.rules.query_verdict if "grant_type" in text else look.rules.verdict
+    return _pairs(look, text, leaf, _FORM_PIECES, verdict_of, cut=cut)
+
+
+def _pairs(
+    look: Inspection,
+    text: str,
+    leaf: Leaf,
+    pieces_of: re.Pattern[str],
+    verdict_of: Callable[[str], Verdict],
+    *,
+    cut: bool = False,
+) -> str:
+    out: list[str] = []
+    at, mark, hidden = 0, "", False
+    path = pieces_of is _PIECES
+    while at <= len(text):
+        look.spend(0)
+        end = pieces_of.search(text, at)
+        piece = text[at : end.start() if end is not None else len(text)]
+        if path and mark == ";" and look.rules.auto and piece.lower().startswith(("jsessionid=", "phpsessid=", "sid=")):
+            out += (mark, piece.partition("=")[0], "=", HIDDEN)
+        elif not (hidden and mark == ";"):  # to all who split at "&" alone it is the rest of a hidden value
+            shown, hidden = _pair(look, piece, leaf, verdict_of, cut=cut and end is None)
+            out += (mark, shown)
+        if end is None:
+            break
+        if end[0] in "?#":
+            path = path and end[0] != "#"
+        at, mark = end.end(), end[0]
+    return "".join(out)
+
+
+def _pair(
+    look: Inspection, piece: str, leaf: Leaf, verdict_of: Callable[[str], Verdict], *, cut: bool
+) -> tuple[str, bool]:
+    """Return a pair with its value hidden where that counts, and whether it was."""
+    name, equals, value = piece.partition("=")
+    if not equals:
+        return redact_encoded(look, piece, leaf), False
+    clear = unquoted(name)
+    verdict = verdict_of(clear)
+    if verdict is Verdict.REMOVE:
+        return f"{name}=", True
+    if verdict is Verdict.HIDE:
+        return (f"{name}={HIDDEN}" if value else piece), True
+    if verdict is Verdict.CARD and has_card_number(unquoted(value), cut=cut):
+        return f"{name}={HIDDEN}", False
+    if _VALUED.search(name) is not None and redact_encoded(look, name, leaf) != name:
+        # Not a name at all: JSON, maybe, that somebody sent as a form.
+        return HIDDEN, True
+    if not value:
+        return piece, False
+    return f"{name}={redact_encoded(look, value, leaf, card=verdict is Verdict.CARD)}", False
+
+
+def unquoted(name: str) -> str:
+    """Undo percent-escapes, and those of percent-escapes: a decoded path may have been quoted again."""
+    for _ in range(MAX_NESTING):
+        if "%" not in name and "+" not in name:
+            break
+        clear = unquote_plus(name)
+        if clear == name:
+            break
+        name = clear
+    return name
+
+
+def redact_encoded(look: Inspection, value: str, leaf: Leaf, *, card: bool = False) -> str:
+    """Hide in a value that may be percent-encoded; what changes is encoded again."""
+    if not card and _VALUED.search(value) is None:
+        # Without one of these marks there is no name with a value in it, only words.
+        return value
+    clear = value
+    if "+" in value or ("%" in value and _HEX_ESCAPE.search(value) is not None):
+        look.spend(len(value))
+        clear = unquote_plus(value)
+    hidden = leaf(look, clear, card)
+    if hidden == clear:
+        return value
+    return hidden if clear == value else quote(hidden, safe=_URL_SAFE, errors="replace")
+
+
+def without_cut_user_info(text: str) -> str:
+    """Drop the end of a cut text where it may be user and password of a URL."""
+    tail = text[-1_024:]
+    found = _CUT_USER_INFO.search(tail)
+    return text if found is None else text[: len(text) - len(tail) + found.start()]
