@@ -47,7 +47,7 @@ def run(path: Path) -> int:
             if code.co_flags & inspect.CO_COROUTINE:
                 runner.run(types.FunctionType(code, module.__dict__)())
             else:
-                exec(code, module.__dict__)  # noqa: S102 - that is its job
+                exec(code, module.__dict__)
     return len(found)
 
 
