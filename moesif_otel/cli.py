@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -46,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         or a package that it needs is not installed.
     """
     options = _parser().parse_args(arguments)
+    if options.command == "doctor":
+        return _doctor(options)
     try:
         with _signals() as ended:
             return _COMMANDS[options.command](options, ended)
@@ -110,6 +113,20 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--once", action="store_true", help="send the traffic once, print a table and end")
     demo.add_argument(
         "--port", type=_port, help=f"the sandbox's port (default {_DEFAULT_PORT}, or a free one where that is taken)"
+    )
+    doctor = commands.add_parser(
+        "doctor",
+        help="find out why no calls arrive",
+        description="Look at options, OpenTelemetry, the way to Moesif and, if you name it, your program. "
+        "Exit status 1 if something is wrong.",
+    )
+    doctor.add_argument("--send", action="store_true", help="send one event and wait for its acknowledgement")
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
+    doctor.add_argument(
+        "program",
+        nargs=argparse.REMAINDER,
+        metavar="-- PROGRAM",
+        help="a command such as python app.py, which is run for some seconds, or module:application, which is imported",
     )
     return parser
 
@@ -235,6 +252,29 @@ def _demo(options: argparse.Namespace, ended: threading.Event) -> int:
 
 
 _COMMANDS: Final = {"sandbox": _sandbox, "tail": _tail, "demo": _demo}
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from moesif_otel._autoinstrument.doctor import diagnose, report
+
+    # What goes wrong is a finding; the same as a log line would be read twice.
+    logging.getLogger("moesif_otel").setLevel(logging.CRITICAL)
+    program = options.program[1:] if options.program[:1] == ["--"] else options.program
+    found = diagnose(program, send=options.send)
+    text = report(found, as_json=options.json)
+    try:
+        from rich.console import Console
+        from rich.text import Text
+    except ImportError:
+        _say(text)
+    else:
+        console = Console(soft_wrap=True)
+        for line in text.splitlines():
+            console.print(Text(line, style=_STYLES.get(line.split(" ", 1)[0], "")))
+    return EXIT_FAILED if any(each.level == "error" for each in found) else 0
+
+
+_STYLES: Final = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 
 @contextlib.contextmanager

@@ -10,7 +10,9 @@ logged by `_guard.Guard`. No message carries a body, a credential, an identity o
 
 from __future__ import annotations
 
-__all__ = ["MoesifConfigError", "MoesifDeliveryError", "MoesifError"]
+import importlib.metadata
+
+__all__ = ["MoesifConfigError", "MoesifDeliveryError", "MoesifError", "install_command"]
 
 
 class MoesifError(Exception):
@@ -41,3 +43,21 @@ class MoesifDeliveryError(MoesifError):
         super().__init__(message)
         self.status = status
         self.undelivered = undelivered
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs what an extra of ours brings: for messages.
+
+    It names the packages themselves, so it is right wherever moesif-otel was installed from: a clone, a wheel, a Git
+    address or an index.
+
+    Args:
+        extra: Name of the extra, such as `sandbox`.
+    """
+    try:
+        requirements = importlib.metadata.requires("moesif-otel") or []
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree
+        requirements = []
+    marks = (f'extra == "{extra}"', f"extra == '{extra}'")
+    packages = [line.partition(";")[0].strip() for line in requirements if line.endswith(marks)]
+    return "pip install " + " ".join(f"'{package}'" for package in packages or [f"moesif-otel[{extra}]"])

@@ -208,7 +208,7 @@ def test_a_wrong_destination_or_protective_option_captures_nothing(name: str, te
 
 def test_an_unknown_variable_is_a_warning_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """A misspelt protective option must not be silent."""
-    monkeypatch.setattr("moesif_otel.settings._unknown_variables", set())
+    monkeypatch.setattr("moesif_otel.settings._told_variables", set())
     environ = {"MOESIF_REQUEST_BODY_MASK": "ssn", "OTEL_MOESIF_LOG_BDY": "no", "MOESIF_LOG_BODY": "no"}
     with caplog.at_level(logging.WARNING):
         for _ in range(2):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from moesif_otel.settings import OPTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, MutableMapping, Sequence
+    from collections.abc import Collection, MutableMapping
 
 __all__: list[str] = []
 
@@ -29,24 +29,20 @@ _OTEL_DISTRO: Final = "opentelemetry.distro"
 
 
 def leave_out_missing_exporters(
-    environ: MutableMapping[str, str], arguments: Sequence[str], distros: Collection[str], present: Collection[str]
+    environ: MutableMapping[str, str], distros: Collection[str], present: Collection[str]
 ) -> None:
     """Choose no exporter for each signal whose default exporter is not installed.
 
     OpenTelemetry's distro chooses OTLP over gRPC where nothing is chosen, and where that package is missing the whole
-    run stays without instrumentation, ours included: a service that only wants Moesif would have to know that.
+    run stays without instrumentation, ours included, behind a long traceback that says nothing of it.
 
     Args:
         environ: The environment that the program will have.
-        arguments: The command's arguments; a flag for the application id may be among them.
         distros: Modules of the installed distros; another one than OpenTelemetry's has defaults of its own.
         present: The signals whose default exporter is installed.
     """
-    wants_us = any(environ.get(f"{prefix}MOESIF_APPLICATION_ID") for prefix in ("", "OTEL_")) or any(
-        argument.startswith("--moesif_application_id") for argument in arguments
-    )
     chosen = any(name.startswith("OTEL_EXPORTER_OTLP") and name.endswith("PROTOCOL") for name in environ)
-    if not wants_us or chosen or environ.get("OTEL_CONFIG_FILE") or set(distros) != {_OTEL_DISTRO}:
+    if chosen or environ.get("OTEL_CONFIG_FILE") or set(distros) != {_OTEL_DISTRO}:
         return
     for signal in _SIGNALS:
         if signal not in present:
@@ -65,5 +61,10 @@ def _signals_with_default_exporter() -> list[str]:
     ]
 
 
+def prepare(environ: MutableMapping[str, str]) -> None:
+    """Do what is needed before OpenTelemetry's set-up reads the environment."""
+    leave_out_missing_exporters(environ, _installed_distros(), _signals_with_default_exporter())
+
+
 if os.path.basename(sys.argv[0]).startswith("opentelemetry-instrument"):  # noqa: PTH119 - a name, not a file
-    leave_out_missing_exporters(os.environ, sys.argv[1:], _installed_distros(), _signals_with_default_exporter())
+    prepare(os.environ)

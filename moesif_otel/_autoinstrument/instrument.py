@@ -18,6 +18,7 @@ from opentelemetry import trace
 from moesif_otel._autoinstrument.targets import install
 from moesif_otel._capture.patching import when_imported
 from moesif_otel._guard import PROCESS_GUARD
+from moesif_otel.errors import install_command
 from moesif_otel.settings import Settings
 
 if TYPE_CHECKING:
@@ -165,9 +166,9 @@ class Instrumentation:
             from moesif_otel._capture.tornado.capture import TornadoTap
         except ImportError as exc:
             _logger.error(
-                "moesif_otel: calls to this Tornado are not captured (%s is missing in it); "
-                "pip install 'moesif-otel[tornado]' for a version that is known",
+                "moesif_otel: calls to this Tornado are not captured (%s is missing); for a version that is known: %s",
                 exc.name,
+                install_command("tornado"),
             )
             return
         pipeline = self.pipeline()

@@ -16,9 +16,9 @@ ID = {"MOESIF_APPLICATION_ID": "a"}
 OTEL = ["opentelemetry.distro"]
 
 
-def after(environ: dict[str, str], arguments: list[str] | None = None, distros: list[str] = OTEL, present: tuple[str, ...] = ()) -> dict[str, str]:  # fmt: skip
+def after(environ: dict[str, str], distros: list[str] = OTEL, present: tuple[str, ...] = ()) -> dict[str, str]:
     left = dict(environ)
-    leave_out_missing_exporters(left, arguments or [], distros, present)
+    leave_out_missing_exporters(left, distros, present)
     return {name: value for name, value in left.items() if name not in environ}
 
 
@@ -33,14 +33,13 @@ def test_only_what_is_missing_and_not_chosen_is_left_out() -> None:
     """A signal with its exporter, or with a choice, stays as it is."""
     assert after(ID) == {f"OTEL_{name}_EXPORTER": "none" for name in ("TRACES", "METRICS", "LOGS")}
     assert after({**ID, "OTEL_TRACES_EXPORTER": "console"}, present=("logs",)) == {"OTEL_METRICS_EXPORTER": "none"}
-    assert after({"OTEL_MOESIF_APPLICATION_ID": "a"}, present=("logs", "metrics")) == {"OTEL_TRACES_EXPORTER": "none"}
-    assert after({}, ["--moesif_application_id", "a", "python"], present=("logs", "metrics", "traces")) == {}
+    assert after({}, present=("logs", "metrics")) == {"OTEL_TRACES_EXPORTER": "none"}
+    assert after({}, present=("logs", "metrics", "traces")) == {}
 
 
 @pytest.mark.parametrize(
     ("environ", "distros"),
     [
-        ({}, OTEL),
         (ID, []),
         (ID, ["vendor.distro"]),
         (ID, [*OTEL, "vendor.distro"]),
@@ -50,18 +49,34 @@ def test_only_what_is_missing_and_not_chosen_is_left_out() -> None:
     ],
 )
 def test_whoever_has_said_something_is_left_alone(environ: dict[str, str], distros: list[str]) -> None:
-    """No application id, another distro, a protocol or a configuration file: nothing is touched."""
+    """Another distro, a protocol or a configuration file: nothing is touched."""
     assert after(environ, distros=distros) == {}
+
+
+def run_command(**values: str) -> subprocess.CompletedProcess[str]:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "MOESIF_"))}
+    command = Path(sys.executable).with_name("opentelemetry-instrument")
+    program = "import sys; print('moesif_otel._autoinstrument.instrumentor' in sys.modules)"
+    return subprocess.run(
+        [str(command), sys.executable, "-c", program],
+        env=environ | {"PYTHONWARNINGS": "ignore"} | values,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
 
 
 def test_the_command_with_nothing_but_an_application_id_instruments() -> None:
     """`MOESIF_APPLICATION_ID=… opentelemetry-instrument python …` starts its instrumentation whatever is installed."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "MOESIF_"))}
-    environ |= {"MOESIF_APPLICATION_ID": "a", "MOESIF_BASE_URI": "http://127.0.0.1:9"}
-    command = Path(sys.executable).with_name("opentelemetry-instrument")
-    program = "import sys; print('moesif_otel._autoinstrument.instrumentor' in sys.modules)"
-    ended = subprocess.run(
-        [str(command), sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=60, check=True
-    )
+    ended = run_command(MOESIF_APPLICATION_ID="a", MOESIF_BASE_URI="http://127.0.0.1:9")
     assert "Failed to auto initialize" not in ended.stderr
+    assert ended.stdout.strip() == "True"
+
+
+def test_without_an_application_id_the_command_says_one_line() -> None:
+    """Not fifty lines of OpenTelemetry's about an exporter that nobody asked for."""
+    ended = run_command()
+    (line,) = [line for line in ended.stderr.splitlines() if line.strip()]
+    assert "MOESIF_APPLICATION_ID" in line
     assert ended.stdout.strip() == "True"

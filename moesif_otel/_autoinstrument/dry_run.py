@@ -1,0 +1,171 @@
+"""Runs a program as `opentelemetry-instrument` would, for some seconds, and reports what is in it: for the doctor.
+
+A process of its own: `python -m moesif_otel._autoinstrument.dry_run REPORT [PROGRAM …]`. The program is a command such
+as `python app.py`, or one word `module:application`, which is imported and not served. The report is JSON, written
+when the program has ended or its time is over; then the process ends at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import runpy
+import shutil
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+RUN_S: Final = 5.0
+
+_FRAMEWORKS: Final = {
+    "flask.app": "Flask",
+    "bottle": "Bottle",
+    "pyramid.router": "Pyramid",
+    "falcon.app": "Falcon",
+    "django.core.handlers.wsgi": "Django",
+    "django.core.handlers.asgi": "Django (ASGI)",
+    "fastapi.applications": "FastAPI",
+    "starlette.applications": "Starlette",
+    "quart.app": "Quart",
+    "litestar.app": "Litestar",
+    "tornado.web": "Tornado",
+}
+_CLIENTS: Final = {"requests.sessions": "requests", "httpx": "httpx", "aiohttp.client": "aiohttp"}
+_REPLACED: Final = ("moesifwsgi", "moesiftornado", "moesifpythonrequest", "moesifasgi", "moesifdjango")
+
+
+class _Report:
+    """What is written, once."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._once = threading.Lock()
+        self.provider_before: Any = None
+        self.application: list[str] = []
+
+    def write(self, error: str = "") -> None:
+        """Write the report and end the process, whatever runs in it."""
+        if not self._once.acquire(blocking=False):
+            threading.Event().wait()  # another thread is writing, and ends the process
+        try:
+            found = self._found(error)
+        except BaseException as exc:
+            found = {**_EMPTY, "error": f"{type(exc).__qualname__} in the doctor itself"}
+        with contextlib.suppress(OSError):
+            Path(self._path).write_text(json.dumps(found))
+        os._exit(0)
+
+    def _found(self, error: str) -> dict[str, Any]:
+        from opentelemetry import trace
+
+        provider = trace.get_tracer_provider()
+        sampler = getattr(provider, "sampler", None)
+        names = dict(_FRAMEWORKS)
+        if os.environ.get("MOESIF_CAPTURE_OUTGOING_REQUESTS") or os.environ.get(
+            "OTEL_MOESIF_CAPTURE_OUTGOING_REQUESTS"
+        ):
+            names.update(_CLIENTS)
+        middlewares, twice = _middlewares()
+        return {
+            "error": error,
+            "provider": f"{type(provider).__module__}.{type(provider).__qualname__}",
+            "provider_changed": provider is not self.provider_before,
+            "sampler": sampler.get_description() if sampler is not None else "none",
+            "captured": [name for module, name in names.items() if module in sys.modules],
+            "application": [*self.application, *middlewares],
+            "twice": twice,
+        }
+
+
+_EMPTY: Final[dict[str, Any]] = {
+    "error": "",
+    "provider": "",
+    "provider_changed": False,
+    "sampler": "",
+    "captured": [],
+    "application": [],
+    "twice": [],
+}
+
+
+def _middlewares() -> tuple[list[str], list[str]]:
+    """Describe the middlewares that live in the process, and what records calls a second time."""
+    classes = tuple(
+        found
+        for name in ("wsgi", "tornado", "asgi", "django")
+        if (found := getattr(sys.modules.get(f"moesif_otel.{name}"), "MoesifMiddleware", None)) is not None
+    )
+    living = [each for each in gc.get_objects() if classes and type(each) in classes]
+    lines, twice = [], []
+    for each in living:
+        shown = ", ".join(f"{name} = {text}" for name, text in each.settings.changed().items()) or "all defaults"
+        lines.append(f"{type(each).__module__}.MoesifMiddleware to {each.settings.shown_address} with {shown}")
+        inner, depth = getattr(each, "app", None), 0
+        while inner is not None and depth < 50:
+            if type(inner) in classes and inner.settings.pipeline_key == each.settings.pipeline_key:
+                twice.append("a MoesifMiddleware lies around another one of the same application id")
+                break
+            inner, depth = getattr(inner, "wsgi_app", None) or getattr(inner, "app", None), depth + 1
+    twice += [f"{name} is loaded too, and records the same calls" for name in _REPLACED if name in sys.modules]
+    return lines, twice
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the program for `RUN_S` seconds at most, and write the report.
+
+    Args:
+        arguments: The report's path, then the program; without one the set-up alone is reported.
+    """
+    report = _Report(arguments[0])
+    program = list(arguments[1:])
+    timer = threading.Timer(RUN_S, report.write)
+    timer.daemon = True
+    timer.start()
+    try:
+        from opentelemetry import trace
+        from opentelemetry.instrumentation.auto_instrumentation import initialize
+
+        from moesif_otel._autoinstrument import environment
+
+        environment.prepare(os.environ)
+        initialize()
+        report.provider_before = trace.get_tracer_provider()
+        _run(program, report)
+    except SystemExit as exc:
+        report.write("" if exc.code in {None, 0} else f"exit status {exc.code}")
+    except BaseException as exc:
+        report.write(type(exc).__qualname__)
+    report.write()
+
+
+def _run(program: list[str], report: _Report) -> None:
+    if not program:
+        return
+    sys.path.insert(0, str(Path.cwd()))
+    if len(program) == 1 and ":" in program[0]:
+        module, _, attribute = program[0].partition(":")
+        found: Any = importlib.import_module(module)
+        for name in attribute.split("."):
+            found = getattr(found, name)
+        report.application.append(f"{program[0]} is a {type(found).__module__}.{type(found).__qualname__}")
+        return
+    if Path(program[0]).name.startswith("python"):
+        program = program[1:]
+    if program[:1] == ["-m"]:
+        sys.argv = program[1:]
+        runpy.run_module(program[1], run_name="__main__", alter_sys=True)
+    elif program:
+        sys.argv = program
+        path = program[0] if Path(program[0]).exists() else shutil.which(program[0]) or program[0]
+        runpy.run_path(path, run_name="__main__")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
