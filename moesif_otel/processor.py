@@ -46,7 +46,7 @@ class MoesifSpanProcessor(SpanProcessor):
     ) -> None:
         self.settings = settings = Settings.of(settings)
         self.pipeline = _pipeline_with(settings, exporter)
-        self.pipeline.of_processor = True
+        self.pipeline.of_processor = self.pipeline.sees_spans = True
         self.pipeline.join(self)
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:

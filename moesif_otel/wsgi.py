@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from moesif_otel._capture.callbacks import check_signatures
-from moesif_otel._capture.wsgi.capture import WsgiTap
+from moesif_otel._capture.wsgi.capture import WsgiCapture
 from moesif_otel._capture.wsgi.span import ServerSpans
 from moesif_otel._pipeline.middleware import Middleware
 from moesif_otel.errors import MoesifConfigError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
     from moesif_otel._capture.exchange import Exchange
+    from moesif_otel._capture.wsgi.span import ServerSpans
 
 __all__ = ["MoesifMiddleware"]
 
@@ -28,7 +30,7 @@ class MoesifMiddleware(Middleware):
 
     Args:
         app: The WSGI application (PEP 3333).
-        settings: Dict of options, `{"APPLICATION_ID": "…", …}`; the README lists them all.
+        settings: Dict of options, `{"APPLICATION_ID": "…", …}`; absent ones are read from the environment.
         tracer_provider: Provider for the SERVER spans; by default the global one if it is an SDK provider at the first
             request, else none: then no spans are made, nobody could see them.
 
@@ -44,29 +46,31 @@ class MoesifMiddleware(Middleware):
         settings: Mapping[str, Any] | Settings | None = None,
         tracer_provider: TracerProvider | None = None,
     ) -> None:
-        if not callable(app):
-            raise MoesifConfigError(f"app: got {type(app).__name__}, takes a WSGI application (a callable)")
+        _check_application(app)
         settings = Settings.of(settings)
         check_signatures(settings, ("app", "environ"), identify=("app", "environ", "response_headers"))
         super().__init__(settings, tracer_provider)
         self.app = app
-        self._tap = WsgiTap(
-            self._pipeline, transaction_id=None if self.settings.disabled_transaction_id else self._transaction_id
+        self._capture = WsgiCapture(
+            self._pipeline, transaction_id=None if settings.disabled_transaction_id else self._transaction_id
         )
         self._spans: dict[str, ServerSpans | None] = {}
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
         """Serve one request (PEP 3333): what the application returns and raises passes unchanged."""
+        if self._is_shut_down:
+            return self.app(environ, start_response)
         spans = self._spans["made"] if self._spans else self._resolve()
-        return self._tap.call(self.app, environ, start_response, spans=spans)
+        return self._capture.call(self.app, environ, start_response, spans=spans)
 
     def _resolve(self) -> ServerSpans | None:
         spans = None
         try:
             provider = self._provider_to_watch()
             if provider is not None:
-                given = self._explicit_provider is not None
-                spans = ServerSpans(provider, shared=True, app=self.app, given=given)
+                from moesif_otel._capture.wsgi.span import ServerSpans
+
+                spans = ServerSpans(provider, app=self.app, given=self._explicit_provider is not None)
         except Exception as exc:
             self._pipeline.guard.caught("choosing a tracer provider", exc)
         # No lock (a forked child could inherit it held): of first requests at the same time one wins, atomically.
@@ -74,3 +78,29 @@ class MoesifMiddleware(Middleware):
 
     def _transaction_id(self, exchange: Exchange) -> str:
         return self._transaction_id_of(exchange, exchange.callback_arguments[1].get("HTTP_X_MOESIF_TRANSACTION_ID"))
+
+
+def _check_application(app: Any) -> None:
+    """Refuse what is certainly no WSGI application, and say what to use.
+
+    Raises:
+        MoesifConfigError: It is none.
+    """
+    if not callable(app):
+        raise MoesifConfigError(f"app: got {type(app).__name__}, takes a WSGI application (environ, start_response)")
+    call = getattr(type(app), "__call__", None)  # noqa: B004 - a class may have an `async def __call__`
+    if inspect.iscoroutinefunction(app) or (not inspect.isfunction(app) and inspect.iscoroutinefunction(call)):
+        raise MoesifConfigError(
+            f"app: got {type(app).__name__} {getattr(app, '__qualname__', '')}".rstrip()
+            + ", an ASGI application (FastAPI, Starlette, Quart, Django's ASGIHandler); use "
+            "moesif_otel.asgi.MoesifMiddleware around it"
+        )
+    try:
+        names = tuple(inspect.signature(app).parameters)
+    except (TypeError, ValueError):
+        return
+    if names == ("scope", "receive", "send"):
+        raise MoesifConfigError(
+            f"app: {type(app).__name__} takes (scope, receive, send), as ASGI applications do; use "
+            "moesif_otel.asgi.MoesifMiddleware around it"
+        )

@@ -27,6 +27,7 @@ class RecordingPipeline:
         self.late: queue.SimpleQueue[Exchange] = queue.SimpleQueue()
         self.callbacks_wanted = False
         self.decision: Any = None  # a function (exchange, read_ahead) -> Verdict, or none
+        self.sees_spans = False
 
     def opened(self, exchange: Exchange) -> None:
         self.open.append(exchange)
@@ -37,6 +38,16 @@ class RecordingPipeline:
     @property
     def has_rules(self) -> bool:
         return self.decision is not None
+
+    @property
+    def has_rules(self) -> bool:
+        return self.decision is not None
+
+    def bind(self, exchange: Exchange, span: object) -> None:
+        exchange.span = span  # type: ignore[assignment]
+
+    def answering(self, exchange: Exchange) -> None:
+        pass
 
     def govern(self, exchange: Exchange, read_ahead: object) -> object:
         return self.decision(exchange, read_ahead) if self.decision is not None else None

@@ -355,13 +355,14 @@ def test_a_spans_ids_and_attributes_decorate_the_event(sandbox: Sandbox) -> None
 
 
 def test_after_shutdown_the_application_is_served_on(sandbox: Sandbox) -> None:
-    """Calls after `shutdown` are answered, counted as dropped and not delivered."""
+    """Calls after `shutdown` pass straight through: no callback, no span, no tee, no header, nothing counted."""
     door = Door(sandbox)
     door.ask()
     door.app.shutdown()
     assert door.ask()[2] == b'{"empty": true}'
     stats = door.app.stats()
-    assert (stats["accepted"], stats["delivered"], stats["dropped"]) == (2, 1, {"shutdown": 1})
+    assert (stats["accepted"], stats["delivered"], stats["dropped"]) == (1, 1, {})
+    assert "X-Moesif-Transaction-Id" not in door.ask()[1]
     assert len(sandbox.events()) == 1
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from moesif_otel._capture.asgi.capture import AsgiCapture
     from moesif_otel._capture.outgoing import Route
     from moesif_otel._capture.tornado.capture import TornadoTap
-    from moesif_otel._capture.wsgi.capture import WsgiTap
+    from moesif_otel._capture.wsgi.capture import WsgiCapture
     from moesif_otel._delivery.stats import Stats
     from moesif_otel._pipeline.pipeline import Pipeline
     from moesif_otel._pipeline.sink import EventSink
@@ -78,7 +78,7 @@ class Instrumentation:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         # Filled once, by `dict.setdefault`: no lock that a forked child could inherit held.
-        self._made: dict[str, tuple[Pipeline, WsgiTap]] = {}
+        self._made: dict[str, tuple[Pipeline, WsgiCapture]] = {}
         self._active = False
         self._provider: Any = None
         self._route: Route | None = None
@@ -100,16 +100,16 @@ class Instrumentation:
         """Give the pipeline, joining a live one of equal settings or making one."""
         return self._pipeline()[0]
 
-    def _pipeline(self) -> tuple[Pipeline, WsgiTap]:
+    def _pipeline(self) -> tuple[Pipeline, WsgiCapture]:
         made = self._made.get("made")
         if made is None:
             # Late imports: what delivers brings `requests`, and locks that belong on the far side of gevent's patches.
-            from moesif_otel._capture.wsgi.capture import WsgiTap
+            from moesif_otel._capture.wsgi.capture import WsgiCapture
             from moesif_otel._pipeline.pipeline import Pipeline, live_pipeline
             from moesif_otel._pipeline.sink import EventSink
 
             pipeline = live_pipeline(self.settings, of_processor=True) or Pipeline(EventSink(self.settings))
-            made = self._made.setdefault("made", (pipeline, WsgiTap(pipeline, provisional=True)))
+            made = self._made.setdefault("made", (pipeline, WsgiCapture(pipeline, provisional=True)))
             made[0].of_processor = True
             made[0].join(self)
         return made

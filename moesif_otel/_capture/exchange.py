@@ -7,6 +7,7 @@ no framework objects after the finish.
 from __future__ import annotations
 
 import os
+import random
 import re
 import time
 from collections.abc import Mapping
@@ -142,6 +143,19 @@ class Pipeline(Protocol):
     @property
     def has_rules(self) -> bool:
         """Whether there are governance rules to ask."""
+        ...
+
+    @property
+    def sees_spans(self) -> bool:
+        """Whether spans of some tracer provider come by."""
+        ...
+
+    def bind(self, exchange: Exchange, span: Any) -> None:
+        """Bind the span that the capture made for this call."""
+        ...
+
+    def answering(self, exchange: Exchange) -> None:
+        """Take note that the application answers: the span that is current may be the call's own. Never raises."""
         ...
 
     def govern(self, exchange: Exchange, read_ahead: Callable[[], bytes | None]) -> Decision | None:
@@ -515,6 +529,13 @@ def snapshot(value: Any, _level: int = 0) -> Any:
     return value
 
 
+_random: list[tuple[int, random.Random]] = []
+
+
 def random_id(size_bytes: int) -> int:
-    """Give a random, non-zero id (W3C Trace Context forbids zero); safe after a fork, unlike `random`."""
-    return int.from_bytes(os.urandom(size_bytes), "big") or 1
+    """Return a random, non-zero id (W3C Trace Context forbids zero); every process has a source of its own."""
+    # Asking the system each time would be two calls that let go of the interpreter on the way of each request.
+    pid = os.getpid()
+    if not _random or _random[0][0] != pid:
+        _random[:] = [(pid, random.Random(os.urandom(32)))]  # noqa: S311 - ids, no secrets
+    return _random[0][1].getrandbits(size_bytes * 8) or 1

@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import trace
+from opentelemetry.propagate import get_global_textmap
 
 if TYPE_CHECKING:
     from moesif_otel._capture.exchange import Exchange
@@ -23,7 +24,7 @@ class ServerSpanChoice:
 
     None under a valid current span; none where a framework's instrumentation is loaded (that one call brings no span
     may mean an excluded URL); none once a call has brought a SERVER span of its own; and on a provider that nobody gave
-    us, none before a call has shown that nobody makes one.
+    us, none before calls have shown that nobody makes one.
 
     Args:
         provider: SDK tracer provider.
@@ -33,7 +34,7 @@ class ServerSpanChoice:
         instrumentations: Modules that make the SERVER span of a framework, where they are imported.
     """
 
-    __slots__ = ("_app_has_its_own", "_certain_sampler", "_instrumentations", "_make")
+    __slots__ = ("_app_has_its_own", "_bare_paths", "_certain_sampler", "_instrumentations", "_make")
 
     def __init__(
         self, provider: Any, *, app: Any, given: bool, middleware_class: type, instrumentations: tuple[str, ...]
@@ -41,24 +42,44 @@ class ServerSpanChoice:
         self._certain_sampler = _keeps_every_root(provider)
         self._app_has_its_own = _contains(app, middleware_class)
         self._make = given
+        self._bare_paths: set[Any] = set()
         self._instrumentations = instrumentations
 
-    def is_ours(self) -> bool:
-        """Whether to start a span for the call that begins."""
+    def is_ours(self, path: Any) -> bool:
+        """Whether to start a span for the call that begins.
+
+        Args:
+            path: The request's; what is learned from one that brought no span holds for its own path at first.
+        """
         return (
-            self._make
+            (self._make or path in self._bare_paths)
             and not self._app_has_its_own
             and not trace.get_current_span().get_span_context().is_valid
             and not any(name in sys.modules for name in self._instrumentations)
         )
 
-    def observe(self, exchange: Exchange, *, made: bool) -> None:
-        """Learn from a finished call whether the application brings a SERVER span of its own."""
+    def observe(self, exchange: Exchange, path: Any, *, made: bool) -> None:
+        """Learn from a finished call whether the application brings a SERVER span of its own.
+
+        One without a span may be a health check that is excluded from tracing, or one that its caller has sampled out:
+        only calls that carry no decision of a caller count, and the first ones each for their own path alone.
+        """
         if exchange.inner_server_span or (exchange.span is not None and not made):
             self._app_has_its_own = True
-        elif self._certain_sampler and not exchange.has_remote_parent:
-            # With any other sampler a missing span may be one that was sampled out.
-            self._make = True
+        elif not self._make and self._certain_sampler and not made and not _carries_a_trace(exchange):
+            self._bare_paths.add(path)
+            self._make = len(self._bare_paths) >= _ENOUGH_PATHS
+
+
+_ENOUGH_PATHS: Final = 10
+_TRACE_HEADERS: Final = frozenset(
+    {"traceparent", "b3", "x-b3-sampled", "x-b3-traceid", "uber-trace-id", "x-amzn-trace-id", "x-cloud-trace-context"}
+)
+
+
+def _carries_a_trace(exchange: Exchange) -> bool:
+    carriers = _TRACE_HEADERS.union(field.lower() for field in get_global_textmap().fields)
+    return any(name.lower() in carriers for name, _value in exchange.request_headers)
 
 
 def _keeps_every_root(provider: Any) -> bool:

@@ -180,6 +180,7 @@ class Pipeline:
         self.is_live = True
         self._is_silent = True
         self.of_processor = False
+        self.sees_spans = False
         self._owners: weakref.WeakSet[Any] = weakref.WeakSet()
         self._dispatchers: list[Dispatcher] = []
         if self.settings.debug:
@@ -214,6 +215,7 @@ class Pipeline:
             dispatcher = dispatcher_on(provider)
             if dispatcher not in self._dispatchers and self.is_live:
                 self._dispatchers.append(dispatcher)
+                self.sees_spans = True
                 dispatcher.register(self)
         except Exception as exc:
             self.guard.caught("watching a tracer provider", exc)
@@ -418,6 +420,23 @@ class Pipeline:
         elif exchange.span is not span:
             exchange.inner_server_span = True
         return True
+
+    def bind(self, exchange: Exchange, span: Any) -> None:
+        """Bind the span that a capture made for this very call, where `on_start` has not seen it as that."""
+        if span.is_recording() and exchange.is_open:
+            self._live.pop(_span_id(span), None)
+            self._bind(exchange, span)
+
+    def answering(self, exchange: Exchange) -> None:
+        """Bind the current span while the application answers, where `on_start` ran in another thread.
+
+        The SDK's `ConcurrentMultiSpanProcessor` runs processors in threads of its own. Never raises.
+        """
+        try:
+            if exchange.span is None and exchange.is_open:
+                self._bind_current(exchange)
+        except Exception as exc:
+            self.guard.caught("binding a span", exc)
 
     def _bind(self, exchange: Exchange, span: Span) -> None:
         context = span.get_span_context()

@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, Sp
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from moesif_otel._capture.wsgi.capture import WsgiTap
+from moesif_otel._capture.wsgi.capture import WsgiCapture
 from moesif_otel._capture.wsgi.span import ServerSpans
 from moesif_otel._otlp.sink import http_session
 from moesif_otel.errors import MoesifConfigError
@@ -78,7 +78,7 @@ class Caller:
         self.provider = TracerProvider(shutdown_on_exit=False)
         self.provider.add_span_processor(SimpleSpanProcessor(self.other))
         self.provider.add_span_processor(self.processor)
-        self.tap = WsgiTap(self.processor.pipeline)
+        self.tap = WsgiCapture(self.processor.pipeline)
         self.server_spans = ServerSpans(self.provider, shared=True, app=self.app)
         self.answer: bytes = b'{"answer": 42, "password": "hunter2"}'
         self.during: Any = None

@@ -205,6 +205,7 @@ class HttpCall:
         "_guard",
         "_keeps_bodies",
         "_objects",
+        "_path",
         "_receive",
         "_rest",
         "_scope",
@@ -222,6 +223,7 @@ class HttpCall:
         self._send = send
         self._trailers = False
         self._span: ServerSpan | None = None
+        self._path: Any = None
         self.spans: ServerSpans | None = None  # makes the SERVER span, where no instrumentation does
         self._objects: CallbackObjects | None = None
         self._scope: Any = None
@@ -230,6 +232,7 @@ class HttpCall:
 
     def _start_span(self, spans: ServerSpans, scope: Any) -> Any:
         """Start the SERVER span, where it is ours to make, and make it current."""
+        self._path = scope.get("path")
         try:
             span = self._span = spans.start(scope)
             return None if span is None or span.context is None else otel_context.attach(span.context)
@@ -392,7 +395,7 @@ class HttpCall:
                 span, self._span = self._span, None
                 if span is not None:
                     span.end(error)
-                self.spans.observe(exchange, made=span is not None)
+                self.spans.observe(exchange, self._path, made=span is not None)
         except Exception as exc:
             self._guard.caught("a SERVER span", exc)
         try:

@@ -135,4 +135,4 @@ class ServerSpans(ServerSpanChoice):
 
     def start(self, scope: Any) -> ServerSpan | None:
         """Start the span of a call, or None where it is not ours to make."""
-        return ServerSpan(self._middleware, dict(scope)) if self.is_ours() else None
+        return ServerSpan(self._middleware, dict(scope)) if self.is_ours(scope.get("path")) else None

@@ -1,9 +1,7 @@
-"""The WSGI tap: one call from the server to the application and back, noted in an Exchange.
+"""Capture of WSGI calls (PEP 3333): `WsgiCapture` stands around an application and notes each call in an Exchange.
 
-Owns: `WsgiTap`, which stands around an application (PEP 3333), and the record of one call.
-Threads: those of the server; a stream may be iterated and closed in others, and dropped by a finalizer.
-Never: changes what server or application see (but for one header, if told to), raises an error of its own, reads a
-body, waits.
+It changes nothing that server or application see, but for one header if told to, raises no error of its own, reads no
+body on its own, and waits for nothing. A stream may be iterated and closed in any thread, and dropped by a finalizer.
 """
 
 from __future__ import annotations
@@ -15,23 +13,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 import wrapt
-from opentelemetry import context as otel_context
 
 from moesif_otel._capture.body import CapturedBody
 from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
-from moesif_otel._capture.wsgi.environ import header_source, may_have_body, url_source
-from moesif_otel._capture.wsgi.input import InputTee
-from moesif_otel._capture.wsgi.read_ahead import read_ahead
-from moesif_otel._capture.wsgi.response import ResponseStream, SizedResponseStream
+from moesif_otel._capture.wsgi.environ import asks_for_upgrade, headers_of, may_have_body, url_source
+from moesif_otel._capture.wsgi.input import read_ahead, tee_input
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextvars import Token
+    from collections.abc import Callable, Iterator
 
     from moesif_otel._capture.exchange import Decision, Pipeline
     from moesif_otel._capture.wsgi.span import ServerSpan, ServerSpans
 
-__all__ = ["EXCHANGES_KEY", "TRANSACTION_ID_HEADER", "WsgiTap"]
+__all__ = ["EXCHANGES_KEY", "TRANSACTION_ID_HEADER", "WsgiCapture"]
 
 EXCHANGES_KEY: Final = "moesif_otel.exchanges"
 """Where an environ carries the Exchanges of its call, against capturing one call twice."""
@@ -41,17 +35,20 @@ _TRANSACTION_ID_NAME: Final = TRANSACTION_ID_HEADER.lower()
 
 _NO_BODY_STATUSES: Final = frozenset({204, 304})
 _WHOLE: Final = (list.__iter__, tuple.__iter__)
+_BYTES: Final = (bytes, bytearray, memoryview)
+# How servers are told that a handler has taken the connection over (Flask-Sock, Flask-SocketIO, gevent-websocket).
+_TAKEN_OVER: Final = (StopIteration, ConnectionError)
 
 
-class WsgiTap:
+class WsgiCapture:
     """Captures the calls that go through it.
 
     Args:
         pipeline: Whose calls they are.
-        transaction_id: Gives the id for `X-Moesif-Transaction-Id`, or None to add no such header.
+        transaction_id: Returns the id for `X-Moesif-Transaction-Id`, or None to add no such header.
         provisional: Stand back where a `MoesifMiddleware` of the same application id is inside.
         governs: Whether governance rules are asked here, and not further inside.
-        offer_to_callbacks: Prepares the arguments of callbacks at the end of a call.
+        offer_to_callbacks: Prepares the arguments of callbacks at the end of a call, in another way than WSGI's.
 
     Thread-safe.
     """
@@ -68,10 +65,10 @@ class WsgiTap:
         offer_to_callbacks: Callable[[Exchange], None] | None = None,
     ) -> None:
         self._pipeline = pipeline
-        self.governs = governs
-        self.offer_to_callbacks = offer_to_callbacks or _offer_to_callbacks
-        self.transaction_id = transaction_id
         self._provisional = provisional
+        self.governs = governs
+        self.offer_to_callbacks = offer_to_callbacks
+        self.transaction_id = transaction_id
 
     def call(
         self,
@@ -89,7 +86,7 @@ class WsgiTap:
             environ: The server's environ.
             start_response: The server's `start_response`.
             callback_app: What the users' callbacks get as `app`; the application by default.
-            spans: Makes the SERVER span, or None where the framework's instrumentor does.
+            spans: Makes the SERVER span, or None where nobody would see one or somebody else makes it.
 
         Returns:
             What the application returned, or an iterable that passes the same pieces on.
@@ -98,41 +95,44 @@ class WsgiTap:
             Whatever the application raises, unchanged.
         """
         try:
-            call = self._open(environ, start_response, app if callback_app is None else callback_app, spans)
+            call = self._open(environ, start_response, app if callback_app is None else callback_app)
         except Exception as exc:
             self._pipeline.guard.caught("capture of a WSGI call", exc)
             call = None
         if call is None:
             return app(environ, start_response)
-        return call.run(app, environ)
+        return call.run(app, environ, spans)
 
-    def _open(
-        self, environ: dict[str, Any], start_response: Any, callback_app: Any, spans: ServerSpans | None
-    ) -> _Call | None:
+    def _open(self, environ: dict[str, Any], start_response: Any, callback_app: Any) -> _Call | None:
         pipeline = self._pipeline
         present: tuple[Exchange, ...] = environ.get(EXCHANGES_KEY, ())
         if present and not self._take_over(present):
             return None
-        exchange = Exchange(pipeline, "Incoming", environ.get("REQUEST_METHOD", "GET"))
-        exchange.provisional = self._provisional
+        method = environ.get("REQUEST_METHOD", "GET")
+        exchange = Exchange(pipeline, "Incoming", method)
         exchange.url = url_source(environ)
-        exchange.request_headers = header_source(environ)
+        exchange.request_headers = headers_of(environ)
         exchange.peer_address = environ.get("REMOTE_ADDR") or None
         exchange.has_remote_parent = "HTTP_TRACEPARENT" in environ
+        exchange.provisional = self._provisional
+        if present:
+            exchange.same_request = exchange.outer in present
         exchange.callback_arguments = (callback_app, environ)
         settings = pipeline.settings
         if settings.log_body:
             exchange.response_body = CapturedBody(settings.response_max_body_size, pipeline.budget)
-            if "wsgi.input" in environ and may_have_body(environ):
+            if may_have_body(environ, method) and "wsgi.input" in environ:
                 body = exchange.request_body = CapturedBody(settings.request_max_body_size, pipeline.budget)
-                environ["wsgi.input"] = InputTee(environ["wsgi.input"], body, pipeline.guard)
+                environ["wsgi.input"] = tee_input(environ["wsgi.input"], body, pipeline.guard)
         environ[EXCHANGES_KEY] = (*present, exchange)
-        return _Call(exchange, start_response, self, spans)
+        return _Call(self, exchange, start_response, environ.get("PATH_INFO"), environ.get("SCRIPT_NAME"))
 
     def _take_over(self, present: tuple[Exchange, ...]) -> bool:
+        """Whether this call is ours to capture, although its environ has met a capture before."""
         key = self._pipeline.settings.pipeline_key
         for exchange in present:
-            if exchange.pipeline.settings.pipeline_key != key:
+            # One that is over was another try, by a middleware that calls the application again.
+            if exchange.pipeline.settings.pipeline_key != key or not exchange.is_open:
                 continue
             if not exchange.provisional or self._provisional:
                 return False
@@ -141,190 +141,227 @@ class WsgiTap:
 
 
 class _Call:
-    """One call: the contexts, the span and the Exchange around it."""
+    """One call: what is around it, and what comes back."""
 
     __slots__ = (
+        "_app_headers",
+        "_capture",
         "_decision",
         "_exchange",
-        "_guard",
+        "_header_count",
+        "_path",
         "_sent_bytes",
+        "_sent_headers",
         "_server_start_response",
         "_server_write",
         "_span",
         "_spans",
-        "_tap",
     )
 
-    def __init__(
-        self,
-        exchange: Exchange,
-        start_response: Any,
-        tap: WsgiTap,
-        spans: ServerSpans | None,
-    ) -> None:
+    def __init__(self, capture: WsgiCapture, exchange: Exchange, start_response: Any, *path: Any) -> None:
+        self._capture = capture
         self._exchange = exchange
-        self._tap = tap
-        self._guard = exchange.pipeline.guard
+        self._path = path
         self._server_start_response = start_response
         self._server_write: Any = None
-        self._spans = spans
+        self._spans: ServerSpans | None = None
         self._span: ServerSpan | None = None
         self._sent_bytes = 0
         self._decision: Decision | None = None
+        # The application's list of headers, ours if the server got another one, and how many had been there.
+        self._app_headers: Any = ()
+        self._sent_headers: list[tuple[str, str]] | None = None
+        self._header_count = 0
 
-    def run(self, app: Any, environ: dict[str, Any]) -> Any:
+    def run(self, app: Any, environ: dict[str, Any], spans: ServerSpans | None) -> Any:
         """Call the application and take its result."""
-        token = current_exchange.set(self._exchange)
+        exchange = self._exchange
+        pipeline = exchange.pipeline
+        token = current_exchange.set(exchange)
         try:
-            self._start(environ)
-            self._decision = decision = self._govern(environ)
-            attached = self._attach()
+            if spans is not None:
+                self._start_span(spans, environ)
+            pipeline.opened(exchange)
+            decision = None
+            if self._capture.governs:
+                exchange.governed = True
+                if pipeline.has_rules:
+                    self._decision = decision = self._govern(environ)
+            span = self._span
             try:
+                if span is not None:
+                    span.enter()
                 if decision is not None and decision.blocked:
                     result = self._answer_instead(decision)
                 else:
                     result = app(environ, self.start_response)
             except BaseException as exc:
-                self.failed(exc)
+                self.failed(exc, environ)
                 raise
             finally:
-                if attached is not None:
-                    otel_context.detach(attached)
+                if span is not None:
+                    span.leave()
         finally:
             current_exchange.reset(token)
         try:
-            return self._take(result, environ.get("wsgi.file_wrapper"))
+            return self._take(result, environ)
         except Exception as exc:
-            self._guard.caught("capture of a WSGI response", exc)
+            pipeline.guard.caught("capture of a WSGI response", exc)
             return result
 
-    def _start(self, environ: dict[str, Any]) -> None:
+    def _start_span(self, spans: ServerSpans, environ: dict[str, Any]) -> None:
+        self._spans = spans
         try:
-            if self._spans is not None:
-                self._span = self._spans.start(environ)
+            self._span = span = spans.start(environ)
+            if span is not None and self._exchange.span is None:
+                self._exchange.pipeline.bind(self._exchange, span.span)
         except Exception as exc:
-            self._guard.caught("a SERVER span", exc)
-        self._exchange.pipeline.opened(self._exchange)
+            self._exchange.pipeline.guard.caught("a SERVER span", exc)
 
     def _govern(self, environ: dict[str, Any]) -> Decision | None:
-        exchange = self._exchange
-        if not self._tap.governs:
-            return None
-        exchange.governed = True
-        pipeline = exchange.pipeline
-        return pipeline.govern(exchange, partial(read_ahead, environ, pipeline.settings.request_max_body_size))
+        pipeline = self._exchange.pipeline
+        limit_bytes = pipeline.settings.request_max_body_size
+        return pipeline.govern(self._exchange, partial(read_ahead, environ, limit_bytes))
 
     def _answer_instead(self, decision: Decision) -> list[bytes]:
         """Answer a blocked request; the application is not called."""
         self.start_response(decision.status_line, decision.headers)
         return [] if self._exchange.method == "HEAD" or not decision.body else [decision.body]
 
-    def _attach(self) -> Token[Any] | None:
-        span = self._span
-        if span is None or span.context is None or self._spans is None or not self._spans.shared:
-            return None
-        return otel_context.attach(span.context)
-
     # What the application calls.
 
     def start_response(self, status: str, headers: list[tuple[str, str]], *exc_info: Any, **named: Any) -> Any:
         """Pass status and headers on as they are, then note them."""
-        decision = self._decision
-        if decision is not None and not decision.blocked:
-            headers = decision.added_to(headers)
+        sent = self._headers_to_send(headers)
         # PEP 3333 wants them positional, but `exc_info=` works with every server, so it works here.
-        write = self._server_start_response(status, self._with_transaction_id(headers), *exc_info, **named)
+        write = self._server_start_response(status, sent, *exc_info, **named)
+        exchange = self._exchange
         try:
-            self._note_response(status, headers)
+            self._app_headers, self._header_count = headers, len(headers)
+            self._sent_headers = None if sent is headers else sent
+            exchange.status = int(status[:3])
+            if self._span is not None:
+                self._span.respond(status, headers)
+            elif exchange.pipeline.sees_spans:
+                exchange.pipeline.answering(exchange)
         except Exception as exc:
-            self._guard.caught("capture of a status", exc)
+            exchange.pipeline.guard.caught("capture of a status", exc)
         if write is None:
             return None
         self._server_write = write
         return self._write
 
     def _write(self, data: bytes) -> Any:
+        self._catch_up_headers()
         result = self._server_write(data)
         self.piece(data)
         return result
 
-    def _with_transaction_id(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        transaction_id = self._tap.transaction_id
-        if transaction_id is None:
+    def _headers_to_send(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        decision = self._decision
+        if decision is not None and not decision.blocked:
+            headers = decision.added_to(headers)
+        transaction_id = self._capture.transaction_id
+        if transaction_id is None or type(headers) is not list:
             return headers
         try:
-            if type(headers) is not list:
-                return headers
-            for header in headers:
-                if header[0].lower() == _TRANSACTION_ID_NAME:
+            for name, _value in headers:
+                if type(name) is str and len(name) == 23 and name.lower() == _TRANSACTION_ID_NAME:
                     return headers
             return [*headers, (TRANSACTION_ID_HEADER, transaction_id(self._exchange))]
         except Exception as exc:
-            self._guard.caught("the transaction id header", exc)
+            self._exchange.pipeline.guard.caught("the transaction id header", exc)
         return headers
 
-    def _note_response(self, status: str, headers: list[tuple[str, str]]) -> None:
-        exchange = self._exchange
-        exchange.status = int(status[:3])
-        exchange.response_headers = list(headers)
-        if self._span is not None:
-            self._span.respond(status, headers)
+    def _catch_up_headers(self) -> None:
+        """Add to what the server got what the application has added to its own list since (wsgiref sends it)."""
+        sent, headers = self._sent_headers, self._app_headers
+        if sent is not None and len(headers) > self._header_count:
+            sent.extend(headers[self._header_count :])
+            self._header_count = len(headers)
 
     # What comes back.
 
-    def _take(self, result: Any, file_wrapper: Any) -> Any:
+    def _take(self, result: Any, environ: dict[str, Any]) -> Any:
         kind = type(result)
         # A subclass with a `close` of its own too: gevent's server goes over such a list twice, first for its length.
         if kind is list or kind is tuple or getattr(kind, "__iter__", None) in _WHOLE:
+            self._catch_up_headers()
             for chunk in result:
                 self.piece(chunk)
-            self._finish(Outcome.COMPLETE)
+            self._finish(Outcome.COMPLETE if self._is_answered(environ) else Outcome.UPGRADED)
             return result
-        if kind is bytes or _is_file(result, file_wrapper):
+        if kind is bytes or _is_file(result, environ.get("wsgi.file_wrapper")):
             # The server sends it without us (sendfile); gunicorn and waitress know only the original object.
+            self._catch_up_headers()
             body, length = self._exchange.response_body, self._content_length_bytes()
             if body is not None and length:
                 body.count(length)
             self._finish(Outcome.COMPLETE)
             return result
+        if getattr(result, "streaming", None) is False and type(getattr(result, "content", None)) is bytes:
+            # Django's answer: whoever calls a framework's application himself gets the framework's own object.
+            self._catch_up_headers()
+            self.piece(result.content)
+            self._finish(Outcome.COMPLETE)
+            return result
+        if not hasattr(kind, "__iter__") and not hasattr(kind, "__getitem__"):
+            # No response: a mark by which the server knows that the connection was taken over.
+            self._finish(Outcome.COMPLETE if self._is_answered(environ) else Outcome.UPGRADED)
+            return result
         sized = hasattr(kind, "__len__")
         return SizedResponseStream(self, result) if sized else ResponseStream(self, result)
 
+    def _is_answered(self, environ: dict[str, Any]) -> bool:
+        """Whether the client has an HTTP answer; otherwise a WebSocket's handler has spoken to it by itself."""
+        exchange = self._exchange
+        if exchange.status is not None or not asks_for_upgrade(environ):
+            return True
+        exchange.status = 101
+        return False
+
     def enter(self) -> Any:
         """Make the Exchange and the span current for one step of a stream."""
-        return current_exchange.set(self._exchange), self._attach()
+        if self._span is not None:
+            self._span.enter()
+        return current_exchange.set(self._exchange)
 
     def leave(self, token: Any) -> None:
         """Undo `enter`."""
-        exchange_token, attached = token
-        if attached is not None:
-            otel_context.detach(attached)
-        current_exchange.reset(exchange_token)
+        current_exchange.reset(token)
+        if self._span is not None:
+            self._span.leave()
 
     def piece(self, chunk: Any) -> None:
-        """Note one piece of the body."""
+        """Note one piece of the body; one that is no bytes is the server's to refuse."""
+        if type(chunk) is not bytes and not isinstance(chunk, _BYTES):
+            return
         body = self._exchange.response_body
         try:
             self._sent_bytes += len(chunk)
             if body is not None:
                 body.add(chunk)
         except Exception as exc:
-            self._guard.caught("capture of a response body", exc)
+            self._exchange.pipeline.guard.caught("capture of a response body", exc)
 
     def exhausted(self) -> None:
-        """The application gave all: the call is complete, whether or not somebody closes it."""
+        """Note that the application gave all: the call is complete, whether or not somebody closes it."""
         self._finish(Outcome.COMPLETE)
 
     def closed(self) -> None:
-        """The server is done; before the end of the body that is the client leaving."""
+        """Note that the server is done; before the end of the body that is the client leaving."""
         self._finish(Outcome.COMPLETE if self._is_whole() else Outcome.ABORTED)
 
-    def failed(self, exc: BaseException) -> None:
-        """The application raised."""
+    def failed(self, exc: BaseException, environ: dict[str, Any] | None = None) -> None:
+        """Note that the application raised."""
+        exchange = self._exchange
+        if environ is not None and isinstance(exc, _TAKEN_OVER) and not self._is_answered(environ):
+            self._finish(Outcome.UPGRADED)
+            return
         if not self._sent_bytes:
             # Nothing has left yet (PEP 3333: headers go with the first piece), so the server answers 500 instead.
-            self._exchange.status = None
-            self._exchange.response_headers = []
+            exchange.status = None
+            self._app_headers = ()
         self._finish(Outcome.FAILED, exc)
 
     def dropped(self) -> None:
@@ -336,6 +373,7 @@ class _Call:
             # Kept alive until our thread ends it: garbage collection of the middleware's generator would end the
             # span in a foreign context, which OpenTelemetry reports as an error.
             exchange.closing = span.end
+        self._note_headers()
         exchange.finish_from_finalizer()
 
     def _is_whole(self) -> bool:
@@ -346,40 +384,159 @@ class _Call:
         return length is not None and self._sent_bytes >= length
 
     def _content_length_bytes(self) -> int | None:
-        headers = self._exchange.response_headers
-        length = next((value for name, value in headers if name.lower() == "content-length"), "")
-        return int(length) if length.isdecimal() else None
+        for name, value in self._app_headers:
+            if isinstance(name, str) and name.lower() == "content-length":
+                text = str(value)  # Werkzeug takes a number
+                return int(text) if text.isdecimal() else None
+        return None
+
+    def _note_headers(self) -> None:
+        headers = self._app_headers
+        decision = self._decision
+        if decision is not None and not decision.blocked and headers:
+            headers = decision.added_to(headers)
+        # What is no text the server refuses, or sends as text.
+        self._exchange.response_headers = [
+            header if type(header[0]) is type(header[1]) is str else (str(header[0]), str(header[1]))
+            for header in headers
+        ]
 
     def _finish(self, outcome: Outcome, error: BaseException | None = None) -> None:
         exchange = self._exchange
+        spans, self._spans = self._spans, None
+        if spans is not None:
+            # Also of a call that a shutdown has ended: its children have been told of the span.
+            span = self._span
+            try:
+                if span is not None:
+                    span.end(error)
+                spans.observe(exchange, self._path[0], made=span is not None)
+            except Exception as exc:
+                exchange.pipeline.guard.caught("a SERVER span", exc)
         if not exchange.is_open:
             return
-        span, self._span = self._span, None
         try:
-            if span is not None:
-                span.end(error)
-            if self._spans is not None:
-                self._spans.observe(exchange, made=span is not None)
-        except Exception as exc:
-            self._guard.caught("a SERVER span", exc)
-        try:
+            self._note_headers()
             if not exchange.callbacks_done and exchange.pipeline.has_callbacks(exchange):
-                self._tap.offer_to_callbacks(exchange)
+                offer = self._capture.offer_to_callbacks
+                if offer is None:
+                    _offer_to_callbacks(exchange, *self._path)
+                else:
+                    offer(exchange)
         except Exception as exc:
-            self._guard.caught("preparing callbacks", exc)
+            exchange.pipeline.guard.caught("preparing callbacks", exc)
         exchange.finish(outcome, error)
 
 
-def _offer_to_callbacks(exchange: Exchange) -> None:
-    """Give the callbacks what the documentation of moesifwsgi promises them, in their arguments and in the environ."""
-    environ = exchange.callback_arguments[1]
+class ResponseStream:
+    """Passes the pieces of an application's iterable on, one for one, with the call's contexts around each step.
+
+    It never gathers the body, iterates ahead of the server, or closes what the server did not close.
+
+    Args:
+        call: The call it belongs to.
+        iterable: What the application returned.
+    """
+
+    __slots__ = ("_call", "_iterable", "_next")
+
+    def __init__(self, call: _Call, iterable: Any) -> None:
+        self._call = call
+        self._iterable = iterable
+        self._next: Any = None
+
+    def __iter__(self) -> Any:
+        if self._next is not None:
+            # Once more: an iterator goes on where it is, anything else begins again, for the application alone.
+            again = iter(self._iterable)
+            return self if again is self._iterable else again
+        call = self._call
+        token = call.enter()
+        try:
+            iterator: Iterator[Any] = iter(self._iterable)
+            self._next = iterator.__next__
+        except BaseException as exc:
+            call.failed(exc)
+            raise
+        finally:
+            call.leave(token)
+        return self
+
+    def __next__(self) -> Any:
+        if self._next is None:
+            iter(self)
+        call = self._call
+        token = call.enter()
+        try:
+            chunk = self._next()
+        except StopIteration:
+            call.exhausted()
+            raise
+        except BaseException as exc:
+            call.failed(exc)
+            raise
+        finally:
+            call.leave(token)
+        if not call._sent_bytes:
+            call._catch_up_headers()
+        call.piece(chunk)
+        return chunk
+
+    def close(self) -> None:
+        """Close the application's iterable, if it can be closed, as often as the server does; then end the call."""
+        close = getattr(self._iterable, "close", None)
+        if close is None:
+            self._call.closed()
+            return
+        token = self._call.enter()
+        try:
+            close()
+        except BaseException as exc:
+            self._call.failed(exc)
+            raise
+        finally:
+            self._call.leave(token)
+        self._call.closed()
+
+    def __getattr__(self, name: str) -> Any:
+        # Attributes that an outer middleware looks for on the application's own object.
+        return getattr(self._iterable, name)
+
+    def __del__(self) -> None:
+        self._call.dropped()
+
+
+class SizedResponseStream(ResponseStream):
+    """For iterables that have a length: servers take `Content-Length` from a response of one piece (PEP 3333).
+
+    Some find the length in a pass of its own and send in a second one (gevent).
+    """
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        return len(self._iterable)
+
+
+def _offer_to_callbacks(exchange: Exchange, path_info: Any, script_name: Any) -> None:
+    """Give the callbacks what the documentation of moesifwsgi promises them, in a copy of the environ.
+
+    Routers move parts of the path to `SCRIPT_NAME`: callbacks get both as the server gave them.
+    """
+    app, environ = exchange.callback_arguments
     headers = dict(exchange.response_headers)
-    exchange.identify_arguments = (*exchange.callback_arguments, headers)
-    environ["moesif.response_headers"] = headers
     response, request = exchange.response_body, exchange.request_body
-    environ["moesif.response_body_chunks"] = [response.data()] if response is not None else []
-    # Parsed only if a callback looks at it: parsing is no work for the request path.
-    environ["moesif.request_body"] = None if request is None else _lazily(partial(_parsed, request.data()))
+    environ = {
+        **environ,
+        "PATH_INFO": path_info,
+        "SCRIPT_NAME": script_name,
+        "moesif.response_headers": headers,
+        "moesif.response_body_chunks": [response.data()] if response is not None else [],
+        # Parsed only if a callback looks at it: parsing is no work for the request path.
+        "moesif.request_body": None if request is None else _lazily(partial(_parsed, request.data())),
+    }
+    exchange.callback_arguments = (app, environ)
+    exchange.identify_arguments = (app, environ, headers)
 
 
 def _lazily(make: Callable[[], Any]) -> Any:

@@ -1,9 +1,4 @@
-"""What an event needs of a WSGI environ, copied out of it so that the environ itself is not kept.
-
-Owns: URL and header facts of PEP 3333 environs, whether a request may have a body.
-Threads: the copies are made in the request's thread, URL and header texts are built later on ours.
-Never: reads `wsgi.input`, keeps the environ.
-"""
+"""What an event needs of a WSGI environ, copied out of it: the environ itself is not kept after the request."""
 
 from __future__ import annotations
 
@@ -18,15 +13,9 @@ if TYPE_CHECKING:
 
     from moesif_otel._capture.exchange import Headers
 
-__all__ = ["header_source", "may_have_body", "url_source"]
+__all__ = ["asks_for_upgrade", "headers_of", "may_have_body", "url_source"]
 
-# CGI variables that are headers without the HTTP_ prefix (PEP 3333, "environ Variables"), and the name that some
-# Apache set-ups use for a header that mod_cgi withholds.
-_HEADERS_WITHOUT_PREFIX: Final = {
-    "CONTENT_TYPE": "Content-Type",
-    "CONTENT_LENGTH": "Content-Length",
-    "HTTP_CGI_AUTHORIZATION": "Authorization",
-}
+_UNPREFIXED: Final = (("CONTENT_TYPE", "Content-Type"), ("CONTENT_LENGTH", "Content-Length"))
 _DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
 # RFC 3986: pchar and "/" stay as they are in a path; what else may stand in a query; "%" of a raw query is kept.
 _PATH_SAFE: Final = "/:@!$&'()*+,;=~"
@@ -83,23 +72,45 @@ def _quoted(text: Any, safe: str) -> str:
     return quote(raw, safe=safe)
 
 
-def header_source(environ: dict[str, Any]) -> Callable[[], Headers]:
-    """Note the request's headers; the function that comes back names them (`HTTP_USER_AGENT` → `User-Agent`)."""
-    # This pass over the environ is one of the larger costs of a request: nothing is decided here that can wait.
-    headers = [item for item in environ.items() if item[0][:5] == "HTTP_"]
-    content_type, content_length = environ.get("CONTENT_TYPE"), environ.get("CONTENT_LENGTH")
-    if content_type:
-        headers.append(("CONTENT_TYPE", content_type))
-    if content_length:
-        headers.append(("CONTENT_LENGTH", content_length))
-    return partial(_name_headers, headers)
+class _HeaderNames(dict[Any, str]):
+    """Names of headers by environ key, `""` for what is none; bounded, since clients choose names."""
+
+    def __missing__(self, key: Any) -> str:
+        if not isinstance(key, str):
+            return ""
+        name = key[5:].replace("_", "-").title() if key.startswith("HTTP_") else ""
+        if len(self) < _MAX_NAMES and len(key) < _MAX_NAME_CHARACTERS:
+            self[key] = name
+        return name
 
 
-def _name_headers(items: list[tuple[str, Any]]) -> Headers:
-    return [(_HEADERS_WITHOUT_PREFIX.get(key) or key[5:].replace("_", "-").title(), str(value)) for key, value in items]
+_MAX_NAMES: Final = 1_000
+_MAX_NAME_CHARACTERS: Final = 100
+# The name that some Apache set-ups use for a header that mod_cgi withholds.
+_header_names: Final = _HeaderNames({"HTTP_CGI_AUTHORIZATION": "Authorization"})
 
 
-def may_have_body(environ: dict[str, Any]) -> bool:
+def headers_of(environ: dict[str, Any]) -> Headers:
+    """Return the request's headers, named as clients write them (`HTTP_USER_AGENT` is `User-Agent`)."""
+    names = _header_names
+    # One pass over the environ, one of the larger costs of a request.
+    headers = [
+        (name, value if type(value) is str else str(value)) for key, value in environ.items() if (name := names[key])
+    ]
+    # Headers without the prefix (PEP 3333, "environ Variables"); servers set them empty for those that are absent.
+    for key, name in _UNPREFIXED:
+        value = environ.get(key)
+        if value:
+            headers.append((name, value if type(value) is str else str(value)))
+    return headers
+
+
+def asks_for_upgrade(environ: dict[str, Any]) -> bool:
+    """Whether the client asks for another protocol on this connection, as for a WebSocket (RFC 9110, 7.8)."""
+    return bool(environ.get("HTTP_UPGRADE")) and "upgrade" in str(environ.get("HTTP_CONNECTION", "")).lower()
+
+
+def may_have_body(environ: dict[str, Any], method: str) -> bool:
     """Whether a request body can come: a length above 0, a chunked request, or a method that has one without either.
 
     A server that decodes chunks itself may hide the `Transfer-Encoding` and give no length (`wsgi.input_terminated`).
@@ -107,4 +118,4 @@ def may_have_body(environ: dict[str, Any]) -> bool:
     length = environ.get("CONTENT_LENGTH")
     if length:
         return bool(length != "0")
-    return bool(environ.get("HTTP_TRANSFER_ENCODING")) or environ.get("REQUEST_METHOD") not in _BODYLESS_METHODS
+    return method not in _BODYLESS_METHODS or "HTTP_TRANSFER_ENCODING" in environ

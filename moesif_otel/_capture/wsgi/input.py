@@ -1,117 +1,152 @@
-"""A tee on `wsgi.input`: the application reads, the first part of what it reads is kept.
+"""The request body on its way to the application: a tee on `wsgi.input`, and reading ahead for governance.
 
-Owns: `InputTee`.
-Threads: the one that serves the request.
-Never: reads ahead of the application, reads after it, changes what a read returns or raises.
+The tee never reads on its own. `read_ahead` is the one place where we read a stream for the application: only when a
+rule that has matched so far has a body condition, no further than told, and not a byte is lost.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+import io
+from typing import TYPE_CHECKING, Any
+
+from moesif_otel._capture.streams import original_of, stand_in_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from moesif_otel._capture.body import CapturedBody
     from moesif_otel._guard import Guard
 
-__all__ = ["InputTee"]
+__all__ = ["PrefixedInput", "read_ahead", "tee_input"]
 
-_FILLS_A_BUFFER: Final = frozenset({"readinto", "readinto1"})
+_BYTES = (bytes, bytearray, memoryview)
 
 
-class InputTee:
-    """Stands for a `wsgi.input` and notes what passes; everything but reading goes straight to the original.
+def tee_input(stream: Any, body: CapturedBody, guard: Guard) -> Any:
+    """Return a stand-in for a `wsgi.input` that notes what is read from it; for one of an earlier try, a new one."""
+    stream = original_of(stream)
+    return stand_in_for(stream, _InputSink(body, guard)) or stream
 
-    Args:
-        stream: The server's `wsgi.input`.
-        body: Where the read bytes are kept.
-        guard: Takes errors of ours.
-    """
 
-    __slots__ = ("_body", "_end", "_guard", "_position", "_stream")
+class _InputSink:
+    """Keeps what is read for the first time: an application that seeks back reads bytes twice."""
 
-    def __init__(self, stream: Any, body: CapturedBody, guard: Guard) -> None:
-        self._stream = stream
+    __slots__ = ("_body", "_end", "_guard", "_position")
+
+    def __init__(self, body: CapturedBody, guard: Guard) -> None:
         self._body = body
         self._guard = guard
-        # An application that seeks back reads bytes twice; only those beyond the furthest point are new.
         self._position = 0
         self._end = 0
 
-    def read(self, *size: Any) -> Any:
-        """Read as the original does."""
-        data = self._stream.read(*size)
-        self._note(data)
-        return data
-
-    def readline(self, *size: Any) -> Any:
-        """Read a line as the original does."""
-        data = self._stream.readline(*size)
-        self._note(data)
-        return data
-
-    def readlines(self, *hint: Any) -> Any:
-        """Read lines as the original does."""
-        lines = self._stream.readlines(*hint)
-        for line in lines:
-            self._note(line)
-        return lines
-
-    def __iter__(self) -> Iterator[Any]:
-        for line in self._stream:
-            self._note(line)
-            yield line
-
-    def __next__(self) -> Any:
-        line = next(self._stream)
-        self._note(line)
-        return line
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._stream, name)
-        if name == "seek":
-            return self._seeking(found)
-        if name == "read1":
-            return self._reading(found)
-        if name in _FILLS_A_BUFFER:
-            return self._filling(found)
-        return found
-
-    def _seeking(self, seek: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*arguments: Any) -> Any:
-            position = seek(*arguments)
-            # Streams of old return None from seek; the place is then unknown and nothing more is noted.
-            self._position = position if isinstance(position, int) else -1
-            return position
-
-        return run
-
-    def _reading(self, read: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*arguments: Any) -> Any:
-            data = read(*arguments)
-            self._note(data)
-            return data
-
-        return run
-
-    def _filling(self, fill: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def run(buffer: Any) -> Any:
-            count = fill(buffer)
-            if count:
-                self._note(bytes(memoryview(buffer)[:count]))
-            return count
-
-        return run
-
-    def _note(self, data: Any) -> None:
+    def piece(self, piece: Any) -> None:
+        """Note one piece that was read."""
         try:
-            if not data or self._position < 0:
+            if not piece or self._position < 0 or not isinstance(piece, _BYTES):
                 return
-            start, self._position = self._position, self._position + len(data)
+            start, self._position = self._position, self._position + len(piece)
             if self._position <= self._end:
                 return
-            self._body.add(data if start == self._end else data[self._end - start :])
+            self._body.add(piece if start == self._end else piece[self._end - start :])
             self._end = self._position
         except Exception as exc:
             self._guard.caught("capture of a request body", exc)
+
+    def told(self, position: Any) -> None:
+        """Note what `tell()` answered: nothing that is not known."""
+
+    def moved(self, position: Any, whence: Any) -> None:
+        """Note a `seek`; after one to a place that is not known nothing more is noted."""
+        if not isinstance(position, int):
+            self._position = -1
+        elif whence == io.SEEK_SET:
+            self._position = position
+        elif whence == io.SEEK_CUR and self._position >= 0:
+            self._position += position
+        else:
+            self._position = -1
+
+    def restarted(self) -> None:
+        """Note that it is read from its beginning: an iterable may, a stream goes on where it is."""
+
+
+def read_ahead(environ: dict[str, Any], max_bytes: int) -> bytes | None:
+    """Read the request body and put it back in front of what is left.
+
+    Args:
+        environ: The request's; its `wsgi.input` is replaced unless it can be sought back.
+        max_bytes: A longer body is not read.
+
+    Returns:
+        The whole body; None when there is none, it is longer, or its end is not known.
+
+    Raises:
+        OSError: The client left; the application will meet the same when it reads.
+    """
+    stream = environ.get("wsgi.input")
+    length = environ.get("CONTENT_LENGTH")
+    terminated = bool(environ.get("wsgi.input_terminated"))
+    if stream is None or not (length or (terminated and environ.get("HTTP_TRANSFER_ENCODING"))):
+        return None
+    if length:
+        wanted_bytes = int(length)
+        if not 0 < wanted_bytes <= max_bytes:
+            return None
+    else:
+        wanted_bytes = max_bytes + 1
+    data: bytes = stream.read(wanted_bytes)
+    if not _seek_back(stream, len(data)):
+        environ["wsgi.input"] = PrefixedInput(data, stream)
+    return data if len(data) <= max_bytes else None
+
+
+def _seek_back(stream: Any, size_bytes: int) -> bool:
+    try:
+        stream.seek(stream.tell() - size_bytes)
+    except (AttributeError, OSError, ValueError, TypeError):  # io.UnsupportedOperation is an OSError
+        return False
+    return True
+
+
+class PrefixedInput:
+    """A `wsgi.input` of which the first part has been read: gives that part, then the rest."""
+
+    __slots__ = ("_prefix", "_rest")
+
+    def __init__(self, prefix: bytes, rest: Any) -> None:
+        self._prefix = io.BytesIO(prefix)
+        self._rest = rest
+
+    def read(self, *size: Any) -> bytes:
+        """Read as PEP 3333 says; the rest is asked only for what the first part does not give."""
+        if not size or size[0] is None or size[0] < 0:
+            data: bytes = self._prefix.read() + self._rest.read(*size)
+            return data
+        part = self._prefix.read(size[0])
+        if len(part) < size[0]:
+            part += self._rest.read(size[0] - len(part))
+        return part
+
+    def readline(self, *size: Any) -> bytes:
+        """Read a line, which may begin in the first part and end in the rest."""
+        limit = size[0] if size and size[0] is not None and size[0] >= 0 else None
+        line: bytes = self._prefix.readline(-1 if limit is None else limit)
+        if line.endswith(b"\n") or (limit is not None and len(line) >= limit):
+            return line
+        rest: bytes = self._rest.readline() if limit is None else self._rest.readline(limit - len(line))
+        return line + rest
+
+    def readlines(self, *hint: Any) -> list[bytes]:
+        """Read lines to the end; the hint may be ignored (PEP 3333)."""
+        del hint
+        return list(self)
+
+    def __iter__(self) -> Iterator[bytes]:
+        while line := self.readline():
+            yield line
+
+    def __next__(self) -> bytes:
+        line = self.readline()
+        if not line:
+            raise StopIteration
+        return line

@@ -17,7 +17,7 @@ from tornado import iostream, web, websocket, wsgi
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
 from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange, identify
-from moesif_otel._capture.wsgi.capture import WsgiTap
+from moesif_otel._capture.wsgi.capture import WsgiCapture
 from moesif_otel.settings import Settings
 from tests.capture.tornado.serving import (
     Recorder,
@@ -918,7 +918,7 @@ def test_a_wsgi_middleware_of_the_same_application_id_inside_takes_over(threads)
             pytest.skip("this Tornado's container has no executor")
         options["executor"] = ThreadPoolExecutor(1)
     outer, inner = recorder(), recorder()
-    tap = WsgiTap(inner)
+    tap = WsgiCapture(inner)
     pipeline, _ = compare(
         fallback(lambda environ, start_response: tap.call(wsgi_app, environ, start_response), **options),
         get("/x"),
@@ -932,7 +932,7 @@ def test_a_wsgi_middleware_of_the_same_application_id_inside_takes_over(threads)
 def test_a_wsgi_middleware_of_another_application_id_inside_stays_apart():
     """Two application ids: each gets its event."""
     outer, inner = recorder(), recorder(APPLICATION_ID="another")
-    tap = WsgiTap(inner)
+    tap = WsgiCapture(inner)
     compare(
         fallback(lambda environ, start_response: tap.call(wsgi_app, environ, start_response)),
         get("/x"),

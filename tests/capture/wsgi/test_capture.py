@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import io
 from typing import Any
+from wsgiref.handlers import SimpleHandler
 from wsgiref.util import FileWrapper, setup_testing_defaults
 from wsgiref.validate import validator
 
 import pytest
-from opentelemetry import trace
+from opentelemetry import baggage, propagate, trace
+from opentelemetry import context as otel_context
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -17,7 +20,7 @@ from opentelemetry.trace import SpanKind
 
 from moesif_otel._capture.exchange import Outcome, current_exchange
 from moesif_otel._capture.wsgi import span as wsgi_span
-from moesif_otel._capture.wsgi.capture import WsgiTap
+from moesif_otel._capture.wsgi.capture import WsgiCapture
 from moesif_otel._capture.wsgi.span import ServerSpans
 from moesif_otel._remote.governance import Verdict
 from tests.recording import RecordingPipeline
@@ -60,7 +63,7 @@ class Server:
 
 def tapped(app: Any, pipeline: RecordingPipeline, **options: Any) -> Any:
     spans = options.pop("spans", None)
-    tap = WsgiTap(pipeline, **options)
+    tap = WsgiCapture(pipeline, **options)
     return lambda environ, start_response: tap.call(app, environ, start_response, spans=spans)
 
 
@@ -69,16 +72,16 @@ def simple_app(environ: dict[str, Any], start_response: Any) -> Any:
     return [b"hello ", b"world"]
 
 
-@pytest.fixture(params=["no spans", "private spans", "shared spans"])
+@pytest.fixture(params=["no spans", "spans"])
 def spans(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     if request.param == "no spans":
         return None
     # Another test of the process may have loaded one; here nobody else makes spans.
-    monkeypatch.setattr(wsgi_span, "_framework_instrumentor_loaded", lambda: False)
+    monkeypatch.setattr(wsgi_span, "_FRAMEWORK_INSTRUMENTORS", ())
     provider = TracerProvider(shutdown_on_exit=False)
     provider.finished = InMemorySpanExporter()  # type: ignore[attr-defined]
     provider.add_span_processor(SimpleSpanProcessor(provider.finished))  # type: ignore[attr-defined]
-    made = ServerSpans(provider, shared=request.param == "shared spans", app=simple_app)
+    made = ServerSpans(provider, app=simple_app, given=True)
     made_provider[made] = provider.finished  # type: ignore[attr-defined]
     return made
 
@@ -134,7 +137,7 @@ def test_a_stream_leaves_piece_by_piece(spans: Any) -> None:
 
 
 def test_the_contexts_are_the_applications_own_between_the_steps(spans: Any) -> None:
-    """Code in a generator sees the Exchange (and a shared span), the server's thread is clean between steps."""
+    """Code in a generator sees the Exchange (and the span), the server's thread is clean between steps."""
     pipeline, seen = RecordingPipeline(), []
 
     def app(environ: Any, start_response: Any) -> Any:
@@ -150,8 +153,7 @@ def test_the_contexts_are_the_applications_own_between_the_steps(spans: Any) -> 
     assert not trace.get_current_span().get_span_context().is_valid
     assert list(iterator) == []
     result.close()
-    shared = spans is not None and spans.shared
-    assert seen == [(pipeline.calls[0], shared), (pipeline.calls[0], shared)]
+    assert seen == [(pipeline.calls[0], spans is not None), (pipeline.calls[0], spans is not None)]
 
 
 def test_close_reaches_the_application_as_often_as_the_server_calls_it() -> None:
@@ -459,12 +461,10 @@ def test_an_error_of_ours_leaves_the_application_alone() -> None:
     pipeline.opened = lambda exchange: None  # type: ignore[method-assign]
 
     class Broken:
-        shared = True
-
         def start(self, environ: Any) -> Any:
             raise RuntimeError
 
-        def observe(self, exchange: Any, *, made: bool) -> None:
+        def observe(self, exchange: Any, path: Any, *, made: bool) -> None:
             raise RuntimeError
 
     assert Server().run(tapped(simple_app, pipeline, spans=Broken()), make_environ()) == b"hello world"
@@ -543,3 +543,308 @@ def test_a_rule_may_look_into_the_body_first() -> None:
     Server().run(tapped(app, pipeline), environ)
     assert got == [b"body", b"body"]
     assert (pipeline.calls[0].request_body.data(), pipeline.calls[0].request_body.total_bytes) == (b"body", 4)
+
+
+def test_a_mark_that_is_no_response_comes_back_as_it_is() -> None:
+    """Gunicorn's gevent worker knows `ALREADY_HANDLED`, a bare `object()`, by identity."""
+    mark = object()
+    for upgrade, outcome, status in ((True, Outcome.UPGRADED, 101), (False, Outcome.COMPLETE, None)):
+        pipeline = RecordingPipeline()
+        environ = make_environ(HTTP_UPGRADE="websocket", HTTP_CONNECTION="keep-alive, Upgrade") if upgrade else make_environ()
+        assert tapped(lambda *_: mark, pipeline)(environ, Server().start_response) is mark
+        (call,) = pipeline.calls
+        assert (call.outcome, call.status) == (outcome, status)
+        assert pipeline.guard.counts() == {}
+
+
+@pytest.mark.parametrize("how", [StopIteration, ConnectionError, None])
+def test_a_websocket_is_an_upgrade(how: Any) -> None:
+    """Flask-Sock and Flask-SocketIO answer on the connection itself and end by an exception or an empty response."""
+    pipeline = RecordingPipeline()
+
+    def app(environ: Any, start_response: Any) -> Any:
+        if how is not None:
+            raise how
+        return []
+
+    environ = make_environ(HTTP_UPGRADE="websocket", HTTP_CONNECTION="Upgrade")
+    if how is None:
+        assert tapped(app, pipeline)(environ, Server().start_response) == []
+    else:
+        with pytest.raises(how):
+            tapped(app, pipeline)(environ, Server().start_response)
+    (call,) = pipeline.calls
+    assert (call.outcome, call.status) == (Outcome.UPGRADED, 101)
+    # Any other exception, or a response, is what it says.
+    pipeline = RecordingPipeline()
+    environ = make_environ(HTTP_UPGRADE="websocket", HTTP_CONNECTION="Upgrade")
+    with pytest.raises(ZeroDivisionError):
+        tapped(lambda *_: 1 / 0, pipeline)(environ, Server().start_response)
+    assert pipeline.calls[0].outcome is Outcome.FAILED
+    Server().run(tapped(simple_app, pipeline), environ)
+    assert (pipeline.calls[1].outcome, pipeline.calls[1].status) == (Outcome.COMPLETE, 200)
+
+
+def test_a_generator_keeps_its_own_context_between_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Span and baggage that it made current are there at its next step; the server's thread is clean between."""
+    monkeypatch.setattr(wsgi_span, "_FRAMEWORK_INSTRUMENTORS", ())
+    provider = TracerProvider(shutdown_on_exit=False)
+    seen: list[Any] = []
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [])
+        token = otel_context.attach(baggage.set_baggage("tenant", "acme"))
+        with provider.get_tracer("app").start_as_current_span("inner") as span:
+            yield b"a"
+            seen.append((trace.get_current_span() is span, baggage.get_baggage("tenant")))
+            yield b"b"
+        otel_context.detach(token)
+        seen.append((trace.get_current_span().get_span_context().span_id != 0, baggage.get_baggage("tenant")))
+
+    pipeline = RecordingPipeline()
+    spans = ServerSpans(provider, app=app, given=True)
+    for piece in tapped(app, pipeline, spans=spans)(make_environ(), Server().start_response):
+        seen.append(piece)
+        assert not trace.get_current_span().get_span_context().is_valid
+        assert baggage.get_baggage("tenant") is None
+    assert seen == [b"a", (True, "acme"), b"b", (True, None)]
+
+
+def test_only_the_span_joins_the_applications_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller's baggage and trace state do not go out with the application's own calls, as without us."""
+    monkeypatch.setattr(wsgi_span, "_FRAMEWORK_INSTRUMENTORS", ())
+    provider = TracerProvider(shutdown_on_exit=False)
+    carriers: list[dict[str, str]] = []
+
+    def app(environ: Any, start_response: Any) -> Any:
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier)
+        carriers.append(carrier)
+        return simple_app(environ, start_response)
+
+    environ = make_environ(
+        HTTP_TRACEPARENT="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", HTTP_BAGGAGE="tenant=evil"
+    )
+    pipeline = RecordingPipeline()
+    spans = ServerSpans(provider, app=app, given=True)
+    Server().run(tapped(app, pipeline, spans=spans), environ)
+    assert set(carriers[0]) == {"traceparent"}
+    assert carriers[0]["traceparent"].startswith("00-0af7651916cd43dd8448eb211c80319c-")
+
+
+def test_a_call_in_flight_at_a_shutdown_ends_its_span(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Exchange ends with the pipeline, the span when the application has ended: its children are no orphans."""
+    monkeypatch.setattr(wsgi_span, "_FRAMEWORK_INSTRUMENTORS", ())
+    provider = TracerProvider(shutdown_on_exit=False)
+    finished = InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(finished))
+    pipeline = RecordingPipeline()
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [])
+        yield b"a"
+        yield b"b"
+
+    spans = ServerSpans(provider, app=app, given=True)
+    result = tapped(app, pipeline, spans=spans)(make_environ(), Server().start_response)
+    iterator = iter(result)
+    next(iterator)
+    pipeline.open[0].finish(Outcome.UNFINISHED)
+    assert list(iterator) == [b"b"]
+    result.close()
+    assert len(finished.get_finished_spans()) == 1
+    assert len(pipeline.calls) == 1
+
+
+@pytest.mark.parametrize("result", [list, iter], ids=["list", "stream"])
+def test_what_is_no_text_costs_nothing_but_itself(result: Any) -> None:
+    """Header values and environ keys of other types, pieces that are no bytes: no error, and the rest is recorded."""
+    pipeline, server = RecordingPipeline(), Server()
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [("Content-Length", 5), ("X-A", "b"), (b"X-Bytes", None)])
+        return result([b"he", None, 7, bytearray(b"llo"), object()])
+
+    environ = make_environ(HTTP_X_NUMBER=5)
+    environ[7] = environ["wsgi", "tuple"] = "odd"  # type: ignore[index]
+    call = tapped(app, pipeline, transaction_id=lambda exchange: "the-id")
+    got = call(environ, server.start_response)
+    assert [type(piece) for piece in got] == [bytes, type(None), int, bytearray, object]
+    getattr(got, "close", lambda: None)()
+    (exchange,) = pipeline.calls
+    assert exchange.response_body.data() == b"hello"
+    assert ("Content-Length", "5") in exchange.response_headers
+    assert ("X-A", "b") in exchange.response_headers
+    assert ("X-Number", "5") in exchange.request_headers
+    assert pipeline.guard.counts() == {}
+    assert (exchange.outcome, exchange.status) == (Outcome.COMPLETE, 200)
+
+
+def test_a_number_as_content_length_is_a_whole_body() -> None:
+    """Werkzeug takes it; closing after so many bytes is no abort."""
+    pipeline = RecordingPipeline()
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [("Content-Length", 5)])
+        yield b"hello"
+        yield b""
+
+    result = tapped(app, pipeline)(make_environ(), Server().start_response)
+    next(iter(result))
+    result.close()
+    assert pipeline.calls[0].outcome is Outcome.COMPLETE
+
+
+def test_an_answer_that_is_iterable_twice_stays_so() -> None:
+    """Whoever goes over it again gets it again; the first pass is the one on record."""
+    pipeline = RecordingPipeline()
+
+    class Twice:
+        def __iter__(self) -> Any:
+            return iter([b"a", b"b"])
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [])
+        return Twice()
+
+    result = tapped(app, pipeline)(make_environ(), Server().start_response)
+    assert list(result) == list(result) == [b"a", b"b"]
+    assert pipeline.calls[0].response_body.data() == b"ab"
+
+
+def test_a_frameworks_own_answer_comes_back_as_it_is() -> None:
+    """Django's `bytes(application(environ, start_response))`: the very object, captured at once."""
+
+    class HttpResponse:
+        streaming = False
+        content = b"whole"
+        closed = 0
+
+        def __iter__(self) -> Any:
+            return iter([self.content])
+
+        def __bytes__(self) -> bytes:
+            return self.content
+
+        def close(self) -> None:
+            self.closed += 1
+
+    pipeline, response = RecordingPipeline(), HttpResponse()
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [])
+        return response
+
+    assert tapped(app, pipeline)(make_environ(), Server().start_response) is response
+    assert bytes(response) == b"whole"
+    (call,) = pipeline.calls
+    assert (call.response_body.data(), call.outcome, response.closed) == (b"whole", Outcome.COMPLETE, 0)
+
+
+@pytest.mark.parametrize("result", [list, iter], ids=["list", "stream"])
+def test_a_header_added_after_start_response_is_sent(result: Any) -> None:
+    """Wsgiref sends the very list that it was given, at the first piece; with our own header it gets another list."""
+    pipeline = RecordingPipeline()
+
+    def app(environ: Any, start_response: Any) -> Any:
+        headers = [("Content-Type", "text/plain")]
+        start_response("200 OK", headers)
+        headers.append(("X-Late", "yes"))
+        return result([b"hello"])
+
+    stdout = io.BytesIO()
+    handler = SimpleHandler(io.BytesIO(), stdout, io.StringIO(), make_environ())
+    handler.run(tapped(app, pipeline, transaction_id=lambda exchange: "the-id"))
+    sent = stdout.getvalue()
+    assert b"X-Late: yes\r\n" in sent
+    assert b"X-Moesif-Transaction-Id: the-id\r\n" in sent
+    assert ("X-Late", "yes") in pipeline.calls[0].response_headers
+
+
+def test_each_try_of_a_retrying_middleware_is_a_call() -> None:
+    """An environ that has been used before is captured again, its input too, once the first try is over."""
+    pipeline, tries = RecordingPipeline(), []
+
+    def app(environ: Any, start_response: Any) -> Any:
+        tries.append(environ["wsgi.input"].read(2))
+        start_response("500 Oops" if len(tries) == 1 else "200 OK", [])
+        return [b"x"]
+
+    call = tapped(app, pipeline)
+    environ = make_environ(b"abcd")
+    Server().run(call, environ)
+    Server().run(call, environ)
+    assert [one.status for one in pipeline.calls] == [500, 200]
+    assert [one.request_body.data() for one in pipeline.calls] == [b"ab", b"cd"]
+
+
+def test_callbacks_get_the_path_as_the_server_gave_it() -> None:
+    """Routers move parts of PATH_INFO to SCRIPT_NAME while the application runs; what else it set is there."""
+    pipeline = RecordingPipeline()
+    pipeline.callbacks_wanted = True
+
+    def app(environ: Any, start_response: Any) -> Any:
+        environ.update(SCRIPT_NAME="/api", PATH_INFO="/health", user="ann")
+        return simple_app(environ, start_response)
+
+    environ = make_environ(PATH_INFO="/api/health")
+    Server().run(tapped(app, pipeline), environ)
+    given = pipeline.calls[0].callback_arguments[1]
+    assert (given["SCRIPT_NAME"], given["PATH_INFO"], given["user"]) == ("", "/api/health", "ann")
+    assert (environ["SCRIPT_NAME"], environ["PATH_INFO"]) == ("/api", "/health")
+    assert not [key for key in environ if key.startswith("moesif.")]
+
+
+def test_the_input_is_the_servers_own_in_every_other_way() -> None:
+    """`with`, attributes of its own, `readinto` of a ctypes buffer; closing it closes the original."""
+    pipeline, seen = RecordingPipeline(), []
+
+    class Input(io.BytesIO):
+        note = "server's"
+
+    def app(environ: Any, start_response: Any) -> Any:
+        stream = environ["wsgi.input"]
+        stream.note = "changed"
+        buffer = (ctypes.c_char * 4)()
+        with stream as entered:
+            seen.extend([isinstance(entered, io.BytesIO), entered.readinto(buffer), bytes(buffer), entered.read()])
+        seen.append(stream.closed)
+        return simple_app(environ, start_response)
+
+    environ = make_environ(b"{} rest")
+    environ["wsgi.input"] = original = Input(b"{} rest")
+    Server().run(tapped(app, pipeline), environ)
+    assert seen == [True, 4, b"{} r", b"est", True]
+    assert original.note == "changed"
+    assert pipeline.calls[0].request_body.data() == b"{} rest"
+
+
+def test_a_call_leaves_no_garbage(spans: Any) -> None:
+    """Nothing cyclic: what a call made is gone when it is over, without the garbage collector."""
+    pipeline = RecordingPipeline()
+
+    def app(environ: Any, start_response: Any) -> Any:
+        environ["wsgi.input"].read()
+        start_response("200 OK", [("X-A", "b")])
+        return [b"a"]
+
+    def stream(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [("X-A", "b")])
+        yield b"a"
+
+    def once(app: Any) -> None:
+        Server().run(tapped(app, pipeline, spans=spans), make_environ(b"{}"))
+        for exchange in pipeline.calls:
+            exchange.discard()
+        pipeline.calls.clear()
+        pipeline.open.clear()
+
+    for one in (app, stream):
+        once(one)
+        gc.collect()
+        gc.disable()
+        try:
+            once(one)
+            assert gc.collect() == (0 if spans is None else pytest.approx(0, abs=30))
+        finally:
+            gc.enable()

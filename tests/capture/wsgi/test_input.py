@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesif_otel._capture.wsgi.read_ahead import PrefixedInput, read_ahead
+from moesif_otel._capture.wsgi.input import PrefixedInput, read_ahead
 
 
 class Socket:
