@@ -39,10 +39,6 @@ class RecordingPipeline:
     def has_rules(self) -> bool:
         return self.decision is not None
 
-    @property
-    def has_rules(self) -> bool:
-        return self.decision is not None
-
     def bind(self, exchange: Exchange, span: object) -> None:
         exchange.span = span  # type: ignore[assignment]
 

@@ -22,7 +22,7 @@ from moesif_otel._capture.body import CapturedBody
 from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
 from moesif_otel._capture.patching import Patch, PatchSet
 from moesif_otel._capture.wsgi import environ
-from moesif_otel._capture.wsgi.capture import EXCHANGES_KEY, WsgiTap
+from moesif_otel._capture.wsgi.capture import EXCHANGES_KEY, WsgiCapture
 from moesif_otel._guard import PROCESS_GUARD
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class DjangoCapture:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
-        self._wsgi = WsgiTap(pipeline, governs=False, offer_to_callbacks=_offer_unreached)
+        self._wsgi = WsgiCapture(pipeline, governs=False, offer_to_callbacks=_offer_unreached)
         self._asgi = AsgiCapture(pipeline)
 
     def meet_handlers(self, is_in_middleware: Callable[[], bool]) -> None:
@@ -204,7 +204,7 @@ def _exchange_of_test_client(request: Any, pipeline: Pipeline) -> Exchange:
     scope = getattr(request, "scope", None)
     if scope is None:
         exchange.url = environ.url_source(request.META)
-        headers = environ.header_source(request.META)
+        headers: Callable[[], Headers] = functools.partial(list, environ.headers_of(request.META))
         exchange.peer_address = request.META.get("REMOTE_ADDR") or None
     else:
         pairs = tuple(scope["headers"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from moesif_otel._delivery.clock import WakeEvent, SystemClock
+from moesif_otel._delivery.clock import SystemClock, WakeEvent
 
 
 def test_a_ring_is_remembered_once() -> None:

@@ -17,7 +17,6 @@ from opentelemetry.trace import Link, SpanContext, StatusCode, TraceFlags
 
 from moesif_otel._capture.exchange import Outcome
 from moesif_otel._events.build import build_event, moesif_time, serialize, transaction_id_for
-
 from tests.calls import Calls
 
 JSON = [("Content-Type", "application/json")]

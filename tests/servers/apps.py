@@ -375,6 +375,7 @@ def observed(app):
     options = {
         "BASE_URI": os.environ["SERVERS_BASE_URI"],
         "EVENT_BATCH_TIMEOUT": 0.1,
+        "ACCEPT_TRANSACTION_ID": True,
         **json.loads(os.environ.get("SERVERS_OPTIONS", "{}")),
     }
     name = os.environ.get("SERVERS_NAME", "servers")
