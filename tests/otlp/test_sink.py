@@ -79,7 +79,7 @@ class Caller:
         self.provider.add_span_processor(SimpleSpanProcessor(self.other))
         self.provider.add_span_processor(self.processor)
         self.tap = WsgiCapture(self.processor.pipeline)
-        self.server_spans = ServerSpans(self.provider, app=self.app)
+        self.server_spans = ServerSpans(self.provider, app=self.app, given=True)
         self.answer: bytes = b'{"answer": 42, "password": "hunter2"}'
         self.during: Any = None
 
