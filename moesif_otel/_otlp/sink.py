@@ -24,7 +24,7 @@ from moesif_otel._delivery.outcome import Answer, Outcome, outcome_of_status, re
 from moesif_otel._delivery.profiles import Profiles
 from moesif_otel._delivery.stats import Ledger
 from moesif_otel._guard import Guard
-from moesif_otel._otlp.span_copy import private_copy
+from moesif_otel._otlp.span_copy import Hide, private_copy
 from moesif_otel._pipeline.sink import EVENT_OVERHEAD_BYTES, EVENTS_SHARE
 from moesif_otel.errors import MoesifConfigError
 
@@ -74,6 +74,7 @@ class ExporterSink:
         self.budget = ByteBudget(settings.event_queue_bytes - settings.event_queue_bytes // EVENTS_SHARE)
         self.profiles = Profiles(settings, MoesifTransport(settings), self.guard)  # they go to Moesif itself
         self._ledger = Ledger()
+        self._hide = Hide(settings)
         self._transport = _ExporterTransport(exporter, self.guard)
         self.delivery: Delivery[Exchange] = Delivery(
             settings.with_changes(event_worker_count=1),
@@ -103,7 +104,7 @@ class ExporterSink:
 
     def _prepare(self, exchange: Exchange) -> Prepared | DropReason:
         try:
-            return Prepared(*private_copy(exchange, self.settings))
+            return Prepared(*private_copy(exchange, self._hide))
         finally:
             exchange.discard()
 

@@ -1,84 +1,192 @@
 """The copy of a call that goes to somebody else's exporter: a plain span that any encoder can take.
 
-Owns: `private_copy`, which parts of a span it has, and what it is taken to weigh.
-Threads: our own; pure functions of a finished call.
-Never: lets text pass that was not looked through, or that OTLP's encoder refuses together with its whole batch.
+It has what the event of the call would carry and what the span itself says, all of it inspected: attributes and their
+names, span events, status, resource. Values are such as OTLP's encoder takes; others it would drop with a log line that
+quotes them, or refuse together with their whole batch.
 """
 
 from __future__ import annotations
 
+from base64 import b64decode
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
+import orjson
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from moesif_otel._events.attributes import redacted_attributes, redacted_events, redacted_name
-from moesif_otel._events.serialize import sound_text
+from moesif_otel._events.build import build_event
+from moesif_otel._events.serialize import OUR_KEY, plain, sound_text, text_of
+from moesif_otel._events.spans import attributes_of
+from moesif_otel._redaction.bodies import names_in
+from moesif_otel._redaction.names import Verdict
+from moesif_otel._redaction.rules import redaction_for
+from moesif_otel._redaction.text import redact_text, redact_url, redact_value
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from moesif_otel._capture.exchange import Exchange
     from moesif_otel.settings import Settings
 
-__all__ = ["private_copy"]
+__all__ = ["Hide", "private_copy", "redacted_attributes", "redacted_events"]
 
 # Ids, times, name, resource and protobuf's framing of one span.
 _SPAN_BYTES: Final = 1_024
 # Batches are closed at 5,000,000 accounted bytes; with this margin they stay below the 4 MiB (4,194,304 bytes) that an
 # OTLP receiver over gRPC takes by default (Collector: max_recv_msg_size_mib; over HTTP it is 20 MiB).
 _MARGIN: Final = 1.25
-
-
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
+# What the event says itself, inspected; the span's own may hold the same unmasked.
+_REPLACED: Final = (
+    *("http.request.header.", "http.response.header.", "http.request.body.content", "http.response.body.content"),
+    *("http.url", "http.target", "url.full", "url.query", "url.path", "user.id", "enduser.id", "company.id"),
+    *("session.id", "http.user_agent", "user_agent.original"),
+)
+# How a process was started may hold anything (`-p hunter2`), in a form that nobody can know.
+_COMMAND: Final = "process.command"
+_INT64: Final = 1 << 63
 
 
-def private_copy(exchange: Exchange, settings: Settings) -> tuple[ReadableSpan, int]:
+def private_copy(exchange: Exchange, hide: Hide) -> tuple[ReadableSpan, int]:
     """Return a finished call as a plain span, with everything hidden that the settings say, and its weight in bytes.
 
     Args:
         exchange: The finished Exchange, its ids fixed; it is not needed afterwards. Its span may be None or live.
-        settings: What to hide.
+        hide: What to hide.
 
     Returns:
         The span, which refers to nothing of the application's request, and about what its OTLP form weighs.
     """
     span: Any = exchange.span
-    attributes = redacted_attributes(exchange, span, settings)
+    attributes = redacted_attributes(exchange, span, hide)
     given: dict[str, Any] = {
         "kind": SpanKind.SERVER if exchange.direction == "Incoming" else SpanKind.CLIENT,
         "attributes": attributes,
     }
     if span is None:
         copy = ReadableSpan(
-            name=sound_text(redacted_name(exchange.method, settings)),
+            name=hide.text(exchange.method),
             context=SpanContext(exchange.trace_id, exchange.span_id, is_remote=False, trace_flags=_SAMPLED),
             parent=_parent_context(exchange),
             # A call without a span of its own has the resource of the spans around it.
-            resource=_global_resource(),
+            resource=hide.resource(getattr(trace.get_tracer_provider(), "resource", None)),
             start_time=exchange.started_ns,
             end_time=exchange.ended_ns,
             **given,
         )
     else:
         copy = ReadableSpan(
-            name=sound_text(redacted_name(span.name, settings)),
+            name=hide.text(span.name),
             context=span.context,
             parent=span.parent,
-            resource=span.resource,
-            events=_events(span.events, settings),
-            # What links say beyond their ids is the application's own, and was not looked through.
+            resource=hide.resource(span.resource),
+            events=redacted_events(span.events, hide),
+            # What links say beyond their ids is the application's own, and was not inspected.
             links=[Link(link.context) for link in span.links],
-            status=_status(span.status or Status(), settings),
+            status=_status(span.status or Status(), hide),
             start_time=span.start_time,
             end_time=span.end_time or exchange.ended_ns,
-            instrumentation_scope=span.instrumentation_scope,
+            instrumentation_scope=_scope(span.instrumentation_scope, hide),
             **given,
         )
     weight = _SPAN_BYTES + sum(len(name) + _weight(value) for name, value in attributes.items())
     return copy, int(weight * _MARGIN)
+
+
+def redacted_attributes(captured: Exchange | None, span: ReadableSpan | None, hide: Hide) -> dict[str, Any]:
+    """Return all attributes of a private copy: the span's own and what was captured, with everything hidden.
+
+    Args:
+        captured: The finished Exchange, or None for a bare span.
+        span: The span that is copied, or None.
+        hide: What to hide.
+
+    Returns:
+        By the HTTP semantic conventions: `http.request.method`, `url.full`, `http.request.header.<name>` (lists),
+        `http.request.body.content` (text; a binary body is left out), `http.request.body.size` where that is not all,
+        the same for the response, `client.address`, `user.id`, `company.id`, `session.id`; the application's metadata
+        under its own keys and ours as JSON under `moesif_otel`. Values are what OTLP can carry. Thread-safe.
+    """
+    own = {} if span is None else attributes_of(span)
+    attributes = hide.attributes({name: value for name, value in own.items() if not name.startswith(_REPLACED)})
+    event = build_event(captured, span, hide.settings, parse_bodies=False)
+    if event is None:
+        return attributes
+    for name, value in _from_metadata(event, hide):
+        if hide.keeps(name):
+            attributes.setdefault(sound_text(name), value)
+    for name, value in _from_event(event).items():
+        carried = _carried(value)
+        if carried is not None:
+            attributes[name] = carried
+    return attributes
+
+
+def redacted_events(events: Sequence[Event], hide: Hide) -> list[Event]:
+    """Return a span's events without the attributes in which a name that counts occurs: messages quote data freely."""
+    return [Event(hide.text(event.name), hide.quoting(event.attributes or {}), event.timestamp) for event in events]
+
+
+class Hide:
+    """Hides what the settings say in the parts of a span that no event has. For one thread."""
+
+    __slots__ = ("_resource", "_rules", "settings")
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._rules = redaction_for(settings)
+        self._resource: tuple[Any, Resource] = (None, Resource.get_empty())
+
+    def text(self, text: str) -> str:
+        """Return a name or a message with everything hidden: some have a whole URL in it."""
+        return sound_text(redact_text(self._rules.response, redact_url(self._rules.request, text)))
+
+    def keeps(self, name: str) -> bool:
+        """Return whether an attribute's name has nothing to hide: an application may put data into names."""
+        name = sound_text(name)
+        return self.text(name) == name
+
+    def values(self, given: Mapping[Any, Any]) -> dict[str, Any]:
+        """Return a mapping's values inspected by their names, as a JSON body's are."""
+        found: dict[str, Any] = plain(dict(given))
+        for side in self._rules:
+            found = redact_value(side, found)
+        return found
+
+    def attributes(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return attributes with their values inspected, without those whose names hold a secret."""
+        found = {name: _carried(value) for name, value in self.values(given).items() if self.keeps(name)}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def resource(self, resource: Any) -> Resource:
+        """Return what made the spans, inspected; a process has one, so the last one is remembered."""
+        if resource is not self._resource[0]:
+            found = Resource.get_empty()
+            if isinstance(resource, Resource):
+                given = {name: value for name, value in resource.attributes.items() if not name.startswith(_COMMAND)}
+                found = Resource(self.attributes(given), resource.schema_url)
+            self._resource = (resource, found)
+        return self._resource[1]
+
+    def quoting(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return attributes that quote data freely: what names a secret anywhere is left out whole."""
+
+        def safe(name: str, value: Any) -> bool:
+            texts = (name, text_of(value))
+            return all(
+                side.verdict(name) is Verdict.KEEP and not any(names_in(side, text) for text in texts)
+                for side in self._rules
+            )
+
+        return {
+            sound_text(name): sound_text(value) if isinstance(value, str) else value
+            for name, value in given.items()
+            if safe(name, value)
+        }
 
 
 def _parent_context(exchange: Exchange) -> SpanContext | None:
@@ -87,28 +195,17 @@ def _parent_context(exchange: Exchange) -> SpanContext | None:
     return SpanContext(exchange.trace_id, exchange.parent_span_id, is_remote=True, trace_flags=_SAMPLED)
 
 
-def _events(events: Sequence[Event], settings: Settings) -> list[Event]:
-    return [
-        Event(
-            sound_text(event.name),
-            {sound_text(key): _sound(value) for key, value in (event.attributes or {}).items()},
-            event.timestamp,
-        )
-        for event in redacted_events(events, settings)
-    ]
-
-
-def _status(status: Status, settings: Settings) -> Status:
+def _status(status: Status, hide: Hide) -> Status:
     if status.status_code is not StatusCode.ERROR or not status.description:
         return Status(status.status_code)
-    # Usually an exception's message, which quotes data freely: the same rules as for an event's.
-    (looked_through,) = redacted_events([Event("status", {"description": status.description})], settings)
-    description = (looked_through.attributes or {}).get("description")
-    return Status(status.status_code, None if description is None else sound_text(str(description)))
+    # Usually an exception's message, which quotes data freely.
+    return Status(status.status_code, hide.quoting({"description": status.description}).get("description"))
 
 
-def _sound(value: Any) -> Any:
-    return sound_text(value) if isinstance(value, str) else value
+def _scope(scope: InstrumentationScope | None, hide: Hide) -> InstrumentationScope | None:
+    if scope is None or hide.keeps(scope.name):
+        return scope
+    return InstrumentationScope(hide.text(scope.name), scope.version, scope.schema_url)
 
 
 def _weight(value: Any) -> int:
@@ -119,6 +216,90 @@ def _weight(value: Any) -> int:
     return 16
 
 
-def _global_resource() -> Resource:
-    resource = getattr(trace.get_tracer_provider(), "resource", None)
-    return resource if isinstance(resource, Resource) else Resource.get_empty()
+def _from_event(event: dict[str, Any]) -> dict[str, Any]:
+    request, response = event["request"], event.get("response")
+    found: dict[str, Any] = {
+        "http.request.method": request["verb"],
+        "url.full": request["uri"],
+        "client.address": request.get("ip_address"),
+        "http.request.body.content": _text_of_body(request),
+        "user.id": event.get("user_id"),
+        "company.id": event.get("company_id"),
+        "session.id": event.get("session_token"),
+    }
+    _add_url_parts(found, request["uri"])
+    _add_headers(found, "http.request.header.", request["headers"])
+    if response is not None:
+        found["http.response.status_code"] = response["status"]
+        found["http.response.body.content"] = _text_of_body(response)
+        found["network.peer.address"] = response.get("ip_address")
+        _add_headers(found, "http.response.header.", response["headers"])
+    ours = event.get("metadata", {}).get(OUR_KEY, {})
+    for side in ("request", "response"):
+        size = ours.get(f"{side}_body", {}).get("size_bytes")
+        if size is not None:
+            found[f"http.{side}.body.size"] = size
+    return found
+
+
+def _add_url_parts(found: dict[str, Any], uri: str) -> None:
+    try:
+        parts = urlsplit(uri)
+        found["url.scheme"] = parts.scheme or None
+        found["url.path"] = parts.path or None
+        found["url.query"] = parts.query or None
+        found["server.address"] = parts.hostname
+        found["server.port"] = parts.port
+    except ValueError:
+        # An odd authority: the full URL is there all the same.
+        return
+
+
+def _add_headers(found: dict[str, Any], prefix: str, headers: Mapping[str, str]) -> None:
+    for name, value in headers.items():
+        found[prefix + name.lower()] = [value]
+
+
+def _text_of_body(part: dict[str, Any]) -> str | None:
+    body = part.get("body")
+    if body is None:
+        return None
+    if part["transfer_encoding"] != "base64":
+        return orjson.dumps(plain(body)).decode()
+    data = b64decode(body)
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        # The semantic conventions: cut at a character's boundary, never base64 in a string.
+        return data[: error.start].decode() if error.start >= len(data) - 3 else None
+
+
+def _from_metadata(event: dict[str, Any], hide: Hide) -> list[tuple[str, Any]]:
+    found = []
+    for key, value in event.get("metadata", {}).items():
+        if key == OUR_KEY and isinstance(value, dict):
+            # They stand among the attributes already.
+            ours = {name: inner for name, inner in value.items() if name != "attributes"}
+            value = hide.values(ours)  # noqa: PLW2901
+            if not value:
+                continue
+        carried = _carried(value)
+        if carried is not None:
+            found.append((text_of(key), carried))
+    return found
+
+
+def _carried(value: Any) -> Any:
+    """Return a value as OTLP can carry it: text, bool, 64-bit int, float, a list of one of these; else JSON text."""
+    if value is None or isinstance(value, (bool, float)):
+        return value
+    if isinstance(value, str):
+        return sound_text(value)
+    if isinstance(value, int):
+        return value if -_INT64 <= value < _INT64 else str(value)
+    if isinstance(value, (list, tuple)):
+        carried = [_carried(inner) for inner in value]
+        kinds = {type(inner) for inner in carried}
+        if len(kinds) <= 1 and kinds <= {str, bool, int, float}:
+            return carried
+    return orjson.dumps(plain(value)).decode()

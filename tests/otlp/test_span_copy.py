@@ -9,7 +9,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from moesif_otel._capture.exchange import Exchange, Outcome
-from moesif_otel._otlp.span_copy import private_copy
+from moesif_otel._otlp.span_copy import Hide, private_copy
 from tests.recording import RecordingPipeline
 
 USED = (
@@ -48,7 +48,7 @@ def test_a_copy_shows_everything_of_its_span() -> None:
     span = make_span()
     span.end()
     before = span.to_json()
-    copy, _weight = private_copy(finished(span), SETTINGS)
+    copy, _weight = private_copy(finished(span), Hide(SETTINGS))
     for name in USED:
         if name not in {"kind", "attributes", "events", "links", "status"}:
             assert getattr(copy, name) == getattr(span, name), name
@@ -64,7 +64,7 @@ def test_a_copy_shows_everything_of_its_span() -> None:
 def test_a_copy_of_a_span_that_has_not_ended_has_an_end() -> None:
     """Exporters compute with `end_time`; the Exchange's end stands in."""
     exchange = finished(make_span())
-    assert private_copy(exchange, SETTINGS)[0].end_time == exchange.ended_ns
+    assert private_copy(exchange, Hide(SETTINGS))[0].end_time == exchange.ended_ns
 
 
 def test_without_a_span_the_exchange_makes_one() -> None:
@@ -73,7 +73,7 @@ def test_without_a_span_the_exchange_makes_one() -> None:
     exchange.parent_span_id, exchange.trace_id = 7, 9
     exchange.finish(Outcome.COMPLETE)
     exchange.fix_ids()
-    made, _weight = private_copy(exchange, SETTINGS)
+    made, _weight = private_copy(exchange, Hide(SETTINGS))
     assert (made.name, made.kind) == ("POST", SpanKind.CLIENT)
     assert made.context is not None
     assert made.parent is not None
@@ -81,3 +81,56 @@ def test_without_a_span_the_exchange_makes_one() -> None:
     assert (made.parent.span_id, made.parent.trace_id) == (7, 9)
     assert (made.start_time, made.end_time) == (exchange.started_ns, exchange.ended_ns)
     assert made.context.trace_flags.sampled
+
+
+class Planted(Exception):
+    """An exception whose name holds a secret."""
+
+
+Planted.__qualname__ = "password=hunter2"
+
+
+def test_no_part_of_a_copy_carries_a_secret() -> None:
+    """Names and values of attributes and of span events, route, error type, status, scope, resource, command line."""
+    resource = Resource(
+        {
+            "service.name": "shop",
+            "api_key": "hunter2",
+            "process.command_args": ["python", "-p", "hunter2"],
+            "process.command_line": "python -p hunter2",
+            "process.command": "hunter2",
+            "note": "https://joe:hunter2@h/",
+        }
+    )
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    span = provider.get_tracer("scope password=hunter2", "1.0").start_span("GET /?password=hunter2")
+    for name, value in (
+        ("http.request.method", "GET"),
+        ("http.route", "/x?password=hunter2"),
+        ("error.type", "password=hunter2"),
+        ("password=hunter2", "x"),
+        ("password", "hunter2"),
+        ("list", ["password=hunter2", "ok"]),
+        ("kept", "value"),
+    ):
+        span.set_attribute(name, value)
+    span.add_event("password=hunter2", {"password=hunter2": "x", "password": "hunter2", "kept": "1"})
+    span.set_status(Status(StatusCode.ERROR, "password=hunter2"))
+    span.end()
+    exchange = Exchange(RecordingPipeline(), "Incoming", "GET")
+    exchange.span, exchange.url, exchange.status = span, "http://h/x?token=hunter2", 500
+    exchange.metadata = {"password=hunter2": "x", "kept_too": 1}
+    exchange.finish(Outcome.FAILED, Planted())
+    copy, _weight = private_copy(exchange, Hide(SETTINGS))
+    parts = (copy.name, copy.status.description, dict(copy.attributes or {}), dict(copy.resource.attributes))
+    shown = str((*parts, [(one.name, dict(one.attributes or {})) for one in copy.events], copy.instrumentation_scope))
+    assert "hunter2" not in shown
+    assert dict(copy.resource.attributes) == {
+        "service.name": "shop",
+        "api_key": "(hidden)",
+        "note": "https://(hidden)@h/",
+    }
+    assert (copy.attributes or {})["kept"] == "value"
+    assert (copy.attributes or {})["kept_too"] == 1
+    assert [dict(one.attributes or {}) for one in copy.events] == [{"kept": "1"}]
+    assert private_copy(exchange, Hide(SETTINGS.with_changes(auto_hide_sensitive=False)))[0].name == span.name

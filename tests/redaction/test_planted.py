@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moesif_otel._capture.body import CapturedBody
-from moesif_otel._events.attributes import redacted_attributes
 from moesif_otel._events.build import build_event, serialize
+from moesif_otel._otlp.span_copy import Hide, redacted_attributes
 from tests.calls import Calls
 from tests.secrets import CODINGS, MASK, SECRET, bodies, holds, json_texts, names, urls
 
@@ -34,7 +34,7 @@ def leaves(exchange: Any, span: Any = None) -> bytes:
             warnings.simplefilter("ignore", DeprecationWarning)  # our look for escapes meets invalid ones
             assert not holds(payload), payload
         out += payload
-    attributes = redacted_attributes(exchange, span, OPTIONS)
+    attributes = redacted_attributes(exchange, span, Hide(OPTIONS))
     assert not holds(json.dumps(attributes).encode()), attributes
     return out
 

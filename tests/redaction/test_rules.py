@@ -331,7 +331,7 @@ def test_urls(url: str, expected: str) -> None:
         ("Authorization: Bearer abc\nAccept: x", "Authorization: (hidden)\nAccept: x"),
         ('say {"password": ["x", "y"], "b": 1}', 'say {"password": (hidden)'),
         ('{"password": {"a": "x', '{"password": {"a": '),
-        ('{password: {"a": "x', '{password: (hidden)'),
+        ('{password: {"a": "x', "{password: (hidden)"),
         ("password=<x>&b=1", "password=(hidden)"),
         ('password=a"b<c&d=1', "password=(hidden)&d=1"),
         ("password: a&b;c", "password: (hidden)"),
