@@ -16,7 +16,7 @@ from moesifapi.models import EventModel
 from moesif_otel._delivery.stats import DropReason
 from moesif_otel._events.model import MoesifEvent
 from moesif_otel._guard import Guard
-from moesif_otel._pipeline import bounded
+from moesif_otel._pipeline import mask as mask_module
 from moesif_otel._pipeline.mask import EventMask, _tell_at_exit
 
 
@@ -160,7 +160,7 @@ def test_a_mask_that_hangs_loses_its_event_and_stops_nobody() -> None:
 
 def test_no_thread_outlives_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pipeline that rests, is shut down or is forgotten has no mask thread; the next event starts one."""
-    monkeypatch.setattr(bounded, "_IDLE_S", 0.05)
+    monkeypatch.setattr(mask_module, "_IDLE_S", 0.05)
     masking = EventMask(lambda model: model, Guard())
     for _ in range(3):
         assert isinstance(masking.apply(event()), dict)
