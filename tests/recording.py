@@ -48,6 +48,10 @@ class RecordingPipeline:
     def govern(self, exchange: Exchange, read_ahead: object) -> object:
         return self.decision(exchange, read_ahead) if self.decision is not None else None
 
+    def finishing(self, exchange: Exchange) -> Any:
+        self.calls.append(exchange)
+        yield from ()
+
     def finished(self, exchange: Exchange) -> None:
         self.calls.append(exchange)
 

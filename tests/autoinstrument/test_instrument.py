@@ -255,10 +255,10 @@ def test_a_layer_has_the_signature_of_what_it_wraps(sandbox: Sandbox, row: Any) 
     """To `inspect`, also to those who do not follow `__wrapped__`, and to those who count arguments."""
     module = pytest.importorskip(row.module)
     moesif_otel.instrument(settings(sandbox))
-    class_name, _, method = row.attribute.partition(".")
-    layer = inspect.getattr_static(getattr(module, class_name), method)
+    owner, _, method = row.attribute.rpartition(".")
+    layer = inspect.getattr_static(getattr(module, owner) if owner else module, method)
     original = layer.__wrapped__
     assert inspect.getfullargspec(layer) == inspect.getfullargspec(original)
     assert inspect.signature(layer, follow_wrapped=False) == inspect.signature(original)
-    assert (layer.__name__, layer.__qualname__, layer.__module__) == (method, row.attribute, original.__module__)
+    assert (layer.__name__, layer.__qualname__, layer.__module__) == (original.__name__, original.__qualname__, original.__module__)
     assert layer.__code__.co_argcount == original.__code__.co_argcount
