@@ -6,6 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any, Final
 
 from moesif_otel._capture.asgi.capture import EXCHANGES_KEY, AsgiCapture
+from moesif_otel._capture.callbacks import check_signatures
 from moesif_otel._pipeline.middleware import Middleware
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.settings import Settings
@@ -58,7 +59,9 @@ class MoesifMiddleware(Middleware):
         tracer_provider: TracerProvider | None = None,
     ) -> None:
         _check_application(app)
-        super().__init__(Settings.of(settings, async_callbacks=True), tracer_provider)
+        settings = Settings.of(settings, async_callbacks=True)
+        check_signatures(settings, ("request", "response"))
+        super().__init__(settings, tracer_provider)
         self.app = app
         self._capture = AsgiCapture(self._pipeline)
         self._spans: dict[str, ServerSpans | None] = {}

@@ -10,7 +10,7 @@ from django.conf import settings as django_settings
 from django.http import HttpResponse
 from django.utils.module_loading import import_string
 
-from moesif_otel._capture.callbacks import run_steps
+from moesif_otel._capture.callbacks import check_signatures, run_steps
 from moesif_otel._capture.django import DjangoCall, DjangoCapture
 from moesif_otel._capture.wsgi.capture import TRANSACTION_ID_HEADER
 from moesif_otel._pipeline.middleware import Middleware
@@ -56,7 +56,9 @@ class MoesifMiddleware(Middleware):
     def __init__(self, get_response: Callable[[Any], Any] | None = None) -> None:
         self._is_async = iscoroutinefunction(get_response)
         options = getattr(django_settings, "MOESIF_MIDDLEWARE", None)
-        super().__init__(Settings.of(options, async_callbacks=True), None)
+        settings = Settings.of(options, async_callbacks=True)
+        check_signatures(settings, ("request", "response"))
+        super().__init__(settings, None)
         self.get_response: Any = get_response
         self._guard = self._pipeline.guard
         self._capture = DjangoCapture(self._pipeline)

@@ -1,0 +1,546 @@
+"""The ASGI middleware with a real pipeline: frameworks, callbacks, governance, and what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import trio
+from fastapi import BackgroundTasks, Depends, FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.routing import Mount, Route
+
+from moesif_otel import identify
+from moesif_otel._capture.asgi.callback_objects import CallbackObjects
+from moesif_otel.asgi import MoesifMiddleware
+from moesif_otel.errors import MoesifConfigError
+from moesif_otel.sandbox import Sandbox
+from tests.capture.asgi.driver import DISCONNECT, Connection, http_scope, request
+
+
+@pytest.fixture(scope="module")
+def moesif() -> Iterator[Sandbox]:
+    with Sandbox() as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def sandbox(moesif: Sandbox) -> Sandbox:
+    moesif.clear()
+    moesif.put_rules([])
+    return moesif
+
+
+@pytest.fixture
+def wrap(sandbox: Sandbox) -> Iterator[Callable[..., MoesifMiddleware]]:
+    """Put a middleware around an application; shut down at the end."""
+    made: list[MoesifMiddleware] = []
+
+    def make(app: Any, **options: Any) -> MoesifMiddleware:
+        made.append(MoesifMiddleware(app, {"APPLICATION_ID": "asgi", "BASE_URI": sandbox.url, **options}))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.shutdown()
+        stats = one.stats()
+        assert stats["accepted"] == stats["delivered"] + sum(stats["dropped"].values()) + stats["pending"]
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    message = await receive()
+    await send({"type": "http.response.start", "status": 201, "headers": [(b"content-type", b"application/json"), (b"x-api", b"1")]})
+    await send({"type": "http.response.body", "body": message["body"] or b"{}"})
+
+
+def call(app: Any, *incoming: Any, **scope: Any) -> Connection:
+    return asyncio.run(Connection(*incoming, DISCONNECT).serve(app, http_scope(**scope)))
+
+
+def post(app: Any, body: bytes = b'{"a": 1}', **scope: Any) -> Connection:
+    headers = [(b"host", b"shop.example"), (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    return call(app, request(body), method="POST", headers=[*headers, *scope.pop("headers", ())], **scope)
+
+
+def answer(connection: Connection) -> tuple[int, dict[bytes, bytes], bytes]:
+    start, *rest = connection.sent
+    return start["status"], dict(start["headers"]), b"".join(message.get("body", b"") for message in rest)
+
+
+def event_of(middleware: MoesifMiddleware, sandbox: Sandbox) -> dict[str, Any]:
+    assert middleware.force_flush(10_000)
+    (event,) = sandbox.events()
+    return event
+
+
+# What callbacks are given, and when.
+
+
+async def slow(value: Any) -> Any:
+    await asyncio.sleep(0.01)
+    return value
+
+
+@pytest.mark.parametrize("kind", ["plain", "async", "mixed"])
+def test_callbacks_take_request_and_response(wrap: Any, sandbox: Sandbox, kind: str) -> None:
+    """Starlette's objects; plain functions and coroutine functions."""
+    is_async = iter([kind == "async", kind != "plain", kind == "async", kind != "plain"])
+
+    def callback(function: Callable[[Any, Any], Any]) -> Any:
+        if not next(is_async):
+            return function
+
+        async def asynchronous(request: Any, response: Any) -> Any:
+            return await slow(function(request, response))
+
+        return asynchronous
+
+    middleware = wrap(
+        echo,
+        SKIP=callback(lambda request, response: request.url.path == "/health"),
+        IDENTIFY_USER=callback(lambda request, response: request.headers["x-user"]),
+        IDENTIFY_COMPANY=callback(lambda request, response: f"{response.status_code} {response.headers['x-api']} {response.body.decode()}"),
+        GET_METADATA=callback(lambda request, response: {"q": request.query_params["q"], "client": request.client.host}),
+    )
+    post(middleware, query_string=b"q=1", headers=[(b"x-user", b"mary")])
+    post(middleware, path="/health")
+    event = event_of(middleware, sandbox)
+    assert event["user_id"] == "mary"
+    assert event["company_id"] == '201 1 {"a": 1}'
+    assert event["metadata"] == {"q": "1", "client": "10.0.0.9"}
+
+
+def test_a_callback_reads_the_captured_body(wrap: Any, sandbox: Sandbox) -> None:
+    """`await request.json()` works once more, at no cost to the application."""
+
+    async def identify_user(request: Any, response: Any) -> Any:
+        return (await request.json())["a"]
+
+    middleware = wrap(echo, IDENTIFY_USER=identify_user)
+    post(middleware)
+    assert event_of(middleware, sandbox)["user_id"] == "1"
+
+
+def test_no_answer_waits_for_an_async_callback(wrap: Any, sandbox: Sandbox) -> None:
+    """The last message has left when the callback begins to wait; its answer is in the event all the same."""
+    order: list[str] = []
+
+    async def identify_user(request: Any, response: Any) -> str:
+        order.append("asked")
+        await asyncio.sleep(0.05)
+        order.append("answered")
+        return "mary"
+
+    class Watched(Connection):
+        async def send(self, message: dict[str, Any]) -> None:
+            await super().send(message)
+            order.append(message["type"])
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await echo(scope, receive, send)
+        order.append("sent")
+
+    middleware = wrap(app, IDENTIFY_USER=identify_user)
+    asyncio.run(Watched(request(), DISCONNECT).serve(middleware, http_scope()))
+    assert order == ["http.response.start", "http.response.body", "sent", "asked", "answered"]
+    assert event_of(middleware, sandbox)["user_id"] == "mary"
+
+
+def test_a_failing_or_hanging_callback_loses_nothing(wrap: Any, sandbox: Sandbox) -> None:
+    """What it would have said is missing; the rest is there, and it is counted."""
+
+    async def fails(request: Any, response: Any) -> str:
+        raise LookupError
+
+    async def hangs(request: Any, response: Any) -> str:
+        await asyncio.sleep(3600)
+        return "never"
+
+    middleware = wrap(echo, IDENTIFY_USER=fails, IDENTIFY_COMPANY=hangs)
+
+    async def serve() -> None:
+        task = asyncio.create_task(Connection(request(), DISCONNECT).serve(middleware, http_scope()))
+        await asyncio.sleep(0.05)
+        task.cancel()
+
+    asyncio.run(serve())
+    event = event_of(middleware, sandbox)
+    assert "user_id" not in event
+    assert "company_id" not in event
+    assert middleware.stats()["errors"] == {"callback IDENTIFY_USER": 1}
+
+
+def test_trio_awaits_callbacks_too(wrap: Any, sandbox: Sandbox) -> None:
+    """Plain ones and asynchronous ones, and the lifespan's delivery."""
+
+    async def identify_user(request: Any, response: Any) -> str:
+        await trio.sleep(0.01)
+        return "mary"
+
+    middleware = wrap(echo, IDENTIFY_USER=identify_user, IDENTIFY_COMPANY=lambda request, response: "acme")
+
+    async def lifespan(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "lifespan.startup.complete"})
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def serve() -> None:
+        await Connection(request(), DISCONNECT).serve(middleware, http_scope())
+        middleware.app = lifespan
+        await Connection().serve(middleware, {"type": "lifespan"})
+
+    trio.run(serve)
+    (event,) = sandbox.events()  # nobody has flushed
+    assert (event["user_id"], event["company_id"]) == ("mary", "acme")
+
+
+def test_plain_objects_where_starlette_is_not_installed(wrap: Any, sandbox: Sandbox) -> None:
+    """The same names for what nearly every callback looks at."""
+
+    async def company(request: Any, response: Any) -> str:
+        return (await request.body()).decode()
+
+    middleware = wrap(
+        echo,
+        IDENTIFY_USER=lambda request, response: f"{request.method} {request.url} {request.headers['X-User']} {request.client[0]}",
+        IDENTIFY_COMPANY=company,
+        GET_METADATA=lambda request, response: {"s": response.status_code, "h": response.headers["X-API"], "b": response.body.decode()},
+    )
+    objects = middleware._capture.callback_objects()
+    objects._request_class = objects._response_class = None
+    post(middleware, headers=[(b"x-user", b"mary")])
+    event = event_of(middleware, sandbox)
+    assert event["user_id"] == "POST http://shop.example/items mary 10.0.0.9"
+    assert event["company_id"] == '{"a": 1}'
+    assert event["metadata"] == {"s": 201, "h": "1", "b": '{"a": 1}'}
+    assert isinstance(objects, CallbackObjects)
+
+
+def test_an_async_mask_is_awaited(wrap: Any, sandbox: Sandbox) -> None:
+    """moesifasgi takes a plain or an async MASK_EVENT_MODEL."""
+
+    async def mask(event: Any) -> Any:
+        await asyncio.sleep(0)
+        event.request.headers["user-agent"] = "masked"
+        return event
+
+    middleware = wrap(echo, MASK_EVENT_MODEL=mask)
+    call(middleware, request())
+    assert event_of(middleware, sandbox)["request"]["headers"]["user-agent"] == "masked"
+
+
+# FastAPI and Starlette.
+
+
+def fastapi_app(settings: dict[str, Any]) -> FastAPI:
+    app = FastAPI()
+    app.add_middleware(MoesifMiddleware, settings=settings)
+
+    async def who(request: Request) -> None:
+        identify(user_id=request.headers.get("x-user"))
+
+    def thread_pool(request: Request) -> None:
+        identify(company_id=request.headers.get("x-user"))
+
+    @app.post("/items/{number}", dependencies=[Depends(who), Depends(thread_pool)])
+    def items(number: int, item: dict[str, Any], background: BackgroundTasks) -> dict[str, Any]:
+        background.add_task(time.sleep, 0)
+        return {"number": number, **item}
+
+    @app.get("/fail")
+    async def fail() -> None:
+        raise LookupError("secret")
+
+    @app.get("/teapot")
+    async def teapot() -> None:
+        raise ZeroDivisionError
+
+    @app.get("/stream")
+    async def stream() -> StreamingResponse:
+        return StreamingResponse((piece for piece in (b"one ", b"two")), media_type="text/plain")
+
+    @app.exception_handler(ZeroDivisionError)
+    async def handle(request: Request, exc: Exception) -> JSONResponse:
+        return JSONResponse({"error": "handled"}, 418)
+
+    sub = FastAPI()
+
+    @sub.get("/deep")
+    async def deep() -> dict[str, str]:
+        return {"deep": "yes"}
+
+    app.mount("/sub", sub)
+    return app
+
+
+@pytest.fixture
+def api(sandbox: Sandbox) -> Iterator[Any]:
+    """A FastAPI application; its first call has been made, so that our layer stands outside."""
+    app = fastapi_app({"APPLICATION_ID": "fastapi", "BASE_URI": sandbox.url, "EVENT_BATCH_TIMEOUT": 0.02})
+    call(app, request(), path="/sub/deep")
+    sandbox.wait_for_events(1)
+    sandbox.clear()
+    return app
+
+
+def test_add_middleware_captures_what_the_client_gets(api: Any, sandbox: Sandbox) -> None:
+    """Bodies, identity from a dependency and from one in the thread pool, the error pages around us, mounts."""
+    assert answer(post(api, path="/items/7", headers=[(b"x-user", b"mary")]))[::2] == (200, b'{"number":7,"a":1}')
+    connection = call(api, request(), path="/fail")
+    assert repr(connection.ended[1]) == "LookupError('secret')"
+    assert answer(connection)[::2] == (500, b"Internal Server Error")
+    assert answer(call(api, request(), path="/teapot"))[0] == 418
+    streamed = asyncio.run(Connection(request()).serve(api, http_scope(path="/stream")))
+    assert answer(streamed)[2] == b"one two"
+    assert answer(call(api, request(), path="/sub/deep", root_path="/proxied"))[0] in {200, 404}
+    events = {event["request"]["uri"].partition("shop.example")[2]: event for event in sandbox.wait_for_events(5)}
+    item = events["/items/7"]
+    assert (item["user_id"], item["company_id"]) == ("mary", "mary")
+    assert (item["request"]["body"], item["response"]["body"]) == ({"a": 1}, {"number": 7, "a": 1})
+    failed = events["/fail"]
+    assert failed["response"]["status"] == 500
+    assert failed["metadata"]["moesif_otel"]["error_type"] == "LookupError"
+    assert events["/teapot"]["response"] | {"time": ""} == events["/teapot"]["response"] | {"time": "", "status": 418, "body": {"error": "handled"}}
+    assert events["/stream"]["response"]["status"] == 200
+    assert "/proxied/sub/deep" in events
+
+
+def test_a_first_call_without_lifespan_is_captured_as_well(sandbox: Sandbox) -> None:
+    """Then our layer is still inside of the error handling; the answer is the client's all the same."""
+    app = fastapi_app({"APPLICATION_ID": "fastapi", "BASE_URI": sandbox.url, "EVENT_BATCH_TIMEOUT": 0.02})
+    assert answer(post(app, path="/items/7"))[0] == 200
+    assert answer(call(app, request(), path="/fail"))[0] == 500
+    assert [event["response"]["status"] for event in sandbox.wait_for_events(2)] == [200, 500]
+
+
+def test_a_mounted_application_of_ours_does_not_capture_its_parent(wrap: Any, sandbox: Sandbox) -> None:
+    """Only what was given to the middleware is captured; the URL is the one that the client asked for."""
+
+    async def home(request: Any) -> PlainTextResponse:
+        return PlainTextResponse("home")
+
+    inner = wrap(Starlette(routes=[Route("/deep", home)]))
+    app = Starlette(routes=[Route("/", home), Mount("/sub", inner)])
+    assert answer(call(app, request(), path="/"))[2] == answer(call(app, request(), path="/sub/deep"))[2] == b"home"
+    assert event_of(inner, sandbox)["request"]["uri"] == "http://shop.example/sub/deep"
+
+
+def test_other_middlewares_around_and_inside(sandbox: Sandbox) -> None:
+    """BaseHTTPMiddleware runs the application in another task; `identify` works there, and each call is one event."""
+
+    class Outer(BaseHTTPMiddleware):
+        async def dispatch(self, request: Any, call_next: Any) -> Any:
+            response = await call_next(request)
+            response.headers["x-outer"] = "1"
+            return response
+
+    async def home(request: Any) -> PlainTextResponse:
+        identify(user_id="mary")
+        return PlainTextResponse("home")
+
+    settings = {"APPLICATION_ID": "starlette", "BASE_URI": sandbox.url, "EVENT_BATCH_TIMEOUT": 0.02}
+    app = Starlette(
+        routes=[Route("/", home)],
+        middleware=[Middleware(Outer), Middleware(MoesifMiddleware, settings=settings), Middleware(Outer)],
+    )
+    for _ in range(2):
+        assert answer(call(app, request(), path="/"))[1][b"x-outer"] == b"1"
+    events = sandbox.wait_for_events(2)
+    assert [event["user_id"] for event in events] == ["mary", "mary"]
+    assert events[1]["response"]["headers"]["x-outer"] == "1"  # from the second call on we stand outside of it
+
+
+# Governance.
+
+
+def blocking(*conditions: dict[str, str], **rule: Any) -> dict[str, Any]:
+    return {
+        "_id": "rule-1", "type": "regex", "state": 2, "name": "r", "block": True,
+        "regex_config": [{"conditions": list(conditions)}],
+        "response": {"status": 429, "headers": {"X-Quota": "none"}, "body": {"error": "quota"}},
+        **rule,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def governed(sandbox: Sandbox, wrap: Any) -> Callable[..., MoesifMiddleware]:
+    """A middleware whose rules have arrived."""
+
+    def make(app: Any, *rules: dict[str, Any], config: dict[str, Any] | None = None, **options: Any) -> MoesifMiddleware:
+        sandbox.put_rules(rules)
+        sandbox.put_config(config or {})
+        middleware = wrap(app, **options)
+        call(middleware, request(), path="/first")
+        deadline = time.monotonic() + 10
+        while not middleware._pipeline.has_rules:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        middleware.force_flush()
+        sandbox.clear()
+        return middleware
+
+    return make
+
+
+async def never(scope: Any, receive: Any, send: Any) -> None:
+    if scope["path"] != "/first":
+        raise AssertionError("the application was called")
+    await echo(scope, receive, send)
+
+
+def test_a_blocked_call_does_not_reach_the_application(governed: Any, sandbox: Sandbox) -> None:
+    """The answer is the rule's; the event says which one."""
+    middleware = governed(never, blocking({"path": "request.route", "value": "/quota"}))
+    status, headers, body = answer(call(middleware, request(), path="/quota"))
+    assert (status, body, headers[b"x-quota"], headers[b"content-type"]) == (429, b'{"error":"quota"}', b"none", b"application/json")
+    event = event_of(middleware, sandbox)
+    assert (event["blocked_by"], event["response"]["status"], event["response"]["body"]) == ("rule-1", 429, {"error": "quota"})
+    assert answer(call(middleware, request(), path="/quota", method="HEAD"))[2] == b""
+
+
+def test_a_rule_that_blocks_nothing_adds_its_headers(governed: Any) -> None:
+    """Behind the application's own; nothing else of the messages changes."""
+    rule = blocking({"path": "request.route", "value": "/quota"}, block=False, response={"headers": {"X-Quota": "5"}})
+    middleware = governed(echo, rule)
+    plain, ours = call(echo, request(), path="/quota"), call(middleware, request(), path="/quota")
+    plain.sent[0]["headers"].append((b"x-quota", b"5"))
+    assert ours.seen == plain.seen
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_identity_rule_asks_the_callbacks_before_the_application(governed: Any, sandbox: Sandbox, is_async: bool) -> None:
+    """With no response yet; a callback that knew nothing is asked again at the end."""
+    seen: list[Any] = []
+
+    def who(request: Any, response: Any) -> str | None:
+        seen.append(response)
+        return request.headers.get("x-user") or (response and "late")
+
+    async def who_async(request: Any, response: Any) -> str | None:
+        return await slow(who(request, response))
+
+    rule = blocking(type="user", regex_config=[], applied_to="matching", applied_to_unidentified=False)
+    config = {"user_rules": {"mary": [{"rules": "rule-1"}]}}
+    middleware = governed(echo, rule, config=config, IDENTIFY_USER=who_async if is_async else who)
+    seen.clear()
+    assert answer(call(middleware, request(), headers=[(b"x-user", b"mary")]))[0] == 429
+    assert seen == [None]
+    assert answer(call(middleware, request(), headers=[]))[0] == 201
+    assert [one and one.status_code for one in seen] == [None, None, 201]
+    assert middleware.force_flush()
+    assert [event["user_id"] for event in sandbox.events()] == ["mary", "late"]
+
+
+def test_a_body_rule_reads_ahead_and_gives_everything_back(governed: Any, sandbox: Sandbox) -> None:
+    """The application receives the same messages; a body over the limit is received no further."""
+    received: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while True:
+            received.append(await receive())
+            if not received[-1].get("more_body"):
+                break
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body"})
+
+    middleware = governed(app, blocking({"path": "request.body.plan", "value": "free"}), REQUEST_MAX_BODY_SIZE=100)
+    headers = [(b"content-type", b"application/json")]
+    pieces = (request(b'{"plan": ', more=True), request(b'"free"}'))
+    received.clear()
+    assert answer(call(middleware, *pieces, method="POST", headers=headers))[0] == 429
+    assert received == []
+    pieces = (request(b'{"plan": ', more=True), request(b'"paid"}'))
+    assert answer(call(middleware, *pieces, method="POST", headers=headers))[0] == 200
+    assert received == list(pieces)
+    received.clear()
+    long = (request(bytes(80), more=True), request(bytes(80), more=True), request(bytes(80)))
+    assert answer(call(middleware, *long, method="POST", headers=headers))[0] in {200, 429}
+    assert received in ([], list(long))
+
+
+def test_governance_inside_a_framework_gets_the_outer_middlewares_headers(sandbox: Sandbox, governed: Any) -> None:
+    """A block passes through what the application has put around us, CORS for one."""
+    from starlette.middleware.cors import CORSMiddleware
+
+    async def home(request: Any) -> PlainTextResponse:
+        return PlainTextResponse("home")
+
+    governed(echo, blocking({"path": "request.route", "value": "/quota"}))
+    settings = {"APPLICATION_ID": "asgi", "BASE_URI": sandbox.url, "EVENT_BATCH_TIMEOUT": 0.02}
+    app = Starlette(
+        routes=[Route("/", home)],
+        middleware=[Middleware(CORSMiddleware, allow_origins=["*"]), Middleware(MoesifMiddleware, settings=settings)],
+    )
+    deadline = time.monotonic() + 10
+    while True:
+        status, headers, _ = answer(call(app, request(), path="/quota", headers=[(b"origin", b"http://a")]))
+        if status == 429:
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert headers[b"access-control-allow-origin"] == b"*"
+    assert headers[b"x-quota"] == b"none"
+    sandbox.wait_for_events(1)
+
+
+# What it refuses.
+
+
+def wsgi_app(environ: Any, start_response: Any) -> list[bytes]:
+    return []
+
+
+def asgi_2(scope: Any) -> Any:
+    return echo
+
+
+class Wsgi:
+    def __call__(self, environ: Any, start_response: Any) -> list[bytes]:
+        return []
+
+
+@pytest.mark.parametrize(
+    ("app", "says"),
+    [
+        (wsgi_app, r"wsgi_app takes two arguments.*moesif_otel\.wsgi\.MoesifMiddleware"),
+        (Wsgi(), r"Wsgi takes two arguments.*moesif_otel\.wsgi"),
+        (asgi_2, r"moesif_otel\.django\.MoesifMiddleware.*guarantee_single_callable"),
+        (None, "got NoneType, takes an ASGI application"),
+    ],
+)
+def test_what_is_no_asgi_application_is_told_what_to_use(app: Any, says: str) -> None:
+    """At construction, in one line."""
+    with pytest.raises(MoesifConfigError, match=says):
+        MoesifMiddleware(app, {"APPLICATION_ID": "a"})
+
+
+@pytest.mark.parametrize("app", [echo, functools.partial(echo), Starlette(), lambda *arguments: None, FastAPI()], ids=range(5))
+def test_what_may_be_one_is_taken(app: Any) -> None:
+    """Functions, partials, frameworks, and callables that do not say."""
+    MoesifMiddleware(app, {"APPLICATION_ID": "a"}).shutdown()
+
+
+def test_wrong_options_are_named() -> None:
+    """As everywhere."""
+    with pytest.raises(MoesifConfigError, match="LOG_BODY"):
+        MoesifMiddleware(echo, {"APPLICATION_ID": "a", "LOG_BODY": "maybe"})
+    with pytest.raises(MoesifConfigError, match=r"IDENTIFY_USER.*request, response"):
+        MoesifMiddleware(echo, {"APPLICATION_ID": "a", "IDENTIFY_USER": lambda only: None})
+
+
+def test_profile_calls_on_an_event_loop_do_not_wait(wrap: Any, sandbox: Sandbox) -> None:
+    """What they send is queued."""
+    middleware = wrap(echo)
+
+    async def tell() -> None:
+        middleware.update_user({"user_id": "mary"})
+
+    asyncio.run(tell())
+    assert middleware.force_flush()
+    assert [user["user_id"] for user in sandbox.profiles()] == ["mary"]
