@@ -38,6 +38,7 @@ __all__ = [
     "Route",
     "add_route",
     "begin_call",
+    "call_being_sent",
     "cause_of",
     "remove_route",
     "sent_url",
@@ -227,6 +228,12 @@ def cause_of(error: BaseException) -> str:
 
 # The innermost call that this thread or task is sending, or running callbacks for.
 _innermost: ContextVar[OutgoingCall | None] = ContextVar("moesif_otel_outgoing_call", default=None)
+
+
+def call_being_sent(client: str) -> OutgoingCall | None:
+    """Return the call that this thread or task is sending by a client, if there is one."""
+    call = _innermost.get()
+    return call if call is not None and call.is_being_sent and call.client == client else None
 
 
 class OutgoingCall:

@@ -1,0 +1,303 @@
+"""Capture of calls made with `aiohttp`: a layer on `ClientSession._request`, one event a call, redirects inside.
+
+The request's body is seen as it is written, by a trace of ours on the one request; the response's as the caller takes
+it from the stream, whose class is swapped on the object while it is being read. The reader has no room for anything of
+ours, so what is known of it stands in a table by its id, until the body ends or the response is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohttp
+from aiohttp.streams import EmptyStreamReader, StreamReader
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
+
+from moesif_otel._capture.body import LeftOut
+from moesif_otel._capture.exchange import Outcome
+from moesif_otel._capture.outgoing import begin_call, call_being_sent
+from moesif_otel._capture.patching import Patch, PatchSet
+
+if TYPE_CHECKING:
+    from moesif_otel._capture.exchange import Headers
+    from moesif_otel._capture.outgoing import OutgoingCall
+
+__all__ = ["PATCHES"]
+
+_SWITCHING_PROTOCOLS: Final = 101
+_DECODED: Final = frozenset({"gzip", "deflate", "br", "zstd"})  # the codings that aiohttp undoes
+
+
+class _Sending:
+    """What a call is known by while it is being sent."""
+
+    __slots__ = ("request", "session", "target")
+
+    def __init__(self, session: Any, target: Any) -> None:
+        self.session = session
+        self.target = target
+        self.request: Any = None
+        """The last `ClientRequest`: redirects and retries make more of them."""
+
+
+async def _request(request: Any, session: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """Do `ClientSession._request` and capture the call."""
+    method = args[0] if args else kwargs.get("method")
+    target = args[1] if len(args) > 1 else kwargs.get("str_or_url")
+    call = begin_call(
+        "aiohttp",
+        str(method).upper(),
+        str(target),
+        kwargs.get("headers"),
+        lambda call: (
+            # A second layer of ours.
+            isinstance(call.identity, _Sending) and call.identity.target is target and call.identity.session is session
+        ),
+    )
+    if call is None:
+        return await request(session, *args, **kwargs)
+    sending = call.identity = _Sending(session, target)
+    call.enter()
+    try:
+        response = await request(session, *args, **kwargs)
+    except BaseException as exc:
+        _failed(call, sending, kwargs, exc)
+        raise
+    _answered(call, sending, kwargs, response)
+    return response
+
+
+async def _send(send: Any, request: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """Do `ClientRequest.send`, and see its body as it is written."""
+    call = call_being_sent("aiohttp")
+    if call is not None:
+        try:
+            call.identity.request = request
+            for body in call.request_bodies:
+                body.restart()
+            traces = request._traces
+            # A middleware may send one request twice.
+            if call.request_bodies and request.body and not (traces and type(traces[-1]) is _UploadTrace):
+                request._traces = [*request._traces, _UploadTrace(call)]
+        except Exception as exc:
+            call.caught("outgoing request body", exc)
+    return await send(request, *args, **kwargs)
+
+
+PATCHES: Final = PatchSet(
+    [
+        Patch("aiohttp.client", "ClientSession._request", _request),
+        Patch("aiohttp.client_reqrep", "ClientRequest.send", _send),
+    ]
+)
+
+
+class _UploadTrace:
+    """Stands among the traces of one request, as `aiohttp.tracing.Trace` does; only the body's pieces are noted."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: OutgoingCall) -> None:
+        self._call = call
+
+    async def send_request_chunk_sent(self, _method: str, _url: URL, chunk: Any) -> None:
+        """Note a piece, before it is compressed."""
+        try:
+            if isinstance(chunk, (bytes, bytearray, memoryview)):
+                for body in self._call.request_bodies:
+                    body.decoded = True
+                    body.add(chunk)
+        except Exception as exc:
+            self._call.caught("outgoing request body", exc)
+
+    async def send_request_headers(self, *_: Any) -> None:
+        """Do nothing."""
+
+    async def send_response_chunk_received(self, *_: Any) -> None:
+        """Do nothing: the stream has been seen."""
+
+
+def _failed(call: OutgoingCall, sending: _Sending, arguments: dict[str, Any], error: BaseException) -> None:
+    info = None
+    try:
+        info = _note_request(call, sending, arguments)
+        if isinstance(error, aiohttp.ClientResponseError) and error.status:  # `raise_for_status`
+            call.note_response(error.status, [(str(name), str(value)) for name, value in (error.headers or {}).items()])
+    except Exception as exc:
+        call.caught("outgoing call that failed", exc)
+    call.failed(info, error)
+
+
+def _answered(call: OutgoingCall, sending: _Sending, arguments: dict[str, Any], response: Any) -> None:
+    """Take the response, whose body is still to come. Never raises."""
+    info = None
+    try:
+        info = _note_request(call, sending, arguments)
+        call.note_response(response.status, _decoded(response.raw_headers), len(response.history))
+        call.leave()
+        if response.status == _SWITCHING_PROTOCOLS:
+            call.finish(info, response, Outcome.UPGRADED)
+        elif not _is_streaming(call, info, response, arguments, sending.session):
+            call.finish(info, response, Outcome.COMPLETE)
+    except Exception as exc:
+        call.caught("outgoing response", exc)
+        call.leave()
+        call.finish(info, response, Outcome.COMPLETE)
+
+
+def _note_request(call: OutgoingCall, sending: _Sending, arguments: dict[str, Any]) -> aiohttp.RequestInfo:
+    """Note the last request that went out; returns what callbacks get of it."""
+    request = sending.request
+    if request is not None:
+        call.note_request(request.method, str(request.url), [(str(n), str(v)) for n, v in request.headers.items()])
+        info: aiohttp.RequestInfo = request.request_info
+        return info
+    # None did: the URL was wrong, or nobody was there.
+    try:
+        url = sending.session._build_url(sending.target)
+        if arguments.get("params"):
+            url = url.update_query(arguments["params"])
+    except (TypeError, ValueError):  # it is no URL, which is why the call failed
+        url = URL()
+    headers: CIMultiDict[str] = CIMultiDict(sending.session.headers)
+    headers.update(arguments.get("headers") or {})
+    method = call.exchanges[0].method
+    call.note_request(method, str(url or sending.target), [(str(name), str(value)) for name, value in headers.items()])
+    return aiohttp.RequestInfo(url, method, CIMultiDictProxy(headers), url)
+
+
+def _decoded(raw_headers: Any) -> Headers:
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in raw_headers]
+
+
+def _is_streaming(
+    call: OutgoingCall, info: aiohttp.RequestInfo, response: Any, arguments: dict[str, Any], session: Any
+) -> bool:
+    """Stand beside the body; False where there is none, or where it cannot be seen."""
+    content = response.content
+    if type(content) is EmptyStreamReader:
+        return False
+    if type(content) is not StreamReader:
+        for body in call.response_bodies:
+            body.left_out = LeftOut.UNREADABLE
+        return False
+    if content.at_eof():
+        return False
+    decompresses = arguments.get("auto_decompress")
+    coding = response.headers.get("Content-Encoding", "").lower()
+    decoded = bool(session.auto_decompress if decompresses is None else decompresses) and coding in _DECODED
+    for body in call.response_bodies:
+        body.decoded = decoded
+    _watches[id(content)] = _Watch(call, info, response)
+    content.__class__ = _TeedReader
+    return True
+
+
+class _Watch:
+    """What is known of a body while it is being read; does not hold the response, nor what leads to it."""
+
+    __slots__ = ("_call", "_finalizer", "_info", "_response", "error")
+
+    def __init__(self, call: OutgoingCall, info: aiohttp.RequestInfo, response: Any) -> None:
+        self._call = call
+        self._info = info
+        self._response = weakref.ref(response)
+        self.error: BaseException | None = None  # what ended the reading, before the response is closed for it
+        if call.has_callbacks:
+            arguments = info, _without_stream(info, response)
+            for exchange in call.exchanges:
+                exchange.callback_arguments = arguments
+        self._finalizer = weakref.finalize(response, _dropped, id(response.content), call)
+        self._finalizer.atexit = False
+
+    def piece(self, piece: bytes) -> None:
+        """Note one piece. Never raises."""
+        try:
+            for body in self._call.response_bodies:
+                body.add(piece)
+        except Exception as exc:
+            self._call.caught("outgoing response body", exc)
+
+    def ended(self, outcome: Outcome, error: BaseException | None = None) -> None:
+        """End the call. Never raises."""
+        self._finalizer.detach()
+        self._call.finish(self._info, self._response(), outcome, error)
+
+
+def _without_stream(info: aiohttp.RequestInfo, response: Any) -> SimpleNamespace:
+    """Make what callbacks get of a response that garbage collection has taken."""
+    return SimpleNamespace(
+        status=response.status,
+        reason=response.reason,
+        headers=response.headers,
+        method=response.method,
+        url=response.url,
+        request_info=info,
+    )
+
+
+_watches: Final[dict[int, _Watch]] = {}
+
+
+def _dropped(content_id: int, call: OutgoingCall) -> None:
+    # Before the reader itself goes, and its id to another: the response holds it.
+    _watches.pop(content_id, None)
+    call.dropped()
+
+
+class _TeedReader(StreamReader):
+    """aiohttp's reader with each piece that leaves it watched, and its end."""
+
+    __slots__ = ()
+
+    def _read_nowait_chunk(self, n: int) -> bytes:
+        piece = StreamReader._read_nowait_chunk(self, n)
+        watch = _watches.get(id(self))
+        if watch is not None:
+            watch.piece(piece)
+            if self._eof and not self._buffer:
+                _end(self, Outcome.COMPLETE)
+        return piece
+
+    def feed_eof(self) -> None:
+        StreamReader.feed_eof(self)
+        if not self._buffer:
+            _end(self, Outcome.COMPLETE)
+
+    async def _wait(self, func_name: str) -> None:
+        try:
+            await StreamReader._wait(self, func_name)
+        except (asyncio.CancelledError, asyncio.TimeoutError) as exc:
+            watch = _watches.get(id(self))
+            if watch is not None:
+                watch.error = exc
+            raise
+
+    def set_exception(self, exc: BaseException, *cause: Any) -> None:
+        StreamReader.set_exception(self, exc, *cause)
+        watch = _watches.get(id(self))
+        error = watch.error if watch is not None else None
+        if error is None and not _is_of_close(exc):
+            error = exc
+        _end(self, Outcome.ABORTED if error is None else Outcome.FAILED, error)
+
+
+# Whoever prints or logs it sees what it is.
+_TeedReader.__name__, _TeedReader.__qualname__ = StreamReader.__name__, StreamReader.__qualname__
+_TeedReader.__module__ = StreamReader.__module__
+
+
+def _is_of_close(error: BaseException) -> bool:
+    """Whether it is what `close` and `release` set on a stream whose end has not come."""
+    return type(error) is aiohttp.ClientConnectionError and error.args == ("Connection closed",)
+
+
+def _end(content: Any, outcome: Outcome, error: BaseException | None = None) -> None:
+    watch = _watches.pop(id(content), None)
+    if watch is not None:
+        content.__class__ = StreamReader
+        watch.ended(outcome, error)
