@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HEIGHT", "WIDTH", "WINDOWS", "Bar", "Overview", "Top", "overview_of", "question"]
 
-WINDOWS: Final = {"5m": 300, "1h": 3_600, "24h": 86_400}
+WINDOWS: Final = {"1m": 60, "5m": 300, "1h": 3_600, "24h": 86_400}
 """What the window may be, to its seconds."""
 
 WIDTH: Final = 600

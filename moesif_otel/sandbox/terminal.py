@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Paint", "Table", "event_lines", "wants_colour"]
 
-_HEADS: Final = ("time", "status", "", "verb", "path", "took", "user", "company", "sent", "received", "")
+_HEADS: Final = ("time", "status", "", "verb", "path", "took", "user", "company", "request", "response", "")
 _WIDTHS: Final = (8, 6, 3, 7, 0, 8, 10, 9, 9, 9, 0)  # 0: what is left, or as long as it is
 _RIGHT: Final = frozenset({1, 5, 8, 9})
 _MIN_PATH: Final = 20

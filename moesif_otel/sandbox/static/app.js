@@ -94,6 +94,3 @@ if (list) {
 }
 
 localise(document);
-const tab = document.body.dataset.tab;
-if (tab === "calls") import("./calls.js");
-if (tab === "rules") import("./rules.js");

@@ -105,6 +105,8 @@ async function loadList() {
     const fresh = elements(text);
     localise(fresh);
     list().replaceWith(fresh);
+    const top = list().offsetTop - form.offsetHeight - document.querySelector(".top").offsetHeight;
+    if (scrollY > top + 40) scrollTo({ top: Math.max(top, 0) }); // another list is read from its beginning
     say(`${document.querySelector(".paging .total")?.textContent ?? "No call fits"}`);
   } catch (error) {
     if (error.name !== "AbortError") say("The list could not be loaded");
@@ -114,7 +116,7 @@ async function loadList() {
 }
 
 let overviewRequest = null;
-async function loadOverview() {
+async function loadOverview({ polite = false } = {}) {
   overviewRequest?.abort();
   const request = (overviewRequest = new AbortController());
   const query = filtersOnly();
@@ -124,12 +126,13 @@ async function loadOverview() {
     const { text } = await get(withQuery("/fragments/overview", query), request.signal);
     const old = document.getElementById("overview");
     const picked = old.querySelector(".pick input:checked")?.id;
-    const focused = old.contains(document.activeElement);
-    if (focused && document.activeElement.matches("a")) return; // somebody is choosing here
+    const focused = old.contains(document.activeElement) ? document.activeElement : null;
+    if (polite && focused?.matches("a")) return; // somebody is choosing here
     const fresh = elements(text);
     if (picked) fresh.getElementById(picked).checked = true;
     old.replaceWith(fresh);
-    if (focused && picked) document.getElementById(picked).focus();
+    if (focused?.dataset.window) document.querySelector(`#overview a[data-window="${focused.dataset.window}"]`)?.focus();
+    else if (focused?.id) document.getElementById(focused.id)?.focus();
   } catch { /* the next change tries again */ }
 }
 
@@ -223,7 +226,7 @@ function overviewSoon() {
   overviewWaiting = setTimeout(() => {
     overviewWaiting = null;
     overviewAt = Date.now();
-    loadOverview();
+    loadOverview({ polite: true });
   }, Math.max(0, 2000 - (Date.now() - overviewAt)));
 }
 
