@@ -23,7 +23,7 @@ from moesif_otel._capture.body import ByteBudget
 from moesif_otel._delivery.delivery import Delivery
 from moesif_otel._delivery.outcome import Answer, Outcome
 from moesif_otel._delivery.queue import MAX_BATCH_BYTES
-from moesif_otel._delivery.stats import DropReason, Ledger
+from moesif_otel._delivery.stats import DropReason
 from moesif_otel.errors import MoesifDeliveryError
 
 if TYPE_CHECKING:
@@ -479,7 +479,7 @@ class Profiles:
     def stats(self) -> Stats | None:
         """Return the counters of what was queued, one for each profile; None when nothing ever was."""
         queue = self._queue.get("queue")
-        return None if queue is None else queue.stats()
+        return None if queue is None else queue.delivery.stats()
 
     def close(self) -> None:
         """Close idle connections; a later call opens new ones."""
@@ -504,31 +504,24 @@ class _Queue:
     """A delivery of single profiles, whose batches are POSTs: halved, isolated and counted as those of events are."""
 
     def __init__(self, settings: Settings, transport: MoesifTransport, guard: Guard) -> None:
-        self._budget = ByteBudget(settings.event_queue_bytes // _QUEUE_SHARE)
-        self._ledger = Ledger()
         self.delivery: Delivery[bytes] = Delivery(
             settings.with_changes(
                 batch_size=_MAX_BATCH_ITEMS, event_queue_size=_MAX_QUEUED, event_worker_count=1, spool_directory=None
             ),
             prepare=_never_called,
             transport=_BatchTransport(transport),
-            ledger=self._ledger,
-            budget=self._budget,
+            budget=ByteBudget(settings.event_queue_bytes // _QUEUE_SHARE),
             guard=guard,
             measured=False,
         )
 
     def take(self, payload: bytes) -> bool:
-        if self._budget.held_bytes + len(payload) > self._budget.limit_bytes:
-            self._ledger.accept()
-            self._ledger.drop(DropReason.QUEUE_FULL)
+        delivery = self.delivery
+        if delivery.budget.held_bytes + len(payload) > delivery.budget.limit_bytes:
+            delivery.ledger.accept()
+            delivery.ledger.drop(DropReason.QUEUE_FULL)
             return False
-        return self.delivery.submit_prepared(payload)
-
-    def stats(self) -> Stats:
-        stats = self._ledger.snapshot()
-        stats["held_bytes"] = self._budget.held_bytes
-        return stats
+        return delivery.submit_prepared(payload)
 
 
 def _never_called(_: bytes) -> DropReason:

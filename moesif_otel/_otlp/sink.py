@@ -22,7 +22,6 @@ from moesif_otel._delivery.client import MoesifTransport
 from moesif_otel._delivery.delivery import Delivery, Prepared
 from moesif_otel._delivery.outcome import Answer, Outcome, outcome_of_status, retry_after_seconds
 from moesif_otel._delivery.profiles import Profiles
-from moesif_otel._delivery.stats import Ledger
 from moesif_otel._guard import Guard
 from moesif_otel._otlp.span_copy import Hide, private_copy
 from moesif_otel._pipeline.sink import EVENT_OVERHEAD_BYTES, EVENTS_SHARE
@@ -73,15 +72,12 @@ class ExporterSink:
         self.guard = Guard()
         self.budget = ByteBudget(settings.event_queue_bytes - settings.event_queue_bytes // EVENTS_SHARE)
         self.profiles = Profiles(settings, MoesifTransport(settings), self.guard)  # they go to Moesif itself
-        self._ledger = Ledger()
         self._hide = Hide(settings)
         self._transport = _ExporterTransport(exporter, self.guard)
         self.delivery: Delivery[Exchange] = Delivery(
             settings.with_changes(event_worker_count=1),
             prepare=self._prepare,
             transport=self._transport,
-            without_bodies=None,
-            ledger=self._ledger,
             budget=self.budget,
             guard=self.guard,
         )
@@ -92,7 +88,7 @@ class ExporterSink:
 
     def count(self, name: str) -> None:
         """Count something that is no call's fate."""
-        self._ledger.count(name)
+        self.delivery.count(name)
 
     def submit(self, exchange: Exchange) -> None:
         """Take over a finished call with its captured bytes; its span is `exchange.span`. Never raises, never waits."""
@@ -134,9 +130,7 @@ class ExporterSink:
 
     def stats(self) -> Stats:
         """Return the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
-        stats = self._ledger.snapshot()
-        stats["held_bytes"] = self.budget.held_bytes
-        stats["errors"] = self.guard.counts()
+        stats = self.delivery.stats()
         profiles = self.profiles.stats()
         if profiles is not None:
             stats["profiles"] = profiles

@@ -46,7 +46,6 @@ _LEAST_GAP_S: Final = 1.0
 # After a failure it is asked sooner than in a minute: a service that starts before its network shall not be without
 # rules for so long.
 _FIRST_RETRY_S: Final = 5.0
-_MAX_RETRY_AFTER_S: Final = 600.0  # whatever the server asks for: rules must not stay old for a day
 _START_AGAIN_S: Final = 1.0  # after the system refused a thread
 _JITTER: Final = 0.1  # processes that were started together must not ask together for ever
 _SENDABLE: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,998}[\x21-\x7e])?")
@@ -110,7 +109,7 @@ class _Document:
 
     def failed(self, retry_after_s: float | None, now_s: float) -> None:
         """Take note that no good answer came: ask again later each time, and never before the server wishes."""
-        asked_s = min(retry_after_s or 0.0, _MAX_RETRY_AFTER_S)
+        asked_s = retry_after_s or 0.0  # bounded where it is read
         wait_s = max(asked_s, min(_FIRST_RETRY_S * 2.0 ** min(self._failures, 8), POLL_INTERVAL_S))
         self._failures += 1
         self._earliest_s = max(self._earliest_s, now_s + asked_s)

@@ -265,10 +265,10 @@ def test_stale_cohort_entries_are_counted(stepped: ConfigPoller, answers: Answer
 
 
 def test_the_server_may_ask_to_be_left_alone(stepped: ConfigPoller, answers: Answers, clock: Clock) -> None:
-    """Retry-After is obeyed, in seconds and as a date, but for ten minutes at most; a tag does not cut it short."""
+    """Retry-After is obeyed, in seconds and as a date, but for five minutes at most; a tag does not cut it short."""
     poller = stepped
     answers.status = 429
-    for value, waited in (("240", 240), ("86400", 600), ("Fri, 31 Dec 2199 23:59:59 GMT", 600)):
+    for value, waited in (("240", 240), ("86400", 300), ("Fri, 31 Dec 2199 23:59:59 GMT", 300)):
         answers.headers = {"Retry-After": value}
         answers.paths()
         poller.step()
