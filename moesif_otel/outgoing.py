@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 
+from moesif_otel._capture.callbacks import check_signatures
 from moesif_otel._capture.client_spans import ClientSpans
 from moesif_otel._capture.outgoing import CLIENTS, DEFAULT_CLIENTS, Route, add_route, remove_route
 from moesif_otel._pipeline.pipeline import Pipeline, live_pipeline
@@ -57,6 +58,7 @@ def start_capture_outgoing(
     """
     settings = Settings.of(settings)
     clients = _checked(clients)
+    check_signatures(settings, ("request", "response"), suffix="_OUTGOING")
     if tracer_provider is not None and not isinstance(tracer_provider, trace.TracerProvider):
         raise MoesifConfigError(
             f"tracer_provider: got {type(tracer_provider).__name__}, takes an OpenTelemetry TracerProvider"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import gc
 import subprocess
@@ -10,9 +11,13 @@ import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from wsgiref.util import setup_testing_defaults
 
+import aiohttp
+import httpx
 import pytest
 import requests
+import urllib3
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.instrumentation.requests import RequestsInstrumentor
@@ -23,6 +28,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 import moesif_otel.outgoing as door
+from moesif_otel._capture.body import CapturedBody
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.outgoing import StartCapture, start_capture_for, start_capture_outgoing
 from moesif_otel.processor import MoesifSpanProcessor
@@ -81,6 +87,110 @@ def test_a_call_becomes_an_event(upstream, sandbox):
     assert response["headers"]["Set-Cookie"] == "a=1, b=2"
     assert request["time"] <= response["time"]
     assert "metadata" not in event
+
+
+def call_with(name, url):
+    if name == "requests":
+        requests.get(url)
+    elif name == "httpx":
+        httpx.get(url)
+    elif name == "urllib3":
+        with urllib3.PoolManager() as pool:
+            pool.request("GET", url)
+    else:
+
+        async def main():
+            async with aiohttp.ClientSession() as session, session.get(url) as response:
+                await response.read()
+
+        asyncio.run(main())
+
+
+ALL = ("requests", "httpx", "aiohttp", "urllib3")
+
+
+@pytest.mark.parametrize("clients", [None, ("httpx",), ["requests", "aiohttp"], ("urllib3",), ALL, ()])
+def test_the_clients_that_are_named(upstream, sandbox, clients):
+    """By default all but urllib3; after `stop()` each is as it was."""
+    named = {} if clients is None else {"clients": clients}
+    with start_capture_outgoing(options(sandbox), **named) as capture:
+        for name in ALL:
+            call_with(name, upstream.url + "/json?" + name)
+        assert capture.force_flush()
+    for name in ALL:
+        call_with(name, upstream.url + "/json?after")
+    found = sorted(event["request"]["uri"].partition("?")[2] for event in sandbox.events())
+    # `requests` is built on urllib3, which is named alone here.
+    expected = {None: ("requests", "httpx", "aiohttp"), ("urllib3",): ("requests", "urllib3")}.get(clients, clients) if not isinstance(clients, list) else clients
+    assert found == sorted(expected)
+
+
+@pytest.mark.parametrize("clients", ["requests", ("httpy",), 5, ("requests", None)])
+def test_clients_that_nobody_knows(sandbox, clients):
+    """A `MoesifConfigError` that names those that are known; nothing has been changed."""
+    with pytest.raises(MoesifConfigError, match="requests, httpx, aiohttp, urllib3"):
+        start_capture_outgoing(options(sandbox), clients=clients)
+
+
+def test_no_client_is_imported_for_a_capture(sandbox):
+    """It is met when the application imports it, or never."""
+    code = f"""
+        import sys
+        from moesif_otel.outgoing import start_capture_outgoing
+        capture = start_capture_outgoing({options(sandbox)!r})
+        assert not {{"httpx", "aiohttp"}} & set(sys.modules), sys.modules.keys()
+        import httpx
+        assert hasattr(httpx.Client.send, "__wrapped__")
+        capture.stop()
+        assert not hasattr(httpx.Client.send, "__wrapped__")
+        import aiohttp
+        assert not hasattr(aiohttp.ClientSession._request, "__wrapped__")
+    """
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=root, env={"PYTHONPATH": str(root)}, check=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", ["requests", "httpx", "aiohttp"])
+def test_a_call_belongs_to_the_request_that_caused_it(upstream, sandbox, name):
+    """A middleware with `CAPTURE_OUTGOING_REQUESTS` covers every client; the calls are in the request's trace."""
+
+    def app(environ, start_response):
+        call_with(name, upstream.url + "/json")
+        start_response("200 OK", [])
+        return [b"done"]
+
+    middleware = MoesifMiddleware(app, options(sandbox, CAPTURE_OUTGOING_REQUESTS=True))
+    environ = {}
+    setup_testing_defaults(environ)
+    assert list(middleware(environ, lambda *_: None)) == [b"done"]
+    middleware.shutdown()
+    outgoing, incoming = sorted(sandbox.events(), key=lambda event: event["direction"], reverse=True)
+    assert (outgoing["direction"], incoming["direction"]) == ("Outgoing", "Incoming")
+    assert outgoing["trace_id"] == incoming["trace_id"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_bytes_are_given_back(upstream, sandbox, name):
+    """What is kept of bodies is kept no longer than until it is delivered, whatever connection lives on."""
+    with start_capture_outgoing(options(sandbox), clients=ALL) as capture:
+        call_with(name, upstream.url + "/lines")
+        assert capture.force_flush()
+        gc.collect()
+        assert capture.stats()["held_bytes"] == 0
+        assert not [one for one in gc.get_objects() if type(one) is CapturedBody and one.kept_bytes]
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, type("Timeout", (BaseException,), {})])
+def test_no_exception_of_a_callback_reaches_the_caller(upstream, sandbox, error):
+    """Not even one that is no `Exception`, as gevent's `Timeout`."""
+
+    def fail(request, response):
+        raise error
+
+    with start_capture_outgoing(options(sandbox, IDENTIFY_USER_OUTGOING=fail, SKIP_OUTGOING=fail)) as capture:
+        for name in ("requests", "httpx", "aiohttp"):
+            call_with(name, upstream.url + "/json")
+        assert capture.stats()["errors"]
 
 
 def test_callbacks_and_mask(upstream, sandbox):
