@@ -5,22 +5,21 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from moesif_otel._delivery.client import MoesifTransport
 from moesif_otel._delivery.profiles import ACTION, COMPANY, SUBSCRIPTION, USER, ProfileKind, Profiles, posts_of
-from moesif_otel._guard import Guard
+from moesif_otel._guard import Guard, get_logger
 from moesif_otel.errors import MoesifDeliveryError
-from moesif_otel.settings import Settings
+from moesif_otel.settings import Settings, show_debug_log
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["MoesifClient", "ProfileCalls"]
 
-_logger: Final = logging.getLogger(__name__)
+_logger: Final = get_logger(__name__)
 
 
 class MoesifClient:
@@ -40,7 +39,9 @@ class MoesifClient:
     """
 
     def __init__(self, application_id: str | None = None, **options: Any) -> None:
-        settings = Settings.from_keywords({"application_id": application_id, **options})
+        settings = Settings.of({"application_id": application_id, **options})
+        if settings.debug:
+            show_debug_log()
         self._profiles = Profiles(settings, MoesifTransport(settings), Guard())
 
     def update_user(self, user: Any) -> None:

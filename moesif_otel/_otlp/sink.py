@@ -17,14 +17,15 @@ import requests
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.trace.export import SpanExportResult
 
-from moesif_otel._capture.body import ByteBudget
+from moesif_otel._capture.body import ByteBudget, LeftOut
 from moesif_otel._delivery.client import MoesifTransport
 from moesif_otel._delivery.delivery import Delivery, Prepared
 from moesif_otel._delivery.outcome import Answer, Outcome, outcome_of_status, retry_after_seconds
 from moesif_otel._delivery.profiles import Profiles
+from moesif_otel._delivery.stats import DropReason
 from moesif_otel._guard import Guard
 from moesif_otel._otlp.span_copy import Hide, private_copy
-from moesif_otel._pipeline.sink import EVENT_OVERHEAD_BYTES, EVENTS_SHARE
+from moesif_otel._pipeline.sink import EVENT_OVERHEAD_BYTES, EVENTS_SHARE, held_by_texts
 from moesif_otel.errors import MoesifConfigError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
     from moesif_otel._capture.exchange import Exchange
-    from moesif_otel._delivery.stats import DropReason, Stats
+    from moesif_otel._delivery.stats import Stats
     from moesif_otel._remote.poller import ConfigPoller
     from moesif_otel.settings import Settings
 
@@ -92,9 +93,22 @@ class ExporterSink:
 
     def submit(self, exchange: Exchange) -> None:
         """Take over a finished call with its captured bytes; its span is `exchange.span`. Never raises, never waits."""
-        self.budget.charge(EVENT_OVERHEAD_BYTES)
-        if not self.delivery.submit(exchange, EVENT_OVERHEAD_BYTES):
-            exchange.discard()
+        try:
+            held_bytes = EVENT_OVERHEAD_BYTES + held_by_texts(exchange)
+            limit_bytes = self.settings.event_queue_bytes
+            if self.budget.held_bytes + held_bytes > limit_bytes:
+                exchange.leave_bodies_out(LeftOut.MEMORY)
+            if self.budget.held_bytes + held_bytes > limit_bytes:
+                self.delivery.ledger.accept()
+                self.delivery.ledger.drop(DropReason.QUEUE_FULL)
+                exchange.discard()
+                return
+            self.budget.charge(held_bytes)
+            if not self.delivery.submit(exchange, held_bytes):
+                exchange.discard()
+        except Exception as exc:
+            self.guard.caught("taking a call", exc)
+        self.delivery.settle_at_exit()
 
     submit_later = submit
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from moesif_otel._pipeline.mask import EventMask
     from moesif_otel.settings import Settings
 
-__all__ = ["EVENTS_SHARE", "EVENT_OVERHEAD_BYTES", "EventSink"]
+__all__ = ["EVENTS_SHARE", "EVENT_OVERHEAD_BYTES", "EventSink", "held_by_texts"]
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ class EventSink:
         """Take over a finished call as `submit` does, leaving all work to our thread; a finalizer may call it."""
         try:
             self._hold_unprepared(exchange)
-            held_bytes = EVENT_OVERHEAD_BYTES + _held_by_texts(exchange)
+            held_bytes = EVENT_OVERHEAD_BYTES + held_by_texts(exchange)
             self._submit(exchange, held_bytes)
         except Exception as exc:
             self.guard.caught("taking a call", exc)
@@ -332,7 +332,7 @@ def _mask_of(mask: Callable[..., Any], guard: Guard) -> EventMask:
     return Mask(mask, guard)
 
 
-def _held_by_texts(exchange: Exchange) -> int:
+def held_by_texts(exchange: Exchange) -> int:
     """Return about what URL, headers and metadata of a call hold."""
     held_bytes = len(exchange.url)
     for headers in (exchange.request_headers, exchange.response_headers):

@@ -9,7 +9,6 @@ none); what the parent had learned stays valid.
 
 from __future__ import annotations
 
-import logging
 import os
 import queue
 import re
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from moesif_otel._delivery.outcome import retry_after_seconds
+from moesif_otel._guard import get_logger
 from moesif_otel._remote.config import DEFAULT_CONFIG, RemoteConfig
 from moesif_otel._remote.governance import NO_RULES, RuleSet
 from moesif_otel._remote.rules import MalformedError, Skips
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ConfigPoller"]
 
-_logger: Final = logging.getLogger(__name__)
+_logger: Final = get_logger(__name__)
 
 POLL_INTERVAL_S: Final = 60.0
 """Moesif is asked this often (its API documentation), give or take a tenth."""

@@ -6,14 +6,13 @@ out, counted and logged once a kind (`Skips`). Nothing in a `Rule` changes after
 
 from __future__ import annotations
 
-import logging
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from moesif_otel._guard import Guard
+from moesif_otel._guard import Guard, get_logger
 from moesif_otel._remote.expressions import Pattern, PatternError
 from moesif_otel._remote.facts import Condition, Field, as_text
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Action", "Conditions", "MalformedError", "Rule", "RuleError", "Skips", "read_conditions", "read_rule"]
 
-_logger: Final = logging.getLogger(__name__)
+_logger: Final = get_logger(__name__)
 _KINDS: Final = frozenset({"regex", "company", "user"})
 # `100 Continue` and the like would not end a call, but any three digits are a status that a rule may ask for.
 _LOWEST_STATUS: Final = 100

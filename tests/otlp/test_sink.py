@@ -270,6 +270,26 @@ def test_calls_wait_for_an_exporter_that_fails_however_often() -> None:
     assert (stats["delivered"], stats["dropped"]) == (50, {})
 
 
+def test_what_waits_for_a_hung_exporter_keeps_to_its_bound() -> None:
+    """Large headers and bodies, nothing taken: held to EVENT_QUEUE_BYTES; the rest is refused and counted."""
+    going_on = threading.Event()
+
+    class Hung(Recorder):
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            going_on.wait(20)
+            return SpanExportResult.FAILURE
+
+    caller = Caller(Hung(), EVENT_QUEUE_BYTES=1024 * 1024)
+    for n in range(60):
+        caller.call(b'{"x": "' + b"y" * 20_000 + b'"}', HTTP_X_LARGE=f"{n}" + "z" * 60_000)
+    stats = caller.processor.stats()
+    assert stats["held_bytes"] <= 1024 * 1024 * 1.25 + 100_000  # the copy's weight is taken with a margin
+    assert stats["dropped"]["queue_full"] > 10
+    assert stats["accepted"] == 60 == stats["pending"] + sum(stats["dropped"].values())
+    going_on.set()
+    caller.processor.shutdown(500)
+
+
 def test_an_exporter_that_takes_its_time_to_flush_and_to_end_does_not_hold_its_caller() -> None:
     """What an exporter does in `force_flush` and `shutdown` is waited for until the deadline, and no longer."""
     going_on = threading.Event()

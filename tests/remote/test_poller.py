@@ -88,7 +88,7 @@ def stepped(answers: Answers, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def settings_of(application_id: str, base_uri: str = "http://127.0.0.1:9") -> Settings:
-    return Settings.from_mapping({"APPLICATION_ID": application_id, "BASE_URI": base_uri, "EXPORT_TIMEOUT": 2})
+    return Settings.of({"APPLICATION_ID": application_id, "BASE_URI": base_uri, "EXPORT_TIMEOUT": 2})
 
 
 def wait_until(holds: Callable[[], bool], limit_s: float = 8.0) -> None:
