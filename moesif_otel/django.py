@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.conf import settings as django_settings
 from django.http import HttpResponse
-from django.utils.module_loading import import_string
 
 from moesif_otel._capture.callbacks import check_signatures, run_steps
 from moesif_otel._capture.django import DjangoCall, DjangoCapture
@@ -61,10 +60,10 @@ class MoesifMiddleware(Middleware):
         super().__init__(settings, None)
         self.get_response: Any = get_response
         self._guard = self._pipeline.guard
-        self._capture = DjangoCapture(self._pipeline)
+        self.capture = DjangoCapture(self._pipeline)  # handlers look for it
         self._has_provider = False
         if get_response is not None:
-            self._capture.meet_handlers(_is_in_middleware)
+            self.capture.meet_handlers()
         if self._is_async:
             markcoroutinefunction(self)
 
@@ -190,9 +189,3 @@ def _advance(step: Callable[[], Any]) -> Any:
         return step()
     except StopIteration:
         return None
-
-
-def _is_in_middleware() -> bool:
-    """Whether the settings' MIDDLEWARE has this middleware, or a subclass of it."""
-    found = (import_string(path) for path in django_settings.MIDDLEWARE)
-    return any(isinstance(one, type) and issubclass(one, MoesifMiddleware) for one in found)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import sys
+from types import CellType
 from typing import TYPE_CHECKING, Any, Final
 
 from django.core.signals import got_request_exception
@@ -17,6 +19,7 @@ from django.http import HttpResponse
 from django.utils.functional import LazyObject
 
 from moesif_otel._capture.asgi import scope as asgi_scope
+from moesif_otel._capture.asgi.callback_objects import CallbackObjects
 from moesif_otel._capture.asgi.capture import AsgiCapture
 from moesif_otel._capture.body import CapturedBody
 from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
@@ -35,6 +38,10 @@ if TYPE_CHECKING:
 __all__ = ["DjangoCall", "DjangoCapture"]
 
 _HANDLER_ATTRIBUTE: Final = "_moesif_otel_capture"
+_UNKNOWN: Final[Any] = object()
+_LINKS: Final = ("__wrapped__", "get_response", "func", "awaitable")  # what a middleware or adapter calls
+_MAX_LINKS: Final = 1_000
+_EMPTY_CELL: Final = CellType()
 
 
 class DjangoCapture:
@@ -47,16 +54,10 @@ class DjangoCapture:
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
         self._wsgi = WsgiCapture(pipeline, governs=False, offer_to_callbacks=_offer_unreached)
-        self._asgi = AsgiCapture(pipeline)
+        self._asgi = AsgiCapture(pipeline, objects=_UnreachedObjects())
 
-    def meet_handlers(self, is_in_middleware: Callable[[], bool]) -> None:
-        """Stand around the handlers that are made now; the middleware that is being made belongs to one of them.
-
-        Args:
-            is_in_middleware: Whether the settings' MIDDLEWARE has ours.
-        """
-        global _newest  # noqa: PLW0603 - a handler finds at its first call what was made with it
-        _newest = (self, is_in_middleware)
+    def meet_handlers(self) -> None:
+        """Stand around Django's handlers from now on; each finds out by itself whether its middlewares have ours."""
         PROCESS_GUARD.run("meeting Django's handlers", _handlers.hold, self)
         got_request_exception.connect(_note_exception, dispatch_uid=_note_exception)
 
@@ -71,16 +72,31 @@ class DjangoCapture:
 
 def _capture_of(handler: Any) -> DjangoCapture | None:
     """Return what captures a handler's calls; found once, kept on the handler."""
-    attributes = vars(handler)
-    if _HANDLER_ATTRIBUTE not in attributes:
-        found = None
+    found: DjangoCapture | None = vars(handler).get(_HANDLER_ATTRIBUTE, _UNKNOWN)
+    if found is _UNKNOWN:
         # A handler without middlewares of its own serves static files for `runserver`.
-        if _newest is not None and getattr(handler, "_middleware_chain", None) is not None:
-            capture, is_in_middleware = _newest
-            found = capture if PROCESS_GUARD.run("looking at MIDDLEWARE", is_in_middleware) else None
-        attributes[_HANDLER_ATTRIBUTE] = found
-    capture_of_handler: DjangoCapture | None = attributes[_HANDLER_ATTRIBUTE]
-    return capture_of_handler
+        chain = getattr(handler, "_middleware_chain", None)
+        found = PROCESS_GUARD.run("looking for the middleware in a handler", _capture_in, chain)
+        vars(handler)[_HANDLER_ATTRIBUTE] = found
+    return found
+
+
+def _capture_in(chain: Any) -> DjangoCapture | None:
+    """Find our middleware in a chain of middlewares: objects, closures, asgiref's adapters between sync and async."""
+    seen: set[int] = set()
+    waiting = [chain]
+    while waiting and len(seen) < _MAX_LINKS:
+        one = waiting.pop()
+        if id(one) in seen or not callable(one) or isinstance(one, type):
+            continue
+        seen.add(id(one))
+        attributes = getattr(one, "__dict__", {})
+        if isinstance(attributes.get("capture"), DjangoCapture):
+            found: DjangoCapture = attributes["capture"]
+            return found
+        waiting += [attributes[name] for name in _LINKS if name in attributes]
+        waiting += [cell.cell_contents for cell in getattr(one, "__closure__", None) or () if cell != _EMPTY_CELL]
+    return None
 
 
 def _serve_wsgi(call: Any, handler: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -97,7 +113,6 @@ async def _serve_asgi(call: Any, handler: Any, /, *args: Any, **kwargs: Any) -> 
     return await capture.serve_asgi(call, handler, *args)
 
 
-_newest: tuple[DjangoCapture, Callable[[], bool]] | None = None
 _handlers: Final = PatchSet(
     [
         Patch("django.core.handlers.wsgi", "WSGIHandler.__call__", _serve_wsgi),
@@ -116,8 +131,30 @@ def _note_exception(**_facts: Any) -> None:
 def _offer_unreached(exchange: Exchange) -> None:
     """Give callbacks a request and a bare response where an outer middleware answered, and ours was never reached."""
     handler, variables = exchange.callback_arguments
-    response = HttpResponse(status=exchange.status or 500, headers=dict(exchange.response_headers))
-    exchange.callback_arguments = (handler.request_class(variables), response)
+    response = _bare_response(exchange.status, exchange.response_headers)
+    exchange.callback_arguments = exchange.identify_arguments = (handler.request_class(variables), response)
+
+
+class _UnreachedObjects(CallbackObjects):
+    """The same under ASGI."""
+
+    __slots__ = ()
+
+    def request(self, scope: Any, came: dict[str, Any], exchange: Exchange) -> Any:
+        """Return Django's request of a scope."""
+        from django.core.handlers.asgi import ASGIRequest
+
+        data = exchange.request_body.data() if exchange.request_body is not None else b""
+        return ASGIRequest({**scope, **came}, io.BytesIO(data))
+
+    def response(self, status: int | None, headers: Any, exchange: Exchange) -> Any:
+        """Return a response without its body."""
+        del headers
+        return _bare_response(status, exchange.response_headers)
+
+
+def _bare_response(status: int | None, headers: Headers) -> HttpResponse:
+    return HttpResponse(status=status or 500, headers=dict(headers))
 
 
 class DjangoCall:

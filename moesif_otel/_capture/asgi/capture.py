@@ -51,16 +51,19 @@ class AsgiCapture:
     Args:
         pipeline: Whose calls they are.
         provisional: Stand back where a middleware of the same application id is inside.
+        objects: Makes the arguments of callbacks; made by the first call that has some, by default.
 
     Thread-safe; one serves every event loop of a process.
     """
 
     __slots__ = ("_objects", "_pipeline", "_provisional")
 
-    def __init__(self, pipeline: Pipeline, *, provisional: bool = False) -> None:
+    def __init__(
+        self, pipeline: Pipeline, *, provisional: bool = False, objects: CallbackObjects | None = None
+    ) -> None:
         self._pipeline = pipeline
         self._provisional = provisional
-        self._objects: CallbackObjects | None = None
+        self._objects = objects
         deliver_at_shutdown(pipeline)
 
     def serve(
@@ -399,12 +402,12 @@ class HttpCall:
         except Exception as exc:
             self._guard.caught("a SERVER span", exc)
         try:
-            if self._objects is not None:
+            if self._objects is not None and not exchange.callbacks_done:
                 arguments = self._callback_arguments(self._objects, exchange)
                 exchange.callback_arguments = exchange.identify_arguments = arguments
         except Exception as exc:
             self._guard.caught("preparing callbacks", exc)
-        has_callbacks = self._objects is not None
+        has_callbacks = self._objects is not None and not exchange.callbacks_done
         self._forget()
         if not has_callbacks:
             exchange.finish(outcome, error)

@@ -438,15 +438,18 @@ class ResponseStream:
         iterable: What the application returned.
     """
 
-    __slots__ = ("_call", "_iterable", "_next")
+    __slots__ = ("_call", "_has_begun", "_iterable", "_next")
 
     def __init__(self, call: _Call, iterable: Any) -> None:
         self._call = call
         self._iterable = iterable
         self._next: Any = None
+        self._has_begun = False
 
     def __iter__(self) -> Any:
         if self._next is not None:
+            if not self._has_begun:
+                return self  # `b"".join(response)` asks for an iterator, then for the iterator's iterator
             # Once more: an iterator goes on where it is, anything else begins again, for the application alone.
             again = iter(self._iterable)
             return self if again is self._iterable else again
@@ -465,6 +468,7 @@ class ResponseStream:
     def __next__(self) -> Any:
         if self._next is None:
             iter(self)
+        self._has_begun = True
         call = self._call
         token = call.enter()
         try:

@@ -136,6 +136,27 @@ def test_a_stream_leaves_piece_by_piece(spans: Any) -> None:
     assert call.response_body.data() == b"onetwo"
 
 
+def test_a_joined_response_is_whole() -> None:
+    """`b"".join(response)` asks twice for an iterator before the first piece; an iterable that can be used once is."""
+
+    class Once:
+        def __init__(self) -> None:
+            self.pieces = [b"one ", b"two"]
+
+        def __iter__(self) -> Any:
+            pieces, self.pieces = self.pieces, []
+            return iter(pieces)
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [])
+        return Once()
+
+    pipeline = RecordingPipeline()
+    response = tapped(app, pipeline)(make_environ(), Server().start_response)
+    assert b"".join(response) == b"one two"
+    assert pipeline.calls[0].response_body.data() == b"one two"
+
+
 def test_the_contexts_are_the_applications_own_between_the_steps(spans: Any) -> None:
     """Code in a generator sees the Exchange (and the span), the server's thread is clean between steps."""
     pipeline, seen = RecordingPipeline(), []
