@@ -1,4 +1,4 @@
-"""Whether a `Host` header names a host: clients write anything there, and a URL must not be made of it.
+"""The host of a request's URL: clients write anything into a `Host` header, and servers into their own name.
 
 `Host: x?` would turn `/admin` into the query of `http://x?/admin`, which no rule on `^/admin` matches.
 """
@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 from ipaddress import IPv6Address
-from typing import Final
+from typing import Any, Final
 
-__all__ = ["is_authority"]
+__all__ = ["authority_of", "is_authority"]
+
+_DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
 
 # RFC 3986, section 3.2.2: a registered name or an IPv4 address, or an IPv6 address in brackets, then a port. Letters
 # beyond ASCII, which some clients send, are encoded by whoever builds the URL.
@@ -35,3 +37,24 @@ def is_authority(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def authority_of(scheme: str, host: str, server_name: Any = None, server_port: Any = None) -> str:
+    """Return what stands for the host in a request's URL, letters beyond ASCII not yet encoded.
+
+    Args:
+        scheme: Of the URL.
+        host: The `Host` header; anything.
+        server_name, server_port: What the server calls itself (cheroot says `Cheroot/11.1`, a Unix socket its path).
+
+    Returns:
+        The host with its port, or what the server calls itself where the header names no host, or `localhost`.
+    """
+    host = host.strip()
+    if is_authority(host):
+        return host
+    name, port = str(server_name or ""), str(server_port or "")
+    if ":" in name and not name.startswith("["):
+        name = f"[{name}]"
+    end = "" if not port or port == _DEFAULT_PORTS.get(scheme) else f":{port}"
+    return next((found for found in (name + end, f"localhost{end}") if is_authority(found)), "localhost")

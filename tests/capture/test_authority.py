@@ -79,6 +79,17 @@ def test_a_rule_on_the_path_is_not_passed_by_the_host(host: str, url_of: Callabl
     )
 
 
+@pytest.mark.parametrize("name", ["Cheroot/11.1.2", "a b", "/tmp/socket", "unix:/run/x?", "[", ""])
+def test_a_server_that_has_no_name_is_localhost(name: str) -> None:
+    """What a server calls itself stands for the host only where it is one."""
+    environ = {"wsgi.url_scheme": "http", "HTTP_HOST": "[", "SERVER_NAME": name, "SERVER_PORT": "8080"}
+    assert wsgi_url({**environ, "SCRIPT_NAME": "", "PATH_INFO": "/admin"})() == "http://localhost:8080/admin"
+    scope = {"scheme": "http", "server": (name, 8080), "path": "/admin", "query_string": b""}
+    assert asgi_url(scope, [(b"host", b"x?")])() == "http://localhost:8080/admin"
+    assert asgi_url({**scope, "server": (name, None)}, [])() == "http://localhost/admin"
+    assert asgi_url({**scope, "server": ("::1", 8080)}, [])() == "http://[::1]:8080/admin"
+
+
 @given(st.text(max_size=20), st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=10))
 def test_whatever_the_host_says_the_path_stays(host: str, path: str) -> None:
     """For any Host and any path: the URL can be split, and its path and query are those of the request."""

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from moesif_otel._capture.authority import is_authority
+from moesif_otel._capture.authority import authority_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["header_source", "peer_address", "repeatable", "url_source"]
 
 _SCHEMES: Final = {"ws": "http", "wss": "https"}  # a handshake is an HTTP request
-_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 # RFC 3986: pchar and "/" stay as they are in a path; what else may stand in a query; "%" of raw bytes is kept.
 _PATH_SAFE: Final = "/:@!$&'()*+,;=~"
 _RAW_SAFE: Final = _PATH_SAFE + "%"
@@ -54,15 +53,8 @@ def _build_url(  # noqa: PLR0917 - the keys of the scope that a URL is made of
 
 def _authority(scheme: str, headers: Any, server: Any) -> str:
     host = next((value for name, value in headers if _text(name).lower() == "host" and value), None)
-    if host is not None and is_authority(_text(host).strip()):
-        return quote(_bytes(host).strip(), safe=_QUERY_SAFE)
-    # Without a port it is a Unix domain socket's path, which names no host.
-    if not server or len(server) < 2 or server[1] is None:
-        return "localhost"
-    name, port = str(server[0]), server[1]
-    if ":" in name:
-        name = f"[{name}]"
-    return name if port == _DEFAULT_PORTS.get(scheme) else f"{name}:{port}"
+    name, port = (server[0], server[1]) if server and len(server) > 1 else (None, None)
+    return quote(authority_of(scheme, _text(host or b""), name, port).encode("latin-1", "replace"), safe=_QUERY_SAFE)
 
 
 def _path(root_path: str, raw_path: Any, path: str) -> str:

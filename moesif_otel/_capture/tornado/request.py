@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from moesif_otel._capture.authority import is_authority
+from moesif_otel._capture.authority import authority_of, is_authority
 from moesif_otel._capture.exchange import Exchange
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ def _full_url(protocol: Any, host: Any, uri: Any) -> str:
         return target  # absolute form (RFC 9112, 3.2.2), as a client sends it to a proxy
     if not target.startswith("/"):
         target = "/" + target  # "OPTIONS *"
-    authority = _quoted(host) if is_authority(str(host or "")) else "localhost"
-    return f"{protocol or 'http'}://{authority}{target}"
+    protocol = protocol or "http"
+    return f"{protocol}://{_quoted(authority_of(protocol, str(host or '')))}{target}"
 
 
 def _quoted(text: Any) -> str:

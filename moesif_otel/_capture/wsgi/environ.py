@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from moesif_otel._capture.authority import is_authority
+from moesif_otel._capture.authority import authority_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 __all__ = ["asks_for_upgrade", "headers_of", "may_have_body", "url_source"]
 
 _UNPREFIXED: Final = (("CONTENT_TYPE", "Content-Type"), ("CONTENT_LENGTH", "Content-Length"))
-_DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
 # RFC 3986: pchar and "/" stay as they are in a path; what else may stand in a query; "%" of a raw query is kept.
 _PATH_SAFE: Final = "/:@!$&'()*+,;=~"
 _QUERY_SAFE: Final = _PATH_SAFE + "?%[]"
@@ -45,14 +44,7 @@ def _build_url(  # noqa: PLR0917 - the variables of PEP 3333's reconstruction, i
     scheme: Any, host: Any, server_name: Any, server_port: Any, script_name: Any, path_info: Any, query: Any
 ) -> str:
     scheme = str(scheme or "http")
-    authority = str(host or "").strip()
-    if not is_authority(authority):
-        authority = str(server_name or "localhost")
-        if ":" in authority and not authority.startswith("["):
-            authority = f"[{authority}]"
-        port = str(server_port or "")
-        if port and port != _DEFAULT_PORTS.get(scheme):
-            authority = f"{authority}:{port}"
+    authority = authority_of(scheme, str(host or ""), server_name, server_port)
     path = _quoted(script_name, _PATH_SAFE) + _quoted(path_info, _PATH_SAFE)
     if not path.startswith("/"):
         path = "/" + path
