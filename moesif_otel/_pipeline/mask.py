@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import inspect
-import logging
 import os
 import queue
 import threading
@@ -22,7 +21,7 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from moesif_otel._delivery.stats import DropReason
 from moesif_otel._events.model import MoesifEvent, as_dictionary, hide_absent_bodies, show_absent_bodies
-from moesif_otel._guard import PROCESS_GUARD
+from moesif_otel._guard import PROCESS_GUARD, get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MASK_TIMEOUT_S", "EventMask"]
 
-_logger: Final = logging.getLogger(__name__)
+_logger: Final = get_logger(__name__)
 
 MASK_TIMEOUT_S: Final = 5.0
 """A mask that takes longer has lost its event; masks are plain functions on one event, microseconds as a rule."""

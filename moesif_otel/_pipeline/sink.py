@@ -6,7 +6,6 @@ Nothing waits or raises here, and an event whose mask failed is never sent.
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,11 +14,11 @@ from moesif_otel._capture.exchange import Exchange
 from moesif_otel._delivery.client import MoesifTransport
 from moesif_otel._delivery.delivery import Delivery, Prepared
 from moesif_otel._delivery.profiles import Profiles
-from moesif_otel._delivery.stats import DropReason, Ledger
+from moesif_otel._delivery.stats import DropReason
 from moesif_otel._events.build import EventBuilder
 from moesif_otel._events.serialize import json_bytes, serialize, without_bodies
 from moesif_otel._events.spans import attributes_of, call_of_span, weight_of_span
-from moesif_otel._guard import Guard
+from moesif_otel._guard import Guard, get_logger
 from moesif_otel._remote import sampling
 from moesif_otel._remote.facts import CallFacts, route_of
 from moesif_otel._remote.poller import ConfigPoller
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EVENTS_SHARE", "EVENT_OVERHEAD_BYTES", "EventSink", "held_by_texts"]
 
-_logger: Final = logging.getLogger(__name__)
+_logger: Final = get_logger(__name__)
 
 EVENT_OVERHEAD_BYTES: Final = 4_096
 """What a call without its bodies is taken to hold until it is ready to be sent: span, headers and objects."""
@@ -74,7 +73,6 @@ class EventSink:
         self.settings = settings
         self.guard = Guard()
         self.budget = ByteBudget(settings.event_queue_bytes - settings.event_queue_bytes // EVENTS_SHARE)
-        self._ledger = Ledger(budget=self.budget, guard=self.guard)
         # Bodies as the application made them, in its part of the heap, which does not shrink when they go: in a flood
         # they would come on top of the payloads that wait.
         self._unprepared = ByteBudget(settings.event_queue_bytes // _UNPREPARED_SHARE)
@@ -90,10 +88,10 @@ class EventSink:
             on_drop=self._discard,
             transport=self.transport,
             without_bodies=without_bodies,
-            ledger=self._ledger,
             budget=self.budget,
             guard=self.guard,
         )
+        self._ledger = self.delivery.ledger
         self.delivery.add_after_fork(self._unprepared.after_fork)
 
     def ensure_started(self) -> None:
@@ -151,11 +149,9 @@ class EventSink:
         elif isinstance(item, Exchange):
             item.discard()  # before any work is done for it
         if isinstance(made, bytes):
-            if self.budget.held_bytes + len(made) <= self.settings.event_queue_bytes:
-                self.delivery.submit_prepared(made)
-                return
-            made = DropReason.QUEUE_FULL
-        self._drop(made)
+            self.delivery.submit_prepared(made)
+        else:
+            self._drop(made)
 
     def _drop(self, reason: DropReason) -> None:
         self._ledger.accept()
@@ -234,22 +230,23 @@ class EventSink:
             if isinstance(masked, DropReason):
                 return masked
             event = masked
-        payload = self._fitted(serialize(event), call)
+        payload = serialize(event)
         if self.settings.debug:
             _logger.debug("moesif_otel: event %s, %d bytes", event["transaction_id"], len(payload))
-        return payload
-
-    def _fitted(self, payload: bytes, call: Exchange) -> bytes:
-        """Return an event without as many of its bodies as Moesif's limit, or the bound of memory, asks for."""
         size_bytes = len(payload)
         if size_bytes <= _MAX_EVENT_BYTES and self.budget.held_bytes + size_bytes <= self.budget.limit_bytes:
             return payload
+        return self._fitted(payload, call)
+
+    def _fitted(self, payload: bytes, call: Exchange) -> bytes | DropReason:
+        """Return an event without as many of its bodies as Moesif's limit, or the bound of memory, asks for."""
         # The bodies that it was made of are given back as soon as it is done.
-        room_bytes = self.budget.limit_bytes - self.budget.held_bytes + call.kept_bytes
-        limit_bytes = min(_MAX_EVENT_BYTES, max(room_bytes, EVENT_OVERHEAD_BYTES))
-        if size_bytes > limit_bytes:
-            payload = without_bodies(payload)  # the larger body
-        return without_bodies(payload) if len(payload) > limit_bytes else payload
+        held_bytes = self.budget.held_bytes - call.kept_bytes
+        limit_bytes = min(_MAX_EVENT_BYTES, max(self.budget.limit_bytes - held_bytes, EVENT_OVERHEAD_BYTES))
+        for _either_body in range(2):
+            if len(payload) > limit_bytes:
+                payload = without_bodies(payload)  # the larger one
+        return payload if held_bytes + len(payload) <= self.settings.event_queue_bytes else DropReason.QUEUE_FULL
 
     def _may_be_skipped(self, call: Exchange) -> bool:
         """Whether a bare span is of a call that the user's SKIP, which takes a request, might have left out."""

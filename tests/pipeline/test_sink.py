@@ -107,7 +107,7 @@ def long_headers(rig: Rig, number: int) -> Iterator[Any]:
 
 def long_urls(rig: Rig, number: int) -> Iterator[Any]:
     for place in range(number):
-        yield rig.call(url=f"http://x/?q={place:08}" * 4_000)
+        yield rig.call(url="http://x/" + f"{place:08}" * 10_000)
 
 
 def much_metadata(rig: Rig, number: int) -> Iterator[Any]:
@@ -124,7 +124,7 @@ def test_event_queue_bytes_is_a_bound(hanging: str, make: Any, later: bool) -> N
     tracemalloc.start()
     try:
         most = 0
-        for exchange in make(rig, 150):
+        for exchange in make(rig, 40):
             (rig.sink.submit_later if later else rig.sink.submit)(exchange)
             most = max(most, rig.stats["held_bytes"])
         del exchange
@@ -135,8 +135,8 @@ def test_event_queue_bytes_is_a_bound(hanging: str, make: Any, later: bool) -> N
     assert most <= MIB * 1.1
     assert held < 4 * MIB
     stats = rig.stats
-    assert stats["accepted"] == 150
-    assert make is bombs or stats["dropped"]["queue_full"] > 50
+    assert stats["accepted"] == 40
+    assert make is bombs or stats["dropped"]["queue_full"] > 5
     rig.sink.shutdown(0.2)
     deadline_s = time.monotonic() + 10
     while rig.stats["held_bytes"] and time.monotonic() < deadline_s:
@@ -239,5 +239,5 @@ def test_bare_spans_are_charged_too(hanging: str) -> None:
         attributes = {"http.request.method": "GET", "url.full": "http://x/", "mine": f"{place:04}" * 20_000}
         rig.sink.submit_span(rig.calls.span(attributes, kind=SpanKind.SERVER))
         assert rig.stats["held_bytes"] <= MIB * 1.1
-    assert rig.stats["dropped"]["queue_full"] > 50
+    assert rig.stats["dropped"]["queue_full"] > 5
     rig.sink.shutdown(0.2)
