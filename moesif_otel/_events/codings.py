@@ -1,9 +1,4 @@
-"""Undoing Content-Encoding, with a hard bound on what comes out.
-
-Owns: `decode_content`.
-Threads: any; each call has its own decompressor.
-Never: makes more than the bound, raises for bad data, takes more than linear time.
-"""
+"""Undoing Content-Encoding, with a hard bound on what comes out and linear time whatever comes in."""
 
 from __future__ import annotations
 
@@ -70,9 +65,10 @@ def decode_content(data: bytes, content_encoding: str | None, *, truncated: bool
         return Decoded(data, not truncated, clear=False)
     out, whole = data, not truncated
     for name in reversed(codings):
-        if _is_clear_already(out, name):
+        if not _has_mark(out, name) and _is_text(out):
+            # Seen before the coding was applied, or after a client undid it, as Tornado's does.
             continue
-        undo = _CODINGS.get(name)
+        undo = _CODINGS.get(_shown_coding(out) or name)
         if undo is None:
             return Decoded(data, not truncated, clear=False)
         try:
@@ -84,13 +80,20 @@ def decode_content(data: bytes, content_encoding: str | None, *, truncated: bool
     return Decoded(out, whole, clear=True)
 
 
-def _is_clear_already(data: bytes, coding: str) -> bool:
-    """Whether the tap saw the bytes before the coding was applied, or after a client undid it, as Tornado's does."""
+def _has_mark(data: bytes, coding: str) -> bool:
     magic = _MAGIC.get(coding)
-    if magic is not None:
-        return bool(data) and not data.startswith(magic[: len(data)])
-    # zlib, raw deflate and brotli have no sure mark; but nothing compressed is UTF-8 without a control character.
-    return _is_text(data)
+    return magic is not None and data.startswith(magic[: len(data)])
+
+
+def _shown_coding(data: bytes) -> str | None:
+    """Return the coding that the first bytes show, whatever the header says."""
+    if data.startswith(b"\x1f\x8b"):
+        return "gzip"
+    if data.startswith(b"\x28\xb5\x2f\xfd"):
+        return "zstd"
+    # RFC 1950: 32 KB window at most, deflate, and a check over both bytes.
+    is_zlib = len(data) > 1 and data[0] & 0x8F == 0x08 and (data[0] << 8 | data[1]) % 31 == 0
+    return "deflate" if is_zlib else None
 
 
 def _is_text(data: bytes) -> bool:

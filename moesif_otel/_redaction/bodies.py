@@ -32,6 +32,9 @@ _MAX_MULTIPART_NESTING: Final = 4
 _BEFORE_JSON: Final = b" \t\r\n\0\x1e\xef\xbb\xbf\xff\xfe"
 _WORD: Final = re.compile(r"[\w.\-]+")
 _LINE_ENDS: Final = re.compile(r"(\r\n|\r|\n)")
+# What a form and an event stream are made of; what is made of anything else is looked into as a text, too.
+_FORM: Final = re.compile(r"[^\s\"'<>{}()\\]*\Z")
+_STREAM: Final = re.compile(r"\ufeff?(?:(?:(?:data|event|id|retry)?:[^\r\n]*|data)?(?:\r\n|\r|\n|\Z)){1,10000}\Z")
 _PARAMETER: Final = re.compile(r';[ \t]*([A-Za-z0-9*_-]+)[ \t]*=[ \t]*("(?:[^"\\]|\\.)*"|[^\s;]*)')
 _EXTENDED: Final = re.compile(r"[\w\-]*'[\w\-]*'")
 _PART_HEADER: Final = re.compile(
@@ -41,9 +44,7 @@ _HEAD_END: Final = re.compile(rb"\r?\n\r?\n")
 
 
 def redact_json_body(rules: Rules, text: bytes) -> bytes | LeftOut:
-    """Return one valid JSON text with everything hidden, byte for byte where nothing is."""
-    if not rules.active or not rules.may_concern(text):
-        return text
+    """Return one valid JSON text with everything hidden, all else byte for byte."""
     try:
         return redact_json(Inspection(rules), text.decode(), inspect_text).encode()
     except OverBudget:
@@ -103,10 +104,12 @@ def _redacted(look: Inspection, data: bytes, media: Media, *, whole: bool, nesti
 def _by_format(look: Inspection, text: str, media: Media, *, whole: bool) -> str | None:
     """Return a text with everything hidden, or None when a name that counts stands in a text of unknown form."""
     if media.format is Format.EVENT_STREAM:
-        return _event_stream(look, text, whole=whole)
+        shown = _event_stream(look, text, whole=whole)
+        return shown if _STREAM.match(text) is not None else inspect_prose(look, shown, cut=not whole)
     json_like = text.lstrip(" \t\r\n\x1e\ufeff")[:1] in {"{", "["}
     if media.format is Format.FORM and not json_like:
-        return inspect_form(look, text, inspect_text, cut=not whole)
+        shown = inspect_form(look, text, inspect_text, cut=not whole)
+        return shown if _FORM.match(text) is not None else inspect_prose(look, shown, cut=not whole)
     if json_like or media.format is Format.JSON or media.format is Format.JSON_LINES:
         if is_json_text(text):
             # A cut text, or one that is broken somewhere: its last string may be half of one.
@@ -162,7 +165,7 @@ def _event_stream(look: Inspection, text: str, *, whole: bool) -> str:
             if not line:
                 flush(cut=False)
             # Other fields may stand between data lines; a comment's text is a text.
-            out.append(inspect_prose(look, line) if line and look.rules.may_concern_text(line) else line)
+            out.append(_event_data(look, line, cut=False) if line else line)
         if place + 1 < len(pieces):
             out.append(pieces[place + 1])
     flush(cut=not whole)

@@ -10,6 +10,7 @@ __all__ = ["has_card_number", "number_digits"]
 # Digits, maybe in groups: `4111 1111 …`, `4111-1111-…`, with up to three separators between two of them.
 _DIGITS: Final = re.compile(r"[0-9]+(?:[ \-+._\u00a0\t]{1,3}[0-9]+)*", re.ASCII)
 _GROUP: Final = re.compile(r"[0-9]+", re.ASCII)
+_SEPARATORS: Final = re.compile(r"[^0-9]+", re.ASCII)
 _SHORTEST, _LONGEST = 12, 19
 # A longer run is not looked through: where cards are expected it is taken as holding one.
 _MAX_RUN_DIGITS: Final = 24
@@ -30,18 +31,18 @@ def has_card_number(text: str, *, cut: bool = False) -> bool:
         if cut and match.end() == len(text.rstrip()) and len(run) >= _MAX_CUT_DIGITS:
             return True
         if len(run) >= _SHORTEST:
-            groups = _GROUP.findall(run)
-            if len(groups) == 1:
+            digits = _SEPARATORS.sub("", run)
+            if len(digits) == len(run):
                 if len(run) <= _LONGEST and _luhn(run):
                     return True
-            elif _groups_hold_card(groups):
+            elif len(digits) > _MAX_RUN_DIGITS or (len(digits) >= _SHORTEST and _groups_hold_card(run)):
                 return True
     return False
 
 
-def _groups_hold_card(groups: list[str]) -> bool:
-    count = sum(map(len, groups))
-    if count >= _SHORTEST and (count > _MAX_RUN_DIGITS or len(groups) > _MAX_GROUPS):
+def _groups_hold_card(run: str) -> bool:
+    groups = _GROUP.findall(run)
+    if len(groups) > _MAX_GROUPS:
         return True
     for first in range(len(groups)):
         digits = ""

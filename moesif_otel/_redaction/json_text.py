@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 __all__ = ["is_json_text", "redact_json"]
 
 _STRING: Final = r'"([^"\\\x00-\x1f]*(?:\\[^\x00-\x1f][^"\\\x00-\x1f]*)*)"'
-_CUT_STRING: Final = r'(?:"[^"\\\x00-\x1f]*(?:\\[^\x00-\x1f][^"\\\x00-\x1f]*)*\\?)?\Z'
 _STRINGS: Final = re.compile(_STRING + r"(\s*:)?")
 _TOKENS: Final = re.compile(_STRING + r"(\s*:)?|([{\[])|([}\]])|(-?[0-9][0-9.eE+\-]*)|(\")")
 _BRACKETS: Final = re.compile(_STRING + r"|([{\[])|([}\]])|(\")")
 _VALUE: Final = re.compile(r"\s*(?:(" + _STRING + r")|([{\[])|([^\s,\]}\"{\[]+))?")
-_BETWEEN: Final = re.compile(
-    r"(?:[\s\[\]{},:0-9.eE+\-\x1e]|true|false|null|NaN|Infinity)*(?:[tfnNI][a-zA-Z]{0,7})?" + _CUT_STRING
-)
+_CUT_STRING: Final = re.compile(r'"[^"\\\x00-\x1f]*(?:\\[^\x00-\x1f][^"\\\x00-\x1f]*)*\\?\Z')
+_NO_JSON: Final = re.compile(r"[^\s\[\]{},:0-9.+\-\x1eA-Za-z]")
+_LETTERS: Final = re.compile(r"[A-Za-z]+")
+_WORDS: Final = frozenset({"true", "false", "null", "NaN", "Infinity", "e", "E"})
 # Without one of these a string holds no name with a value.
 _MARKED: Final = re.compile(r"[=:%@<\\&'\-]")
 _FOLLOWING: Final = re.compile(r"\s*,\s*(" + _STRING + r")(?!\s*:)")
@@ -42,7 +42,19 @@ _HIDDEN_JSON: Final = f'"{HIDDEN}"'
 
 def is_json_text(text: str) -> bool:
     """Whether a text is made of what JSON is made of, to its end or to where it was cut."""
-    return _BETWEEN.match(_STRINGS.sub("", text)) is not None
+    rest = _STRINGS.sub("", text)
+    quote = rest.find('"')
+    if quote >= 0:
+        if _CUT_STRING.match(rest, quote) is None:
+            return False
+        rest = rest[:quote]
+    if _NO_JSON.search(rest) is not None:
+        return False
+    for match in _LETTERS.finditer(rest):
+        word = match[0]
+        if word not in _WORDS and not (match.end() == len(rest) and any(one.startswith(word) for one in _WORDS)):
+            return False
+    return True
 
 
 def redact_json(look: Inspection, text: str, leaf: Leaf, *, card: bool = False, cut: bool = False) -> str:
@@ -168,7 +180,9 @@ class _JsonPass:
 
     def _is_card(self, number: str, end: int) -> bool:
         cut = self._cut and end == len(self._text)
-        return has_card_number(number, cut=cut) or has_card_number(number_digits(number))
+        if "." in number or "e" in number or "E" in number:
+            number = number_digits(number)
+        return has_card_number(number, cut=cut)
 
     def _string(self, raw: str, start: int, end: int, *, in_card: bool) -> bool:
         """Look into a string; returns whether the one behind it was dealt with, too (`"--password", "x"`)."""

@@ -243,7 +243,9 @@ def is_secret_cookie(name: str) -> bool:
     for prefix in ("host", "secure"):
         if name.startswith("__"):
             folded = folded.removeprefix(prefix)
-    return folded in _COOKIES or folded.endswith(_COOKIE_ENDS) or folded.startswith("aspsessionid")
+    if folded in _COOKIES or folded.endswith(_COOKIE_ENDS) or folded.startswith("aspsessionid"):
+        return True
+    return is_secret_name(folded)
 
 
 def is_secret_header(name: str) -> bool:

@@ -32,6 +32,7 @@ _FLAG: Final = re.compile(r"""(?<![\w\-])--([A-Za-z][\w\-]*)[ \t]{1,8}(?![\s\-])
 _LISTED: Final = re.compile(r"""\\{0,31}["']([\w.\- ]{1,64})\\{0,31}["'][ \t]{0,4}(?:[,;|]|\\{0,31}["'])""")
 _WORD: Final = re.compile(r"\S*")
 _MAX_BEFORE: Final = 80
+_LABEL: Final = re.compile(r"[\w.\-\[\] ]{1,80}\Z")
 _QUOTED: Final = re.compile(r"""(\\{0,31}["'`]).*?(?<!\\)\1""", re.DOTALL)
 _QUOTE: Final = re.compile(r"""\\{0,31}["'`]""")
 # Behind a closing quote: another one, a letter, `+`, or a further piece of text says that the value goes on.
@@ -39,13 +40,14 @@ _GOES_ON: Final = re.compile(r"""\\{0,31}["'`\w]|\s{0,64}(?:\\{0,31}["'`]|\+|\.[
 _OPENS: Final = re.compile(r"[\[{<]|[|>][+\-0-9]{0,2}[ \t]*(?:#[^\r\n]*)?(?=[\r\n]|\Z)")
 _LINE: Final = re.compile(r"[^\r\n]*")
 _PARAMETER: Final = re.compile(r"[^&;\r\n]*")
-_LINE_END: Final = re.compile(r"\r\n|\r|\n")
+_NEXT_LINE: Final = re.compile(r"(?:\r\n|\r|\n)(?:[ \t]*(?:\r\n|\r|\n))*([ \t]*)")
 _INDENT: Final = re.compile(r"[ \t]*")
 _NEXT_KEY: Final = re.compile(r"""["']?[\w.\- ]{1,64}["']?\s?[:=]""")
 _ORDER: Final = re.compile(r"(?:asc|desc|ascending|descending)\b", re.IGNORECASE)
 _URL: Final = re.compile(r"""(?<![A-Za-z0-9])[A-Za-z][A-Za-z0-9+.\-]{1,19}:\\?/\\?/[^\s"<>\\]+""")
 _TOKEN_START: Final = re.compile(r"[\s\"'(<>,]")
 _ESCAPE: Final = re.compile(r"(?<!\\)\\{1,32}u00([2-7][0-9A-Fa-f])")
+_ESCAPED: Final = frozenset("nrtbf")
 _PERCENT: Final = re.compile(r"%[0-9A-Fa-f]{2}")
 _MAX_UNDONE: Final = 4
 _DELIMITERS: Final = ",;\t|"
@@ -59,6 +61,7 @@ _MARKUP: Final = re.compile(r"</?[A-Za-z_!?]")
 _NAMING: Final = re.compile(r"""(?<![\w\-])(?:name|key)\s{0,4}=\s{0,4}("[^"]*"|'[^']*'|[^\s"'>]+)""", re.IGNORECASE)
 _ATTRIBUTE: Final = re.compile(r"""(?<![^\s"'>/=])([^\s"'>/=]+)(\s{0,4}=\s{0,4})("[^"]*"|'[^']*'|[^\s"'>]+)""")
 _SHOWN_ATTRIBUTES: Final = frozenset({"name", "key", "id", "type", "class", "for", "form", "autocomplete", "style"})
+_CELLS: Final = frozenset({"th", "td", "cell", "data", "c", "v", "col", "column"})
 _VOID: Final = frozenset({"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param"})
 
 
@@ -138,6 +141,7 @@ def _keyed(look: Inspection, text: str, *, card: bool, cut: bool, more: bool = F
             beyond = at + _CARD_CHARACTERS >= len(text)
             if not has_card_number(text[at : at + _CARD_CHARACTERS], cut=cut and beyond):
                 continue
+        look.spend(0)
         span = _value(text, match, at, more=more)
         if span is None:
             return "".join((*out, text[done:at], "" if verdict is Verdict.REMOVE else HIDDEN)), True
@@ -159,6 +163,8 @@ def _verdict(look: Inspection, text: str, match: re.Match[str]) -> Verdict:
     rules = look.rules
     name = match[1].lstrip("-")
     verdict = rules.verdict(name)
+    if verdict is Verdict.KEEP and name[:1] in _ESCAPED and text[match.start() - 1 : match.start()] == "\\":
+        verdict = rules.verdict(name[1:])  # behind a line end that JSON wrote as an escape
     if verdict is Verdict.KEEP:
         if name.lower() not in rules.last_words:
             return verdict
@@ -218,16 +224,12 @@ def _value(text: str, key: re.Match[str], at: int, *, more: bool) -> tuple[int, 
     line = max(text.rfind("\n", 0, key.start()), text.rfind("\r", 0, key.start())) + 1
     indent = len(_INDENT.match(text, line)[0])  # type: ignore[index] # it matches everywhere
     empty = end == at
-    while (line_end := _LINE_END.match(text, end)) is not None:
-        blanks = _INDENT.match(text, line_end.end())
-        following = blanks.end() if blanks is not None else line_end.end()
-        deeper = following - line_end.end() > indent
-        filled = following < len(text) and text[following] not in "\r\n"
-        if filled and not deeper and not (empty and _NEXT_KEY.match(text, following) is None):
+    while (following := _NEXT_LINE.match(text, end)) is not None and following.end() < len(text):
+        deeper = len(following[1]) > indent
+        if not deeper and not (empty and _NEXT_KEY.match(text, following.end()) is None):
             break
-        if filled:
-            empty = False
-        end = _LINE.match(text, following).end()  # type: ignore[union-attr] # it matches everywhere
+        empty = False
+        end = _LINE.match(text, following.end()).end()  # type: ignore[union-attr] # it matches everywhere
     if empty:
         return None if more and not text[at:].strip() else (at, at, "")
     return at, end, ""
@@ -240,15 +242,21 @@ def _end_of_table_head(look: Inspection, text: str) -> int | None:
     if head is None or head.end() >= len(text):
         return None
     line = head[0]
+    if _is_secret(look, line):
+        return head.end()  # a table of one column, or a label over its value
     following = text[head.end() : head.end() + _MAX_HEADER_LINE].lstrip("\r\n")
     for delimiter in _DELIMITERS:
         if delimiter in line and delimiter in following.partition("\n")[0]:
             look.spend(0, line.count(delimiter))
-            for cell in line.split(delimiter):
-                verdict = look.rules.verdict(cell.strip().strip("\"'`*").strip())
-                if verdict in {Verdict.HIDE, Verdict.REMOVE}:
-                    return head.end()
+            if any(_is_secret(look, cell) for cell in line.split(delimiter)):
+                return head.end()
     return None
+
+
+def _is_secret(look: Inspection, label: str) -> bool:
+    """Whether a cell, or the text of an element, is nothing but a name whose value is hidden."""
+    label = label.strip().strip("\"'`*:").strip()
+    return _LABEL.match(label) is not None and look.rules.verdict(label) in {Verdict.HIDE, Verdict.REMOVE}
 
 
 def _without_flags(look: Inspection, text: str) -> str:
@@ -286,7 +294,7 @@ def _listed_at(look: Inspection, text: str) -> int | None:
 class _Markup:
     """One pass over XML or HTML, or over a text that has tags in it."""
 
-    __slots__ = ("_card", "_card_depth", "_card_tag", "_cut", "_look", "_out", "_text")
+    __slots__ = ("_card", "_card_depth", "_card_tag", "_cut", "_label", "_look", "_out", "_text", "_within")
 
     def __init__(self, look: Inspection, text: str, *, card: bool, cut: bool) -> None:
         self._look = look
@@ -294,21 +302,27 @@ class _Markup:
         self._card = card
         self._cut = cut
         self._card_tag, self._card_depth = "", 0
+        self._label, self._within = False, ""
         self._out: list[str] = []
 
     def run(self) -> str:
-        text, at = self._text, 0
+        text, start, at = self._text, 0, 0
         while (tag := _TAG.search(text, at)) is not None:
-            self._look.spend(0)
-            if self._node(text[at : tag.start()], before_closing=tag[1] == "/", last=False):
-                return self._rest_hidden()
+            self._look.spend(0, 2)
             at = tag.end()
+            if tag[2] is not None and not tag[4]:
+                # Not closed: no tag after all, or one that was cut.
+                if self._concerned(tag):
+                    self._node(text[start : tag.start()], before_closing=False, last=False)
+                    return self._rest_hidden()
+                continue
+            if self._node(text[start : tag.start()], before_closing=tag[1] == "/", last=False):
+                return self._rest_hidden()
+            start = at
             if tag[2] is None:
                 # The text of a comment or a CDATA section is text; its end is no tag.
                 self._out.append(tag[0])
                 continue
-            if not tag[4] and tag.end() == len(text):
-                return self._rest_hidden() if self._concerned(tag) else self._finished(tag.start())
             shown, secret = self._tag(tag)
             self._out.append(shown)
             if secret:
@@ -316,8 +330,8 @@ class _Markup:
                 self._out.append(HIDDEN)
                 if end is None:
                     return "".join(self._out)
-                at = end
-        return self._finished(at)
+                start = at = end
+        return self._finished(start)
 
     def _finished(self, at: int) -> str:
         self._node(self._text[at:], before_closing=True, last=True)
@@ -336,6 +350,16 @@ class _Markup:
         if node.isspace():
             self._out.append(node)
             return False
+        if self._label:
+            # The text before it, an element of its own, was the name: `<key>password</key><string>x</string>`.
+            self._label = False
+            self._out.append(HIDDEN)
+            return False
+        if before_closing and not last and _is_secret(self._look, node):
+            if self._within.lower() in _CELLS:
+                self._out.append(node)
+                return True
+            self._label = True
         card = self._card or self._card_depth > 0
         shown, rest = _keyed(self._look, node, card=card, cut=self._cut and last, more=not last)
         if "&" in node:
@@ -352,6 +376,7 @@ class _Markup:
         """Return a tag with its attributes hidden, and whether its content must be hidden."""
         rules = self._look.rules
         closing, name, inside = tag[1], tag[2], tag[3]
+        self._within = "" if closing else _local(name)
         verdict = rules.verdict(_local(name))
         if closing:
             if self._card_depth and name == self._card_tag:

@@ -58,8 +58,9 @@ class Rules:
     """
 
     __slots__ = (
-        "_body_masks", "_header_masks", "_judged", "_judged_headers", "active", "auto", "credential_headers",
-        "header_masks_given", "header_stays", "last_words", "may_concern", "odd_masks", "opaque_allowed",
+        "_body_masks", "_header_masks", "_judged", "_judged_headers", "_judged_query", "active", "auto",
+        "credential_headers", "header_masks_given", "header_stays", "last_words", "may_concern",
+        "odd_masks", "opaque_allowed",
     )  # fmt: skip
 
     def __init__(
@@ -86,6 +87,7 @@ class Rules:
         self.odd_masks = re.compile("|".join(odd), re.IGNORECASE) if odd else None
         self._judged = lru_cache(_MAX_JUDGED)(self._judge)
         self._judged_headers = lru_cache(_MAX_JUDGED)(self._judge_header)
+        self._judged_query = lru_cache(_MAX_JUDGED)(self._judge_query)
         self.header_stays = lru_cache(_MAX_JUDGED)(self._header_stays)
 
     def may_concern_text(self, text: str) -> bool:
@@ -135,6 +137,9 @@ class Rules:
 
     def query_verdict(self, name: str) -> Verdict:
         """Judge the name of a query parameter: fields' names, and what opens a door in a URL."""
+        return self._judged_query(name) if len(name) <= MAX_REMEMBERED else self._judge_query(name)
+
+    def _judge_query(self, name: str) -> Verdict:
         found = self.verdict(name)
         return Verdict.HIDE if found is Verdict.KEEP and self.auto and is_secret_query(fold(name)) else found
 

@@ -14,7 +14,7 @@ import orjson
 from moesif_otel._redaction.budget import MAX_NESTING, Inspection, OverBudget
 from moesif_otel._redaction.cards import has_card_number
 from moesif_otel._redaction.json_text import is_json_text, redact_json
-from moesif_otel._redaction.names import HIDDEN
+from moesif_otel._redaction.names import HIDDEN, Verdict
 from moesif_otel._redaction.prose import redact_prose
 from moesif_otel._redaction.urls import inspect_url
 
@@ -25,6 +25,7 @@ __all__ = ["inspect_prose", "inspect_text", "redact_text", "redact_url", "redact
 
 # Without one of these a text holds no name with a value, only words.
 _MARKED: Final = re.compile(r"[=:%@<]|--|[\"'] ?[,;|]|\n")
+_PLAIN_QUERY: Final = re.compile(r"(?:[A-Za-z0-9_.\-]{1,64}(?:=[A-Za-z0-9_.,\-]*)?(?:&|\Z)){1,64}\Z")
 _LONE_URL: Final = re.compile(r"\s*(?:[A-Za-z][A-Za-z0-9+.\-]{0,19}://|//|[/?#])[^\s\"<>{}]*\Z")
 
 
@@ -38,12 +39,21 @@ def redact_text(rules: Rules, text: str, *, card: bool = False) -> str:
 
 def redact_url(rules: Rules, url: str) -> str:
     """Hide in a URL: user and password before the host, path parameters, query and fragment."""
-    if not rules.active or ("=" not in url and "@" not in url and "%" not in url):
+    if not rules.active or ("=" not in url and "@" not in url and "%" not in url) or _has_plain_query(rules, url):
         return url
     try:
         return inspect_url(Inspection(rules), url, inspect_text)
     except OverBudget:
         return url.partition("?")[0].partition("#")[0].partition(";")[0].rpartition("@")[2] + f"?{HIDDEN}"
+
+
+def _has_plain_query(rules: Rules, url: str) -> bool:
+    """Whether a URL has nothing but a path and a query in which no name counts and no value can hold one."""
+    path, mark, query = url.partition("?")
+    if not mark or _PLAIN_QUERY.match(query) is None or ";" in path or "@" in path or "%" in path or "=" in path:
+        return False
+    verdict_of = rules.query_verdict
+    return all(verdict_of(pair.partition("=")[0]) is Verdict.KEEP for pair in query.split("&"))
 
 
 def redact_value(rules: Rules, root: Any) -> Any:

@@ -24,11 +24,12 @@ _USER_INFO: Final = re.compile(r"""(?<=//)[^/?#\s"<>\\]*@""")
 _ESCAPED_USER_INFO: Final = re.compile(r"""(?<=/\\/)[^/?#\s"<>\\]*@""")
 # Where a text was cut, its end may be user and password of a URL: the `@` would have come later.
 _CUT_USER_INFO: Final = re.compile(
-    r"""(?::|%(?:25){0,4}3a)(?:[\\/]|%(?:25){0,4}(?:2f|5c)){0,16}[^/?#\s"<>\\]*\Z""", re.IGNORECASE
+    r"""(?::|%(?:25){0,4}3a)(?:[\\/]|%(?:25){0,4}(?:2f|5c)){1,16}[^/?#\s"<>\\]*\Z""", re.IGNORECASE
 )
 _PIECES: Final = re.compile(r"([?&;#])")
 _FORM_PIECES: Final = re.compile(r"([&;])")
 _VALUED: Final = re.compile(r"[=:%@<]|--")
+_NO_NAME: Final = re.compile(r"[\s\"'<{:,=@]")
 _URL_SAFE: Final = "/:@,()"
 _HEX_ESCAPE: Final = re.compile(r"%[0-9A-Fa-f]{2}")
 
@@ -76,7 +77,9 @@ def _pairs(
         end = pieces_of.search(text, at)
         piece = text[at : end.start() if end is not None else len(text)]
         if path and mark == ";" and look.rules.auto and piece.lower().startswith(("jsessionid=", "phpsessid=", "sid=")):
-            out += (mark, piece.partition("=")[0], "=", HIDDEN)
+            name, _, value = piece.partition("=")
+            _, slash, rest = value.partition("/")
+            out += (mark, name, "=", HIDDEN, slash, rest)
         elif not (hidden and mark == ";"):  # to all who split at "&" alone it is the rest of a hidden value
             shown, hidden = _pair(look, piece, leaf, verdict_of, cut=cut and end is None)
             out += (mark, shown)
@@ -96,6 +99,8 @@ def _pair(
     if not equals:
         return redact_encoded(look, piece, leaf), False
     clear = unquoted(name)
+    if clear is not name:
+        look.spend(0)
     verdict = verdict_of(clear)
     if verdict is Verdict.REMOVE:
         return f"{name}=", True
@@ -103,9 +108,10 @@ def _pair(
         return (f"{name}={HIDDEN}" if value else piece), True
     if verdict is Verdict.CARD and has_card_number(unquoted(value), cut=cut):
         return f"{name}={HIDDEN}", False
-    if _VALUED.search(name) is not None and redact_encoded(look, name, leaf) != name:
-        # Not a name at all: JSON, maybe, that somebody sent as a form.
-        return HIDDEN, True
+    if _NO_NAME.search(clear) is not None:
+        # Not a name at all: JSON or markup, maybe, that somebody sent as a form.
+        shown = redact_encoded(look, piece, leaf)
+        return shown, shown != piece
     if not value:
         return piece, False
     return f"{name}={redact_encoded(look, value, leaf, card=verdict is Verdict.CARD)}", False
