@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from moesif_otel._remote.facts import Condition, as_text
-from moesif_otel._remote.rules import Conditions, MalformedError, RuleError, Skips, read_conditions
+from moesif_otel._remote.rules import MAX_VALUE_CHARS, Conditions, MalformedError, RuleError, Skips, read_conditions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -163,7 +163,8 @@ class _Reader:
             self.skip("cohort values")
             values = None
         texts = {name: as_text(value) for name, value in (values or {}).items()}
-        return CohortEntry(raw["rules"], {name: text for name, text in texts.items() if text is not None})
+        short = {name: text for name, text in texts.items() if text is not None and len(text) <= MAX_VALUE_CHARS}
+        return CohortEntry(raw["rules"], short)
 
 
 def _rate(value: object) -> float | None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NO_RULES", "RuleSet", "Verdict"]
 
+_MAX_RULES: Final = 2_000
 _NO_VALUES: Final[Mapping[str, str]] = {}
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 _VALUE: Final = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")  # RFC 9110, 5.5, as latin-1: what PEP 3333 and Tornado send
@@ -130,6 +131,9 @@ class RuleSet:
         conditions = Conditions()
         rules: list[Rule] = []
         for entry in entries:
+            if len(rules) >= _MAX_RULES:
+                skips.note("governance rule", reason=f"there are over {_MAX_RULES:,}")
+                break
             try:
                 rules.append(read_rule(entry, conditions))
             except RuleError as exc:

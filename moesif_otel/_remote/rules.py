@@ -19,7 +19,17 @@ from moesif_otel._remote.facts import Condition, Field, as_text
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Action", "Conditions", "MalformedError", "Rule", "RuleError", "Skips", "read_conditions", "read_rule"]
+__all__ = [
+    "MAX_VALUE_CHARS",
+    "Action",
+    "Conditions",
+    "MalformedError",
+    "Rule",
+    "RuleError",
+    "Skips",
+    "read_conditions",
+    "read_rule",
+]
 
 _logger: Final = get_logger(__name__)
 _KINDS: Final = frozenset({"regex", "company", "user"})
@@ -32,8 +42,13 @@ _UNKNOWN: Final = "UNKNOWN"  # what a tag without a value becomes (Moesif's API 
 # orjson writes at most 254 levels, and a tag may stand at any of them.
 _MAX_BODY_DEPTH: Final = 200
 _MAX_ID_CHARS: Final = 60
-# Compiling is Python's work, in which no request is served; and a request asks every condition once.
-_MAX_CONDITIONS: Final = 2_000
+# A set of rules is Moesif's own, or that of whoever answers in its place: what it may cost a request is bounded.
+_MAX_CONDITIONS: Final = 2_000  # different ones: compiling them is Python's work, in which no request is served
+_MAX_USES: Final = 20_000  # of conditions in groups
+_MAX_HEADERS: Final = 100  # of one rule
+_MAX_BODY_BYTES: Final = 256 * 1024  # of one rule, as JSON, before tags are replaced
+MAX_VALUE_CHARS: Final = 1_000
+"""Longest text that a merge tag may be replaced by."""
 
 
 class MalformedError(ValueError):
@@ -75,14 +90,18 @@ class Skips(Guard):
 class Conditions:
     """Every condition of a set of rules, by path and expression, so that equal ones are compiled and asked once."""
 
-    __slots__ = ("_conditions", "_fields")
+    __slots__ = ("_conditions", "_fields", "_uses")
 
     def __init__(self) -> None:
+        self._uses = 0
         self._conditions: dict[tuple[str, str], Condition] = {}
         self._fields: dict[str, Field] = {}
 
     def get_or_make(self, path: str, expression: str) -> Condition:
         """Return the one condition of this path and expression. Raises `PatternError`."""
+        self._uses += 1
+        if self._uses > _MAX_USES:
+            raise PatternError(f"over {_MAX_USES:,} conditions")
         found = self._conditions.get((path, expression))
         if found is None:
             if len(self._conditions) >= _MAX_CONDITIONS:
@@ -222,11 +241,14 @@ def _action(raw: dict[str, Any]) -> Action:
         return Action(headers=headers, header_tags=header_tags)
     body = response.get("body")
     tagged = _has_tags(body, 0) and bool(variables)  # looked at in any case: it must not be too deep to be written
+    written = orjson.dumps(body)
+    if len(written) > _MAX_BODY_BYTES:
+        raise RuleError("response body over 256 KiB")
     return Action(
         headers=headers,
         header_tags=header_tags,
         status=_status(response.get("status")),
-        body=None if tagged or "body" not in response else orjson.dumps(body),
+        body=None if tagged or "body" not in response else written,
         body_template=body if tagged else None,
     )
 
@@ -236,6 +258,8 @@ def _headers(raw: object) -> tuple[tuple[str, str], ...]:
         return ()
     if not isinstance(raw, dict):
         raise RuleError("response headers are not an object")
+    if len(raw) > _MAX_HEADERS:
+        raise RuleError(f"over {_MAX_HEADERS} response headers")
     # A value that is no text at all is kept as a line break, which no header can hold: that header alone is left out.
     return tuple((name, "\n" if (text := as_text(value)) is None else text) for name, value in raw.items())
 

@@ -12,6 +12,8 @@ from wsgiref.util import setup_testing_defaults
 
 import pytest
 import requests
+from hypothesis import given
+from hypothesis import strategies as st
 
 from moesif_otel._guard import Guard
 from moesif_otel._pipeline.governance import GovernedRequest, decide
@@ -250,6 +252,19 @@ def test_a_body_that_cannot_be_read_can_be_blocked_and_is_counted(
     governed.give_body(body, whole=whole)
     assert (governed.verdict() is not None) is (reason is not None)
     assert rules.skips.counts() == ({"request body unreadable to governance": 1} if reason else {})
+
+
+_VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just({"deep": [1]})
+
+
+@given(st.dictionaries(st.text(max_size=3), _VALUES, max_size=4), st.sampled_from(["utf-8", "utf-16", "utf-32-be"]))
+def test_what_pythons_json_reads_is_seen(document: dict[str, Any], encoding: str) -> None:
+    """Any object that Python's json writes: a rule on a key sees the text of its scalar, whatever lies beside it."""
+    key, expected = "planted", "value \u00e9"
+    rules = rules_of(block("r", **{f"request__body__{key}": f"^{expected}$"}))
+    governed = GovernedRequest(rules, DEFAULT_CONFIG, request())
+    governed.give_body(json.dumps({**document, key: expected}).encode(encoding))
+    assert governed.verdict() is not None
 
 
 def test_reading_the_body_may_fail() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesif_otel._remote.rules import Conditions, RuleError, _filled, _has_tags, read_rule
+from moesif_otel._remote.config import RemoteConfig
+from moesif_otel._remote.governance import RuleSet
+from moesif_otel._remote.rules import Conditions, RuleError, Skips, _filled, _has_tags, read_rule
 
 VALUES = {"0": "gold", "plan name": "big", "x": "{{0}}"}
 
@@ -65,3 +68,28 @@ def test_so_many_conditions_are_compiled_and_no_more() -> None:
     with pytest.raises(RuleError, match="over 2,000"):
         read_rule({"_id": "r", "type": "regex", "regex_config": [{"conditions": many[2_000:]}]}, conditions)
     read_rule({"_id": "r", "type": "regex", "regex_config": [{"conditions": many[:500]}]}, conditions)
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"block": True, "response": {"status": 403, "body": "x" * 300_000}}, "over 256 KiB"),
+        ({"response": {"headers": {f"X-{n}": "1" for n in range(101)}}}, "over 100 response headers"),
+        ({"regex_config": [{"conditions": [{"path": "request.verb", "value": "G"}] * 20_001}]}, "over 20,000"),
+    ],
+)
+def test_what_a_rule_may_cost_a_request_is_bounded(more: dict[str, Any], reason: str) -> None:
+    """Whoever answers in Moesif's place: no body, header list or list of conditions without end."""
+    with pytest.raises(RuleError, match=reason):
+        read_rule({"_id": "r", "type": "regex", **more}, Conditions())
+
+
+def test_a_set_of_rules_is_bounded() -> None:
+    """The first 2,000 rules count; a merge value that is too long is UNKNOWN."""
+    skips = Skips()
+    rules = [{"_id": str(n), "type": "regex"} for n in range(2_010)]
+    assert len(RuleSet.from_json(json.dumps(rules).encode(), skips)) == 2_000
+    assert skips.counts() == {"governance rule": 1}
+    entries = [{"rules": "r", "values": {"long": "x" * 1_001, "short": "x" * 1_000}}]
+    config = RemoteConfig.from_json(json.dumps({"user_rules": {"u": entries}}).encode())
+    assert list(config.user_rules["u"][0].values) == ["short"]
