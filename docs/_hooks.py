@@ -5,9 +5,15 @@ A page asks with a line such as `<!-- options -->`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from moesif_otel._redaction import budget
+from moesif_otel._redaction.media import LEFT_OUT_TYPES
+from moesif_otel._redaction.names import QUERY_NAMES, SENSITIVE_COOKIES, SENSITIVE_NAMES
 from moesif_otel.settings import OPTIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 
 def _default(name: str, value: Any) -> str:
@@ -35,7 +41,31 @@ def options_table() -> str:
     return "\n".join(["| option | default | meaning | takes |", "|---|---|---|---|", *rows])
 
 
-TABLES = {"options": options_table}
+def budget_table() -> str:
+    """Return the bounds of one event."""
+    rows = (
+        ("bytes that undoing a compression may make, for each body", budget.MAX_DECODED_BYTES),
+        ("bytes inspected, for each body", budget.MAX_INSPECTED_BYTES),
+        ("steps of an inspection (values, pairs, tags), for each body", budget.MAX_NODES),
+        ("bytes of headers, for request and response each", budget.MAX_HEADER_BYTES),
+        ("depth of JSON that is sent as JSON", budget.MAX_DEPTH),
+    )
+    lines = [f"| {what} | {bound:,} |".replace(",", " ") for what, bound in rows]
+    return "\n".join(["| | at most |", "|---|---|", *lines])
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in sorted(names)) + "."
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "options": options_table,
+    "budget": budget_table,
+    "secret-names": lambda: _listed(SENSITIVE_NAMES),
+    "secret-cookies": lambda: _listed(SENSITIVE_COOKIES),
+    "secret-query": lambda: _listed(QUERY_NAMES),
+    "left-out-types": lambda: _listed(LEFT_OUT_TYPES),
+}
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
