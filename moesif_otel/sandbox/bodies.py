@@ -47,6 +47,10 @@ _REASONS: Final = {
     "content_type": "left out because of its type; LOG_BINARY_BODY=true sends such bodies",
     "not_maskable": "left out: secrets in it could not be hidden for certain",
     "unreadable": "left out: it could not be read as its headers say",
+    "not_read": "not captured: the application did not read it",
+    "binary": "left out because it is binary data; LOG_BINARY_BODY=true sends such bodies",
+    "too_complex": "left out: looking into it would have cost more than an event may",
+    "too_large": "left out: with it the event would have been larger than an event may be",
     "event_too_large": "left out: with it the event would have been larger than Moesif takes",
 }
 

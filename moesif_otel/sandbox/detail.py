@@ -157,7 +157,7 @@ def _marks(event: Mapping[str, Any], row: Row, ours: Mapping[str, Any]) -> Itera
     if row.weight != 1:
         yield "weight", f"stands for {row.weight} calls"
     if row.truncated:
-        yield "cut", "a body was cut"
+        yield "cut", "a body was cut or left out"
     if row.hidden:
         yield "hidden", "values were hidden"
 

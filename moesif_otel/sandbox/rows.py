@@ -45,6 +45,7 @@ class Row:
         took_ms: From request to response; None when one of the times is missing.
         request_bytes, response_bytes: Size of the body on the wire: as the event tells it, or its Content-Length; else
             the size of what is in the event. None without a body.
+        truncated: Whether a body that was captured was cut or left out.
         sizes_known: Whether both sizes are those on the wire.
         failed: A status of 400 or more, an error in the application, or no answer to an outgoing call.
         outcome: How the call ended where that was not well: `client_aborted`, `error`, …; empty otherwise.
@@ -113,7 +114,7 @@ class Row:
             response_bytes=sizes[1][0],
             sizes_known=sizes[0][1] and sizes[1][1],
             blocked=bool(event.get("blocked_by")),
-            truncated=any(_of_body(ours, side).get("truncated") is True for side in ("request", "response")),
+            truncated=any(_is_not_whole(_of_body(ours, side)) for side in ("request", "response")),
             hidden=HIDDEN_MARK.encode() in text or any(_hides_in_base64(message) for _, message in _sides(event)),
             failed=_has_failed(status, outcome, outgoing=outgoing),
             outcome=outcome,
@@ -145,6 +146,11 @@ def _hides_in_base64(message: Mapping[str, Any]) -> bool:
         return HIDDEN_MARK.encode() in base64.b64decode(body)
     except (binascii.Error, ValueError):
         return False
+
+
+def _is_not_whole(facts: Mapping[str, Any]) -> bool:
+    left_out = facts.get("left_out")
+    return facts.get("truncated") is True or (isinstance(left_out, str) and left_out != "not_read")
 
 
 def _short(value: Any) -> str:

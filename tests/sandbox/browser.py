@@ -1,6 +1,6 @@
 """A real Chromium for the sandbox's tests: the machine's own, driven by Playwright.
 
-Where there is none the tests are skipped with the reason, unless MOESIF_OTEL_REQUIRE_BROWSER says that they must run
+Where there is none the tests are skipped with the reason, unless REQUIRE_BROWSER says that they must run
 (`.ci/run` does).
 """
 
@@ -24,8 +24,8 @@ FLAGS = [
 
 def absent(reason):
     """Skip for a reason, or fail where a browser is required."""
-    if os.environ.get("MOESIF_OTEL_REQUIRE_BROWSER") == "1":
-        pytest.fail(f"MOESIF_OTEL_REQUIRE_BROWSER=1, but {reason}", pytrace=False)
+    if os.environ.get("REQUIRE_BROWSER") == "1":
+        pytest.fail(f"REQUIRE_BROWSER=1, but {reason}", pytrace=False)
     pytest.skip(reason, allow_module_level=True)
 
 

@@ -679,7 +679,7 @@ def test_the_figures_are_right(many):
     assert max(bar.height for bar in found.bars) <= 100
 
 
-@pytest.mark.skipif(os.environ.get("MOESIF_OTEL_PICTURES") != "1", reason="MOESIF_OTEL_PICTURES=1 writes docs/images")
+@pytest.mark.skipif(os.environ.get("WRITE_PICTURES") != "1", reason="WRITE_PICTURES=1 writes docs/images")
 def test_pictures_for_the_documentation(chromium, monkeypatch):
     """README and docs show the page with the demo's own traffic."""
     from moesif_otel.sandbox import demo
