@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _COMMANDS[options.command](options, ended)
     except ImportError as error:
         # Only what an extra brings is explained; anything else is a defect that should be seen whole.
-        if "its extra [sandbox]" not in str(error):
+        if "the sandbox needs" not in str(error):
             raise
         _complain(str(error))
         return EXIT_USAGE

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from moesif_otel.errors import install_command
+
 __all__ = ["Sandbox", "missing_package"]
 
 _PACKAGES = frozenset(
@@ -14,13 +16,7 @@ def missing_package(error: ModuleNotFoundError) -> ImportError | None:
     package = (error.name or "").partition(".")[0]
     if package not in _PACKAGES:
         return None
-    # However moesif-otel was installed, the extra is asked for in the same way with brackets behind it.
-    return ImportError(
-        f"the package {package!r} is missing: install moesif-otel as you did, with its extra [sandbox] "
-        '(in a clone: pip install ".[sandbox]"; a wheel: pip install "FILE.whl[sandbox]"; '
-        'from Git: pip install "moesif-otel[sandbox] @ git+ADDRESS")',
-        name=error.name,
-    )
+    return ImportError(f"the sandbox needs the package {package!r}; {install_command('sandbox')}", name=error.name)
 
 
 try:

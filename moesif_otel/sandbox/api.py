@@ -6,6 +6,7 @@ Runs on the server's loop; questions run in its executor.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -170,7 +171,7 @@ class Api:
         changed = asyncio.Event()
 
         def tell() -> None:
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the server has ended meanwhile
                 loop.call_soon_threadsafe(changed.set)
 
         self._streams += 1

@@ -11,7 +11,6 @@ import hashlib
 import sqlite3
 import threading
 import time
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -178,7 +177,9 @@ class Store:
         self._max_events = max_events
         self._max_bytes = max(max_bytes, 2 * MAX_EVENT_BYTES)
         self._changed = threading.Condition(threading.Lock())
-        self._listeners: OrderedDict[int, Callable[[], None]] = OrderedDict()
+        # Replaced as a whole, so that it is read without a lock.
+        self._listeners: tuple[Callable[[], None], ...] = ()
+        self._listeners_lock = threading.Lock()
         self._connection = sqlite3.connect(database or ":memory:", check_same_thread=False)
         try:
             if database:
@@ -188,7 +189,7 @@ class Store:
             self._check_format()
             self._connection.executescript(_SCHEMA)
             self._connection.execute(f"PRAGMA user_version = {_FORMAT}")
-            self._event_bytes, self._profile_bytes, self._profile_count = self._sizes()
+            self._event_bytes, self._event_count, self._profile_bytes, self._profile_count = self._sizes()
         except sqlite3.Error:
             self._connection.close()
             raise
@@ -198,9 +199,10 @@ class Store:
         if found != _FORMAT and self._one("SELECT COUNT(*) FROM sqlite_master WHERE name = 'events'"):
             raise sqlite3.DatabaseError("it was made by another version of moesif-otel; name a new file")
 
-    def _sizes(self) -> tuple[int, int, int]:
+    def _sizes(self) -> tuple[int, int, int, int]:
         return (
             self._one("SELECT COALESCE(SUM(size_bytes), 0) FROM events"),
+            self._one("SELECT COUNT(*) FROM events"),
             self._one(f"SELECT COALESCE(SUM(LENGTH(profile) + {_PROFILE_ROW_BYTES}), 0) FROM profiles"),  # noqa: S608 - constant
             self._one("SELECT COUNT(*) FROM profiles"),
         )
@@ -215,19 +217,18 @@ class Store:
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call `listener` after each change, in the thread that made it, until the function returned here is called."""
-        with self._changed:
-            key = max(self._listeners, default=0) + 1
-            self._listeners[key] = listener
+        with self._listeners_lock:
+            self._listeners = (*self._listeners, listener)
 
         def stop() -> None:
-            with self._changed:
-                self._listeners.pop(key, None)
+            with self._listeners_lock:
+                self._listeners = tuple(other for other in self._listeners if other is not listener)
 
         return stop
 
     def _tell(self) -> None:
         self._changed.notify_all()
-        for listener in self._listeners.values():
+        for listener in self._listeners:
             listener()
 
     # Events
@@ -253,13 +254,13 @@ class Store:
             columns = _columns(application_id, event, row, received_s=now_s, source=source, size_bytes=size_bytes)
             prepared.append((columns, search, text, size_bytes))
         with self._changed:
-            before_bytes = self._event_bytes
+            before = self._event_bytes, self._event_count
             try:
                 with self._connection:
                     stored = sum(map(self._add_event, prepared))
                     self._forget_oldest_events()
             except BaseException:
-                self._event_bytes = before_bytes
+                self._event_bytes, self._event_count = before
                 raise
             self._tell()
         return stored
@@ -273,12 +274,13 @@ class Store:
             "INSERT INTO payloads (sequence, search, event) VALUES (?, ?, ?)", (cursor.lastrowid, search, text)
         )
         self._event_bytes += size_bytes
+        self._event_count += 1
         return True
 
     def _forget_oldest_events(self) -> None:
         """Delete what is over the bounds, by sequence."""
         execute = self._connection.execute
-        excess = self._one("SELECT COUNT(*) FROM events") - self._max_events
+        excess = self._event_count - self._max_events
         first_kept = 0
         if excess > 0:
             first_kept = self._one("SELECT sequence FROM events ORDER BY sequence LIMIT 1 OFFSET ?", (excess,))
@@ -291,10 +293,12 @@ class Store:
                 surplus -= size_bytes
                 first_kept = max(first_kept, sequence + 1)
         if first_kept:
-            gone = self._one("SELECT COALESCE(SUM(size_bytes), 0) FROM events WHERE sequence < ?", (first_kept,))
+            gone = "SELECT COALESCE(SUM(size_bytes), 0), COUNT(*) FROM events WHERE sequence < ?"
+            gone_bytes, gone_count = execute(gone, (first_kept,)).fetchone()
             execute("DELETE FROM payloads WHERE sequence < ?", (first_kept,))
             execute("DELETE FROM events WHERE sequence < ?", (first_kept,))
-            self._event_bytes -= gone
+            self._event_bytes -= gone_bytes
+            self._event_count -= gone_count
 
     def events(
         self, *, application_id: str | None = None, since: int = 0, limit: int | None = None
@@ -431,7 +435,7 @@ class Store:
 
     def _count(self, application_id: str | None) -> int:
         if application_id is None:
-            return int(self._one("SELECT COUNT(*) FROM events"))
+            return self._event_count
         return int(self._one("SELECT COUNT(*) FROM events WHERE application_id = ?", (application_id,)))
 
     # Profiles and actions
@@ -501,7 +505,7 @@ class Store:
             excess -= 1
             last_gone = sequence
         self._connection.execute("DELETE FROM profiles WHERE sequence <= ?", (last_gone,))
-        _, self._profile_bytes, self._profile_count = self._sizes()
+        _, _, self._profile_bytes, self._profile_count = self._sizes()
 
     def profiles(self, kind: str, application_id: str | None = None) -> list[bytes]:
         """Return the JSON of each profile of a kind (`actions` too), in the order of their first arrival."""
@@ -566,7 +570,7 @@ class Store:
         with self._changed, self._connection as connection:
             for table in ("events", "payloads", "profiles"):
                 connection.execute(f"DELETE FROM {table}")  # noqa: S608 - constant
-            self._event_bytes = self._profile_bytes = self._profile_count = 0
+            self._event_bytes = self._event_count = self._profile_bytes = self._profile_count = 0
             self._tell()
 
 

@@ -372,6 +372,7 @@ def test_ends_with_open_and_hanging_connections(client):
     """Leaving the block ends every thread, whatever clients are doing."""
     before = set(threading.enumerate())
     with Sandbox() as sandbox, socket.create_connection(("127.0.0.1", sandbox.port)) as half:
+        listening = requests.get(sandbox.url + "/api/stream", stream=True, timeout=10)  # a page that is open
         half.sendall(b"POST /v1/events HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{")
         sandbox.behave(hang=True)
         failed = []
@@ -389,6 +390,7 @@ def test_ends_with_open_and_hanging_connections(client):
         sandbox.close()
         thread.join(10)
         assert failed
+        listening.close()
     assert set(threading.enumerate()) <= before
 
 

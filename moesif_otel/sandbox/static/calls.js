@@ -13,8 +13,16 @@ const names = ["q", "status", "verb", "direction", "user", "company", "applicati
 let listRequest = null;
 let callRequest = null;
 
-const parameters = () => new URLSearchParams(location.search);
 const list = () => document.getElementById("list");
+
+const narrow = matchMedia("(max-width: 900px)");
+function cover() { // on a narrow screen the call lies over everything else, which cannot be reached then
+  const covered = narrow.matches && !panel.hidden;
+  for (const part of [document.querySelector(".top"), form, list(), document.getElementById("overview")]) part.inert = covered;
+}
+narrow.addEventListener("change", cover);
+
+const parameters = () => new URLSearchParams(location.search);
 const body = () => document.getElementById("rows");
 
 function filtersOnly() {
@@ -105,6 +113,7 @@ async function loadList() {
     const fresh = elements(text);
     localise(fresh);
     list().replaceWith(fresh);
+    cover();
     const top = list().offsetTop - form.offsetHeight - document.querySelector(".top").offsetHeight;
     if (scrollY > top + 40) scrollTo({ top: Math.max(top, 0) }); // another list is read from its beginning
     say(`${document.querySelector(".paging .total")?.textContent ?? "No call fits"}`);
@@ -131,6 +140,7 @@ async function loadOverview({ polite = false } = {}) {
     const fresh = elements(text);
     if (picked) fresh.getElementById(picked).checked = true;
     old.replaceWith(fresh);
+    cover();
     if (focused?.dataset.window) document.querySelector(`#overview a[data-window="${focused.dataset.window}"]`)?.focus();
     else if (focused?.id) document.getElementById(focused.id)?.focus();
   } catch { /* the next change tries again */ }
@@ -180,7 +190,18 @@ async function enterOnce() {
   while (rows.length > MOST_ROWS) rows[rows.length - 1].remove();
   hidePill();
   refreshTotal();
-  say(`${number} new ${number === 1 ? "call" : "calls"}`);
+  sayNew(number);
+}
+
+let unsaid = 0;
+let saying = null;
+function sayNew(number) { // now and then: a screen reader should not talk all the time
+  unsaid += number;
+  saying ??= setTimeout(() => {
+    say(`${unsaid} new ${unsaid === 1 ? "call" : "calls"}`);
+    unsaid = 0;
+    saying = null;
+  }, 5000);
 }
 
 function refreshTotal() {
@@ -230,6 +251,7 @@ function overviewSoon() {
   }, Math.max(0, 2000 - (Date.now() - overviewAt)));
 }
 
+cover();
 let known = Number(list().dataset.last);
 onChange((state) => {
   if (state.last < known || (state.last === 0 && body())) loadList(); // somebody cleared
@@ -261,6 +283,7 @@ async function showCall() {
     localise(fresh);
     panel.replaceChildren(fresh);
     panel.hidden = false;
+    cover();
     panel.scrollTop = 0;
     const title = panel.querySelector("h2");
     title.focus({ preventScroll: true });
@@ -285,6 +308,7 @@ function closePanel() {
   const sequence = panel.querySelector(".call")?.dataset.sequence;
   panel.hidden = true;
   panel.replaceChildren();
+  cover();
   const row = sequence && rowOf(sequence);
   if (row) row.querySelector("a.open").focus({ preventScroll: true });
 }
