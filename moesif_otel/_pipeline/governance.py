@@ -134,8 +134,8 @@ class GovernedRequest:
         if unreadable:
             self._rules.skips.note(
                 "request body unreadable to governance",
-                reason=f"{unreadable}; rules with conditions on request.body.<key> do not apply to it, rules on "
-                "request.body.$unreadable do",
+                f"a request body could not be read for governance ({unreadable}): conditions on request.body.<key> do "
+                "not hold for it, those on request.body.$unreadable do",
             )
         self._facts.give_body(value, unreadable)
 

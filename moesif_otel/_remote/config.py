@@ -101,7 +101,10 @@ class _Reader:
         self._skips = skips
 
     def skip(self, name: str, reason: str = "wrong type") -> None:
-        self._skips.note(f"configuration {name}", reason=reason)
+        self._skips.note(
+            f"configuration {name}",
+            f"Moesif's configuration has a {name} that cannot be used ({reason}); the rest of it applies",
+        )
 
     def _object(self, name: str) -> dict[str, Any]:
         value = self._raw.get(name)

@@ -15,7 +15,7 @@ import orjson
 
 from moesif_otel._remote.expressions import OutOfTimeError
 from moesif_otel._remote.facts import BodyNeededError, as_id
-from moesif_otel._remote.rules import Conditions, MalformedError, Rule, RuleError, Skips, read_rule
+from moesif_otel._remote.rules import Conditions, MalformedError, Rule, RuleError, Skips, read_rule, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -132,13 +132,12 @@ class RuleSet:
         rules: list[Rule] = []
         for entry in entries:
             if len(rules) >= _MAX_RULES:
-                skips.note("governance rule", reason=f"there are over {_MAX_RULES:,}")
+                skips.note("governance rule", f"there are over {_MAX_RULES:,} governance rules; the first ones apply")
                 break
             try:
                 rules.append(read_rule(entry, conditions))
             except RuleError as exc:
-                rule_id = entry.get("_id") if isinstance(entry, dict) else None
-                skips.note("governance rule", rule_id if isinstance(rule_id, str) else "", str(exc))
+                skips.note_rule(entry, str(exc))
             except Exception as exc:
                 skips.caught("governance rule", exc)
         return cls(rules, skips)
@@ -189,7 +188,11 @@ class RuleSet:
             except BodyNeededError:
                 raise
             except OutOfTimeError:
-                self.skips.note("slow governance rule", rule.rule_id, "its expressions take too long")
+                self.skips.note(
+                    "slow governance rule",
+                    f"governance rule {shown(rule.rule_id)} did not apply to a request: its expression takes too long "
+                    "on what the client sent",
+                )
             except Exception as exc:
                 self.skips.caught("governance rule at a request", exc)
             else:
@@ -211,10 +214,9 @@ class RuleSet:
         """Yield a rule's headers by lower-case name; one that cannot be sent is left out alone."""
         for name, value in headers:
             key = name.lower()
-            if _TOKEN.fullmatch(name) is None or _VALUE.fullmatch(value) is None:
-                self.skips.note("governance header", rule_id, "name or value cannot be sent in a header")
-            elif key in _FRAMING:
-                self.skips.note("governance header", rule_id, "the server sets this header itself")
+            if key in _FRAMING or _TOKEN.fullmatch(name) is None or _VALUE.fullmatch(value) is None:
+                why = "the server sets it itself" if key in _FRAMING else "its name or value cannot be sent"
+                self.skips.note("governance header", f"a header of governance rule {shown(rule_id)} is left out: {why}")
             else:
                 yield key, (name, value.strip(" \t"))
 

@@ -239,7 +239,11 @@ class ConfigPoller:
     def _note_stale(self) -> None:
         # Before both have been read one of them is empty, which is not stale.
         if self.rules is not NO_RULES and self.config is not DEFAULT_CONFIG and self.rules.has_unknown_ids(self.config):
-            self._skips.note("cohort entry of an unknown rule", reason="configuration and rules differ in age")
+            self._skips.note(
+                "cohort entry of an unknown rule",
+                "Moesif's configuration names a governance rule that is not among the rules: one of both is older, "
+                "which the next minutes mend",
+            )
 
     def __del__(self) -> None:
         # Finalizer: the queue's `put` takes no lock that could be held here.

@@ -29,6 +29,7 @@ __all__ = [
     "Skips",
     "read_conditions",
     "read_rule",
+    "shown",
 ]
 
 _logger: Final = get_logger(__name__)
@@ -68,23 +69,28 @@ class Skips(Guard):
         super().__init__()
         self._told: set[str] = set()
 
-    def note(self, kind: str, rule_id: str = "", reason: str = "") -> None:
+    def note(self, kind: str, sentence: str) -> None:
         """Count one piece that is left out.
 
         Args:
             kind: What was left out; from a closed vocabulary of ours.
-            rule_id: Moesif's id of a rule, where there is one (nobody's data).
-            reason: Why, in fixed words of ours.
+            sentence: What that means, for the log; in words of ours, with nothing of a request.
         """
         self.count(kind)
         if kind not in self._told:
             self._told.add(kind)
-            _logger.warning(
-                "moesif_otel: %s%s is left out%s; everything else applies. Further ones are only counted, in stats()",
-                kind,
-                f" {rule_id[:_MAX_ID_CHARS]!r}" if rule_id else "",
-                f": {reason}" if reason else "",
-            )
+            _logger.warning("moesif_otel: %s. Further ones are only counted, in stats()", sentence)
+
+    def note_rule(self, raw: object, reason: str) -> None:
+        """Count a rule that cannot be used."""
+        rule_id = raw.get("_id") if isinstance(raw, dict) else None
+        name = f" {shown(rule_id)}" if isinstance(rule_id, str) and rule_id else ""
+        self.note("governance rule", f"governance rule{name} cannot be used ({reason}); the other rules apply")
+
+
+def shown(rule_id: str) -> str:
+    """Return Moesif's id of a rule as a message has it."""
+    return repr(rule_id[:_MAX_ID_CHARS])
 
 
 class Conditions:
