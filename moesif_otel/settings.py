@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from moesif_otel._guard import get_logger
 from moesif_otel.errors import MoesifConfigError
 
 __all__ = [
@@ -33,7 +34,7 @@ __all__ = [
     "warn_of_unknown",
 ]
 
-_logger: Final = logging.getLogger(__name__)
+_logger: Final = get_logger(__name__)
 
 TORNADO_BATCH_SIZE: Final = 25  # the default that moesiftornado documents
 

@@ -9,7 +9,6 @@ import; imports what delivers before the application's first server or request n
 from __future__ import annotations
 
 import functools
-import logging
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,7 +16,7 @@ from opentelemetry import trace
 
 from moesif_otel._autoinstrument.targets import install
 from moesif_otel._capture.patching import when_imported
-from moesif_otel._guard import PROCESS_GUARD
+from moesif_otel._guard import PROCESS_GUARD, get_logger
 from moesif_otel.errors import install_command
 from moesif_otel.settings import Settings
 
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Instrumentation", "instrument", "sink_of"]
 
-_logger: Final = logging.getLogger(__name__)
+_logger: Final = get_logger(__name__)
 
 _EXCHANGES_KEY: Final = "moesif_otel.exchanges"  # `capture.wsgi` has it; imported late, see there
 _FRAMEWORK_KEY: Final = "moesif_otel.framework"

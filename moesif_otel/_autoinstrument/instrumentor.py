@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 from typing import TYPE_CHECKING, Any, Final, get_type_hints
 
 from opentelemetry.instrumentation.instrumentor import (  # type: ignore[attr-defined] # the module is untyped
@@ -19,7 +18,7 @@ from opentelemetry.util._importlib_metadata import entry_points
 
 from moesif_otel._autoinstrument.instrument import Instrumentation
 from moesif_otel._autoinstrument.settings import is_switched_off, read_settings
-from moesif_otel._guard import PROCESS_GUARD
+from moesif_otel._guard import PROCESS_GUARD, get_logger
 from moesif_otel.settings import OPTIONS, Settings, warn_of_unknown
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MoesifInstrumentor", "MoesifOptions"]
 
-_logger: Final = logging.getLogger(__name__)
+_logger: Final = get_logger(__name__)
 
 
 def _take_options(self: Any, **options: Any) -> None:

@@ -5,10 +5,10 @@ Run by the thread that starts the process.
 
 from __future__ import annotations
 
-import logging
 import os
 from typing import TYPE_CHECKING, Any, Final
 
+from moesif_otel._guard import get_logger
 from moesif_otel.settings import Settings
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["is_switched_off", "read_settings"]
 
-_logger: Final = logging.getLogger(__name__)
+_logger: Final = get_logger(__name__)
 _told: Final[set[str]] = set()
 
 

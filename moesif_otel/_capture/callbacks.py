@@ -7,13 +7,12 @@ one raises is counted and goes no further, and none is called twice for a call.
 from __future__ import annotations
 
 import inspect
-import logging
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from moesif_otel._capture.exchange import snapshot
-from moesif_otel._guard import place_of
+from moesif_otel._guard import get_logger, place_of
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.settings import ImportedCallback
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Callbacks", "await_steps", "check_signatures", "run_steps"]
 
-_logger: Final = logging.getLogger(__name__)
+_logger: Final = get_logger(__name__)
 
 _NAMES: Final = ("SKIP", "IDENTIFY_USER", "IDENTIFY_COMPANY", "GET_METADATA", "GET_SESSION_TOKEN")
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import logging
 import queue
 import threading
 import time
@@ -29,7 +28,7 @@ from moesif_otel._capture.callbacks import Callbacks
 from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
 from moesif_otel._events.caller import settle
 from moesif_otel._events.spans import has_http_method
-from moesif_otel._guard import PROCESS_GUARD
+from moesif_otel._guard import PROCESS_GUARD, get_logger
 from moesif_otel._pipeline import governance
 from moesif_otel._pipeline.claims import claims_of
 from moesif_otel._pipeline.providers import dispatcher_on
@@ -54,7 +53,7 @@ if TYPE_CHECKING:
 __all__ = ["Pipeline", "Sink", "live_pipeline"]
 
 _T = TypeVar("_T")
-_logger: Final = logging.getLogger(__name__)
+_logger: Final = get_logger(__name__)
 
 _SPAN_GRACE_S: Final = 1.0
 _CALLBACKS_S: Final = 5.0
