@@ -1,13 +1,12 @@
 """One request served by a Tornado handler: what fills its Exchange, and when it is over.
 
-Owns: `Call` (the record that both kinds of tee write to), `HandlerCall` (a handler that answers itself), `ResponseTee`.
-Threads: the event loop's; a finalizer may end a call.
-Never: raises into Tornado, changes a chunk, keeps a handler after the end of its call.
+Runs on the event loop; a finalizer may end a call. Nothing here raises into Tornado, changes a chunk, or keeps a
+handler after the end of its call.
 
-Tornado's order, which `HandlerCall` rests on. Success: transforms, headers, `finish`, `log_function`, `on_finish`,
-`_execute` returns. Errors and 404: `log_exception`, transforms, `log_function`, `_execute` returns. The call is over at
-the first of: `log_function`; the connection's close callback; the return of `_execute`, where the handler has finished
-or would have been finished by Tornado (`_auto_finish = False` handlers go on after it).
+Tornado's order, which `HandlerCall` rests on. Success: transforms, headers, `finish`, `log_function`, `on_finish` (an
+instrumentor's span ends), `_execute` returns. Errors and 404: `log_exception`, transforms, `log_function`, `_execute`
+returns. The call is over at the first of: `log_function`; the connection's close callback; the return of `_execute`,
+where the handler has finished or would have been finished by Tornado (`_auto_finish = False` handlers go on after it).
 """
 
 from __future__ import annotations
@@ -16,19 +15,17 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-import tornado.web
 from tornado.web import Finish, HTTPError, OutputTransform, RequestHandler
 
 from moesif_otel._capture.body import CapturedBody
 from moesif_otel._capture.exchange import Outcome
 from moesif_otel._capture.patching import InstancePatches
-from moesif_otel._capture.tornado.govern import add_headers
 from moesif_otel._capture.tornado.shape import (
     client_is_gone,
     close_callback_of,
     finishes_by_itself,
+    headers_of,
     is_finished,
-    sent_headers,
     streams_request_body,
 )
 
@@ -70,7 +67,9 @@ class Call:
         """Let governance add its headers to those that are about to be sent."""
         if self.decision is not None and self.exchange is not None and self.exchange.is_open:
             decision, self.decision = self.decision, None
-            add_headers(decision, headers)
+            own = list(headers.get_all())
+            for name, value in decision.added_to(own)[len(own) :]:
+                headers.add(name, value)
 
     def watch(self) -> None:
         """Take the place from which the call is seen."""
@@ -119,6 +118,9 @@ class Call:
         """The client left."""
         self.end(Outcome.ABORTED)
 
+    def detached(self) -> None:
+        """The handler has taken the connection over."""
+
     def executed(self, error: BaseException | None) -> None:
         """`_execute` returned or raised."""
 
@@ -153,51 +155,45 @@ class HandlerCall(Call):
         awaits_log: Whether its application calls our `log_event` at the end.
     """
 
-    __slots__ = ("_awaits_log", "_client_left", "_ended_response", "_had_coding", "_hooks", "_streamed")
+    __slots__ = ("_awaits_log", "_client_left", "_end", "_ended_response", "_had_coding", "_hooks", "_streamed")
 
     def __init__(self, exchange: Exchange, handler: RequestHandler, *, awaits_log: bool) -> None:
         super().__init__(exchange, handler)
         self._awaits_log = awaits_log
         self._client_left = False
+        self._end: tuple[Outcome, BaseException | None] | None = None  # which waits for the span to end
         self._ended_response = False
         self._had_coding = False
         self._streamed = False
-        self._hooks = InstancePatches()
+        self._hooks: InstancePatches | None = None  # few calls need any
 
     # The request.
 
     def watch(self) -> None:
-        """Take the request body, or a place beside its stream; see the headers leave, and the client."""
+        """Take the request body, or a place beside its stream; notice when the client leaves."""
         exchange, handler = self.exchange, self.handler
         if exchange is None or handler is None:
             return
         if exchange.pipeline.settings.log_body and streams_request_body(handler):
             body = exchange.request_body = self._new_request_body(exchange)
-            self._hooks.put(handler, "data_received", _teed(handler.data_received, body, exchange))
+            self._hook(handler, "data_received", _teed(handler.data_received, body, exchange))
         else:
             self.take_request_body()
-        if type(handler).detach is tornado.web.RequestHandler.detach:
-            self._hooks.put(handler, "detach", self._with_detach(handler.detach))
         connection: Any = handler.request.connection
         if connection is not None:
-            self._hooks.put(connection, "write_headers", self._with_note(connection.write_headers))
             previous = close_callback_of(connection)
             if previous is not None:
                 connection.set_close_callback(chained_close(previous, self))
 
-    def _with_detach(self, detach: Callable[..., Any]) -> Callable[..., Any]:
-        def detach_and_end(*args: Any, **kwargs: Any) -> Any:
-            stream = detach(*args, **kwargs)
-            self.end(Outcome.DETACHED)
-            return stream
-
-        return detach_and_end
+    def _hook(self, owner: Any, name: str, function: Any) -> None:
+        if self._hooks is None:
+            self._hooks = InstancePatches()
+        self._hooks.put(owner, name, function)
 
     def _with_note(self, write_headers: Callable[..., Any]) -> Callable[..., Any]:
-        """Give `write_headers` with a look at what was sent: cookies, compression and the framing are in it by then."""
+        """Return `write_headers` with a look at what was sent: compression and the framing are in it by then."""
 
         def write_and_note(start_line: Any, headers: HTTPHeaders, *args: Any, **kwargs: Any) -> Any:
-            self._look_for_client()
             result = write_headers(start_line, headers, *args, **kwargs)
             try:
                 if not self._client_left:
@@ -215,6 +211,11 @@ class HandlerCall(Call):
         self._look_for_client()
         self._had_coding = "Content-Encoding" in headers
         self._streamed = not finishing
+        if not finishing and self.handler is not None:
+            # The handler goes on, and may change what it has sent by then; of a whole response the headers stand.
+            connection: Any = self.handler.request.connection
+            if connection is not None:
+                self._hook(connection, "write_headers", self._with_note(connection.write_headers))
 
     def headers_sent(self, status: int, headers: HTTPHeaders) -> None:
         """Note status and headers as they left."""
@@ -224,6 +225,12 @@ class HandlerCall(Call):
             # Our tee stands before Tornado's gzip transform.
             body.decoded = "Content-Encoding" in headers
 
+    def _take_headers(self) -> None:
+        """Note the headers of a response that was written in one piece."""
+        exchange, handler = self.exchange, self.handler
+        if exchange is not None and handler is not None and exchange.status is None and self._ended_response:
+            self.headers_sent(handler.get_status(), headers_of(handler))
+
     def response_goes_on(self) -> None:
         """A later flush."""
         self._look_for_client()
@@ -232,10 +239,7 @@ class HandlerCall(Call):
         """The last flush; `finish` is still running."""
         self._ended_response = True
         if not self._awaits_log:
-            try:
-                asyncio.get_running_loop().call_soon(self._end_answered)
-            except RuntimeError:  # finished outside the loop: the return of `_execute`, or the finalizer, will tell
-                return
+            self._call_soon(self._end_answered)  # else the return of `_execute`, or the finalizer, will tell
 
     def response_piece(self, chunk: bytes) -> None:
         """Note a piece of the response body, if there is still somebody to get it."""
@@ -257,26 +261,45 @@ class HandlerCall(Call):
         if self._client_left:
             self.end(Outcome.ABORTED)
             return
+        error = None
         try:
+            self._take_headers()
             if exchange.is_open and exchange.status is None:
                 # We were not there when it was sent.
-                exchange.status = handler.get_status()
-                exchange.response_headers = sent_headers(handler)
+                self.headers_sent(handler.get_status(), headers_of(handler))
             error = _failure(exchange.status, streamed=self._streamed)
         except Exception as exc:
             self.guard.caught("the end of a Tornado request", exc)
-            error = None
         if error is not None:
-            self.end(Outcome.FAILED, error)
+            outcome = Outcome.FAILED
         else:
-            self.end(Outcome.UPGRADED if exchange.status == _SWITCHING_PROTOCOLS else Outcome.COMPLETE)
+            outcome = Outcome.UPGRADED if exchange.status == _SWITCHING_PROTOCOLS else Outcome.COMPLETE
+        if exchange.span is not None and not exchange.span_ended and outcome.awaits_span:
+            # `on_finish`, where it ends, comes next, and the return of `_execute` as a rule: no other thread need wait.
+            self._end = (outcome, error)
+            if self._call_soon(self._end_as_noted):
+                return
+        self.end(outcome, error)
+
+    def _call_soon(self, function: Callable[[], None]) -> bool:
+        try:
+            asyncio.get_running_loop().call_soon(function)
+        except RuntimeError:  # finished outside the loop
+            return False
+        return True
+
+    def _end_as_noted(self) -> None:
+        if self._end is not None:
+            self.end(*self._end)
 
     def executed(self, error: BaseException | None) -> None:
         """The handler's task is done: whatever Tornado would still do by itself has been done."""
         handler = self.handler
         if handler is None:
             return
-        if error is not None:
+        if self._end is not None:
+            self.end(*self._end)
+        elif error is not None:
             self.end(Outcome.FAILED, error)
         elif self._ended_response:
             self._end_answered()
@@ -285,12 +308,22 @@ class HandlerCall(Call):
         elif finishes_by_itself(handler):
             self.end(Outcome.ABORTED)  # the client left during an upload that the handler takes as a stream
 
+    def detached(self) -> None:
+        """The handler has taken the connection over."""
+        self.end(Outcome.DETACHED)
+
     def _end_answered(self) -> None:
+        if not self._client_left:
+            try:
+                self._take_headers()
+            except Exception as exc:
+                self.guard.caught("the end of a Tornado request", exc)
         self.end(Outcome.ABORTED if self._client_left else Outcome.COMPLETE)
 
     def close(self) -> None:
         """Take the hooks from handler and connection."""
-        self._hooks.take_away()
+        if self._hooks is not None:
+            self._hooks.take_away()
 
 
 class ResponseTee(OutputTransform):

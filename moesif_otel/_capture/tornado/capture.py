@@ -29,7 +29,7 @@ from moesif_otel._capture.tornado.shape import UnknownShape, check_tornado
 from moesif_otel._guard import PROCESS_GUARD
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from tornado.httputil import HTTPServerRequest
     from tornado.web import OutputTransform
@@ -43,6 +43,7 @@ TAP_ATTRIBUTE: Final = "_tornado_tap"
 
 _CALLS: Final = "_moesif_otel_calls"
 _CLAIMS: Final = "_moesif_otel_claims"
+_TAPS: Final = "_moesif_otel_taps"
 
 _remembered: Final[weakref.WeakKeyDictionary[Application, tuple[TornadoTap, ...]]] = weakref.WeakKeyDictionary()
 _remembered_lock: Final = threading.Lock()
@@ -176,13 +177,20 @@ class TornadoTap:
 
 
 def _taps_of_function(application: Application) -> tuple[TornadoTap, ...]:
-    """Give the tap that the application's `log_function` is a method of."""
+    """Return the tap that the application's `log_function` is a method of."""
     function = application.settings.get("log_function")
+    known: tuple[Any, tuple[TornadoTap, ...]] | None = application.__dict__.get(_TAPS)
+    if known is None or known[0] is not function:
+        known = application.__dict__[_TAPS] = function, _find_taps(function)
+    return known[1]
+
+
+def _find_taps(function: Any) -> tuple[TornadoTap, ...]:
     while isinstance(function, functools.partial):
         function = function.func
     try:
         # The instance's own attributes only: no property or `__getattr__` of the application's runs.
-        owner = function.__self__  # type: ignore[union-attr] # that is what is tried here
+        owner = function.__self__
         tap = owner if isinstance(owner, TornadoTap) else vars(owner).get(TAP_ATTRIBUTE)
     except (AttributeError, TypeError):
         return ()
@@ -191,7 +199,7 @@ def _taps_of_function(application: Application) -> tuple[TornadoTap, ...]:
 
 def _taps_of(application: Application) -> tuple[TornadoTap, ...]:
     taps = _taps_of_function(application)
-    more = _remembered.get(application)
+    more = _remembered.get(application) if _remembered else None
     return taps if more is None else (*taps, *(tap for tap in more if tap not in taps))
 
 
@@ -258,25 +266,13 @@ async def _execute(
     taps = _taps_for(handler)
     if not taps:
         return await execute(handler, transforms, *args, **kwargs)
-    return await _captured(functools.partial(execute, handler), taps, handler, transforms, *args, **kwargs)
-
-
-async def _captured(
-    execute: Callable[..., Awaitable[Any]],
-    taps: Sequence[TornadoTap],
-    handler: RequestHandler,
-    transforms: list[OutputTransform],
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
-    """Serve a request of a captured application; runs in the handler's own task."""
     calls = [call for tap in taps if (call := tap.open(handler)) is not None]
     for call in calls:
         govern(call)
         if isinstance(call, HandlerCall):
             transforms = _with_tee(transforms, ResponseTee(call))
     try:
-        result = await execute(transforms, *args, **kwargs)
+        result = await execute(handler, transforms, *args, **kwargs)
     except BaseException as exc:
         for call in calls:
             _executed(call, exc)
@@ -286,8 +282,19 @@ async def _captured(
     return result
 
 
+def _detach(detach: Any, handler: RequestHandler, /) -> Any:
+    """Do `RequestHandler.detach`: the call is over, the connection is not."""
+    stream = detach(handler)
+    for call in tuple(_present_calls(handler.request)):
+        if call.handler is handler:
+            call.detached()
+    return stream
+
+
 def _with_tee(transforms: list[OutputTransform], tee: ResponseTee) -> list[OutputTransform]:
     """Put the tee before compression: what is recorded is what the handler wrote."""
+    if not transforms:
+        return [tee]
     at = next((i for i, one in enumerate(transforms) if isinstance(one, GZipContentEncoding)), len(transforms))
     return [*transforms[:at], tee, *transforms[at:]]
 
@@ -303,6 +310,7 @@ def _executed(call: Call, error: BaseException | None) -> None:
 _patches: Final = PatchSet(
     (
         Patch("tornado.web", "RequestHandler._execute", _execute),
+        Patch("tornado.web", "RequestHandler.detach", _detach),
         Patch("tornado.web", "Application.find_handler", _find_handler),
         Patch("tornado.wsgi", "WSGIContainer.environ", functools.partial(marked_environ, _present_calls)),
     )

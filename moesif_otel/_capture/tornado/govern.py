@@ -23,12 +23,10 @@ from wrapt import FunctionWrapper
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tornado.httputil import HTTPHeaders
-
     from moesif_otel._capture.exchange import Decision, Exchange
     from moesif_otel._capture.tornado.call import Call
 
-__all__ = ["add_headers", "govern"]
+__all__ = ["govern"]
 
 
 def govern(call: Call) -> None:
@@ -38,6 +36,8 @@ def govern(call: Call) -> None:
         return
     try:
         pipeline = exchange.pipeline
+        if not pipeline.has_rules:
+            return
         decision = pipeline.govern(exchange, partial(_body_of, handler, pipeline.settings.request_max_body_size))
         if decision is None:
             return
@@ -47,13 +47,6 @@ def govern(call: Call) -> None:
             call.decision = decision
     except Exception as exc:
         call.guard.caught("governance of a Tornado request", exc)
-
-
-def add_headers(decision: Decision, headers: HTTPHeaders) -> None:
-    """Put a decision's headers behind the application's own, just before they are sent."""
-    own = list(headers.get_all())
-    for name, value in decision.added_to(own)[len(own) :]:
-        headers.add(name, value)
 
 
 def _body_of(handler: RequestHandler, max_bytes: int) -> bytes | None:

@@ -26,8 +26,8 @@ __all__ = [
     "client_is_gone",
     "close_callback_of",
     "finishes_by_itself",
+    "headers_of",
     "is_finished",
-    "sent_headers",
     "streams_request_body",
 ]
 
@@ -63,9 +63,9 @@ def finishes_by_itself(handler: RequestHandler) -> bool:
     return bool(_member(handler, "_auto_finish"))
 
 
-def sent_headers(handler: RequestHandler) -> list[tuple[str, str]]:
-    """Give the response headers as they stand, repeated ones each."""
-    return [(str(name), str(value)) for name, value in _member(handler, "_headers").get_all()]
+def headers_of(handler: RequestHandler) -> Any:
+    """Return the response's headers as they stand."""
+    return _member(handler, "_headers")
 
 
 def streams_request_body(handler: RequestHandler) -> bool:

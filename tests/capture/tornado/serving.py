@@ -69,6 +69,16 @@ class Recorder:
     def has_callbacks(self, exchange: Exchange) -> bool:
         return True
 
+    @property
+    def has_rules(self) -> bool:
+        return self.decide is not None
+
+    def bind(self, exchange: Exchange, span: Any) -> None:
+        exchange.span = span
+
+    def answering(self, exchange: Exchange) -> None:
+        pass
+
     def govern(self, exchange: Exchange, read_ahead: Any) -> Any:
         return None if self.decide is None else self.decide(exchange, read_ahead)
 

@@ -24,7 +24,7 @@ def test_every_member_is_there_and_means_what_we_take_it_for():
             self.set_header("X-Mine", "1")
             self.finish("x")
             found["after"] = shape.is_finished(self)
-            found["headers"] = dict(shape.sent_headers(self))
+            found["headers"] = dict(shape.headers_of(self).get_all())
             found["closed"] = shape.close_callback_of(self.request.connection)
             found["handler"] = self
 
