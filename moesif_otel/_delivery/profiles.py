@@ -409,7 +409,7 @@ class Profiles:
         self._transport = transport
         self._guard = guard
         self._pid = os.getpid()
-        self._queue: dict[str, _Queue] = {}
+        self._slot: dict[str, Delivery[bytes]] = {}  # a delivery of single profiles, whose batches are POSTs
 
     def send(self, call: str, kind: ProfileKind, posts: Sequence[Post]) -> None:
         """Send everything, once, in order.
@@ -459,27 +459,51 @@ class Profiles:
 
     def queue(self, kind: ProfileKind, posts: Sequence[Post]) -> bool:
         """Queue everything; False when there was not room for all of it. What fits is kept, the rest is counted."""
-        queue = self._queue.get("queue")
-        if queue is None:
-            queue = self._queue.setdefault("queue", _Queue(self._settings, self._transport, self._guard))
-        queue.delivery.ensure_started()
+        delivery = self._delivery
+        if delivery is None:
+            # Of several threads that come here first, `setdefault` lets one win.
+            delivery = self._slot.setdefault("delivery", self._new_delivery())
+        delivery.ensure_started()
         prefix = kind.path.encode() + b"\n"
-        taken = [queue.take(prefix + profile) for post in posts for profile in post]
+        taken = [self._take(delivery, prefix + profile) for post in posts for profile in post]
         return all(taken)
+
+    @property
+    def _delivery(self) -> Delivery[bytes] | None:
+        return self._slot.get("delivery")
+
+    def _new_delivery(self) -> Delivery[bytes]:
+        return Delivery(
+            self._settings.with_changes(
+                batch_size=_MAX_BATCH_ITEMS, event_queue_size=_MAX_QUEUED, event_worker_count=1, spool_directory=None
+            ),
+            prepare=lambda _: DropReason.NOT_CONVERTIBLE,  # never called: everything is prepared already
+            transport=_BatchTransport(self._transport),
+            budget=ByteBudget(self._settings.event_queue_bytes // _QUEUE_SHARE),
+            guard=self._guard,
+            measured=False,
+        )
+
+    @staticmethod
+    def _take(delivery: Delivery[bytes], payload: bytes) -> bool:
+        if delivery.budget.held_bytes + len(payload) > delivery.budget.limit_bytes:
+            delivery.ledger.accept()
+            delivery.ledger.drop(DropReason.QUEUE_FULL)
+            return False
+        return delivery.submit_prepared(payload)
 
     def force_flush(self, timeout_s: float) -> bool:
         """Deliver what is queued, within the time."""
-        return all([queue.delivery.force_flush(timeout_s) for queue in self._queue.values()])  # noqa: C419 - one
+        return self._delivery is None or self._delivery.force_flush(timeout_s)
 
     def shutdown(self, timeout_s: float) -> None:
         """Deliver what is queued within the time, then end the threads."""
-        for queue in self._queue.values():
-            queue.delivery.shutdown(timeout_s)
+        if self._delivery is not None:
+            self._delivery.shutdown(timeout_s)
 
     def stats(self) -> Stats | None:
         """Return the counters of what was queued, one for each profile; None when nothing ever was."""
-        queue = self._queue.get("queue")
-        return None if queue is None else queue.delivery.stats()
+        return None if self._delivery is None else self._delivery.stats()
 
     def close(self) -> None:
         """Close idle connections; a later call opens new ones."""
@@ -498,34 +522,6 @@ def _what(kind: ProfileKind, undelivered: list[int], total: int) -> str:
     some = ", ".join(map(str, sorted(undelivered)[:_MAX_NAMED]))
     more = ", …" if len(undelivered) > _MAX_NAMED else ""
     return f"{len(undelivered)} of {total} {kind.plural} were not taken (indexes {some}{more})"
-
-
-class _Queue:
-    """A delivery of single profiles, whose batches are POSTs: halved, isolated and counted as those of events are."""
-
-    def __init__(self, settings: Settings, transport: MoesifTransport, guard: Guard) -> None:
-        self.delivery: Delivery[bytes] = Delivery(
-            settings.with_changes(
-                batch_size=_MAX_BATCH_ITEMS, event_queue_size=_MAX_QUEUED, event_worker_count=1, spool_directory=None
-            ),
-            prepare=_never_called,
-            transport=_BatchTransport(transport),
-            budget=ByteBudget(settings.event_queue_bytes // _QUEUE_SHARE),
-            guard=guard,
-            measured=False,
-        )
-
-    def take(self, payload: bytes) -> bool:
-        delivery = self.delivery
-        if delivery.budget.held_bytes + len(payload) > delivery.budget.limit_bytes:
-            delivery.ledger.accept()
-            delivery.ledger.drop(DropReason.QUEUE_FULL)
-            return False
-        return delivery.submit_prepared(payload)
-
-
-def _never_called(_: bytes) -> DropReason:
-    return DropReason.NOT_CONVERTIBLE  # everything is prepared already
 
 
 class _BatchTransport:
