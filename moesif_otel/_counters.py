@@ -44,6 +44,10 @@ class Counters:
             self._fold_if_free()
         return self._sums.get(name, 0)
 
+    def is_surely_below(self, name: str, bound: int, largest: int) -> bool:
+        """Whether a sum is below a bound also if all that waits to be added up were of the largest size; cheap."""
+        return self._sums.get(name, 0) + (len(self._deferred) + 1) * largest < bound
+
     def read(self) -> dict[str, int]:
         """Return all sums at one moment."""
         # A signal handler may have interrupted a fold of this very thread: never wait for ever.

@@ -32,6 +32,10 @@ class LeftOut(str, Enum):
     TOO_LARGE = "too_large"
 
 
+_LARGEST_BYTES: Final = 1 << 20
+"""More than any single addition to a budget."""
+
+
 class ByteBudget:
     """Counts the bytes that a pipeline holds and refuses bodies beyond the limit.
 
@@ -56,8 +60,9 @@ class ByteBudget:
     def reserve(self, count_bytes: int) -> bool:
         """Take `count_bytes` if they fit; False means: do not keep them."""
         # First taken, then looked at: of two threads that would fit one by one both may be refused, never both kept.
-        self._held.add("bytes", count_bytes)
-        if self._held.get("bytes") <= self.limit_bytes:
+        held = self._held
+        held.add("bytes", count_bytes)
+        if held.is_surely_below("bytes", self.limit_bytes, _LARGEST_BYTES) or held.get("bytes") <= self.limit_bytes:
             return True
         self._held.add("bytes", -count_bytes)
         return False

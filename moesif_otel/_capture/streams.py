@@ -317,10 +317,14 @@ def stand_in_for(body: Any, sink: Sink) -> Any | None:
     Returns:
         The stand-in; None when the body is no file and no iterable (text and bytes can be looked at as they are).
     """
-    special = tuple(name for name in (*_TEED, *_FORWARDED) if hasattr(type(body), name))
-    if not hasattr(body, "read") and not {"__iter__", "__aiter__"} & set(special):
-        return None
-    return _stand_in_class(special)(body, sink)
+    stand_in, is_iterable = _stand_in_of(type(body))
+    return stand_in(body, sink) if is_iterable or hasattr(body, "read") else None
+
+
+@lru_cache(maxsize=64)
+def _stand_in_of(kind: type) -> tuple[type[_StandIn], bool]:
+    special = tuple(name for name in (*_TEED, *_FORWARDED) if hasattr(kind, name))
+    return _stand_in_class(special), not {"__iter__", "__aiter__"}.isdisjoint(special)
 
 
 def original_of(body: Any) -> Any:

@@ -447,12 +447,12 @@ class ResponseStream:
         self._has_begun = False
 
     def __iter__(self) -> Any:
-        if self._next is not None:
-            if not self._has_begun:
-                return self  # `b"".join(response)` asks for an iterator, then for the iterator's iterator
+        if self._has_begun:
             # Once more: an iterator goes on where it is, anything else begins again, for the application alone.
             again = iter(self._iterable)
             return self if again is self._iterable else again
+        if self._next is not None:
+            return self  # `b"".join` asks twice before the first piece
         call = self._call
         token = call.enter()
         try:

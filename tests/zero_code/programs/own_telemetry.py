@@ -48,7 +48,7 @@ elif MODE == "processor":
     ours = moesif_otel.MoesifSpanProcessor(SETTINGS)
     provider.add_span_processor(ours)
     handles.append(moesif_otel.instrument(SETTINGS))
-    assert handles[0].pipeline() is ours
+    assert handles[0].pipeline() is ours.pipeline
 
 import flask  # noqa: E402
 import requests  # noqa: E402
