@@ -322,7 +322,7 @@ def stand_in_for(body: Any, sink: Sink) -> Any | None:
 
 
 @lru_cache(maxsize=64)
-def _stand_in_of(kind: type) -> tuple[type[_StandIn], bool]:
+def _stand_in_of(kind: Any) -> tuple[type[_StandIn], bool]:
     special = tuple(name for name in (*_TEED, *_FORWARDED) if hasattr(kind, name))
     return _stand_in_class(special), not {"__iter__", "__aiter__"}.isdisjoint(special)
 
