@@ -20,7 +20,6 @@ import orjson
 
 from moesif_otel._events.caller import client_address, user_from_headers
 from moesif_otel._events.codings import decode_content
-from moesif_otel._redaction.budget import MAX_DECODED_BYTES
 from moesif_otel._redaction.charsets import utf8_of
 from moesif_otel._redaction.media import media_of
 from moesif_otel._remote.facts import BodyNeededError, RequestFacts
@@ -38,7 +37,7 @@ __all__ = ["GovernedRequest", "decide"]
 TOO_LARGE: Final = "too_large"
 """`request.body.$unreadable` of a body over `REQUEST_MAX_BODY_SIZE`, or one whose end cannot be known beforehand."""
 ENCODED: Final = "encoded"
-"""`request.body.$unreadable` of a body whose Content-Encoding cannot be undone, or has too much in it."""
+"""`request.body.$unreadable` of a body whose Content-Encoding cannot be undone, or has more than that in it."""
 NOT_JSON: Final = "not_json"
 """`request.body.$unreadable` of a body that no JSON parser takes: a form, an upload, damaged JSON."""
 
@@ -130,7 +129,7 @@ class GovernedRequest:
         elif not whole:
             value, unreadable = None, TOO_LARGE
         else:
-            value, unreadable = _parsed(data, self._headers)
+            value, unreadable = _parsed(data, self._headers, self._exchange.pipeline.settings.request_max_body_size)
         if unreadable:
             self._rules.skips.note(
                 "request body unreadable to governance",
@@ -174,11 +173,11 @@ def _by_lower_name(exchange: Exchange) -> dict[str, str]:
     return found
 
 
-def _parsed(data: bytes, headers: dict[str, str]) -> tuple[Any, str | None]:
+def _parsed(data: bytes, headers: dict[str, str], max_bytes: int) -> tuple[Any, str | None]:
     """Return a body's JSON value, and why there is none. It reads whatever Python's own `json` reads."""
     if not data.strip():
         return None, None
-    decoded = decode_content(data, headers.get("content-encoding"), truncated=False, max_bytes=MAX_DECODED_BYTES)
+    decoded = decode_content(data, headers.get("content-encoding"), truncated=False, max_bytes=max_bytes)
     if not decoded.clear or not decoded.whole:
         return None, ENCODED
     text = utf8_of(decoded.data, media_of(headers.get("content-type")).charset)

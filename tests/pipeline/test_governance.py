@@ -153,7 +153,9 @@ def rules_of(*rules: dict[str, Any]) -> RuleSet:
 
 def request(method: str = "POST", url: str = "http://h/x", **headers: str) -> Any:
     """What governance looks at of an Exchange."""
-    settings = SimpleNamespace(authorization_header_name=("authorization",), authorization_user_id_field="sub")
+    settings = SimpleNamespace(
+        authorization_header_name=("authorization",), authorization_user_id_field="sub", request_max_body_size=100_000
+    )
     return SimpleNamespace(
         method=method,
         url=url,
