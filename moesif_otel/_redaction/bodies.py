@@ -32,7 +32,7 @@ _MAX_MULTIPART_NESTING: Final = 4
 _BEFORE_JSON: Final = b" \t\r\n\0\x1e\xef\xbb\xbf\xff\xfe"
 _WORD: Final = re.compile(r"[\w.\-]+")
 _LINE_ENDS: Final = re.compile(r"(\r\n|\r|\n)")
-# What a form and an event stream are made of; what is made of anything else is looked into as a text, too.
+# What a form and an event stream are made of, whatever the type says; anything else is looked into as a text.
 _FORM: Final = re.compile(r"[^\s\"'<>{}()\\]*\Z")
 _STREAM: Final = re.compile(r"\ufeff?(?:(?:(?:data|event|id|retry)?:[^\r\n]*|data)?(?:\r\n|\r|\n|\Z)){1,10000}\Z")
 _PARAMETER: Final = re.compile(r';[ \t]*([A-Za-z0-9*_-]+)[ \t]*=[ \t]*("(?:[^"\\]|\\.)*"|[^\s;]*)')
@@ -103,18 +103,19 @@ def _redacted(look: Inspection, data: bytes, media: Media, *, whole: bool, nesti
 
 def _by_format(look: Inspection, text: str, media: Media, *, whole: bool) -> str | None:
     """Return a text with everything hidden, or None when a name that counts stands in a text of unknown form."""
-    if media.format is Format.EVENT_STREAM:
-        shown = _event_stream(look, text, whole=whole)
-        return shown if _STREAM.match(text) is not None else inspect_prose(look, shown, cut=not whole)
     json_like = text.lstrip(" \t\r\n\x1e\ufeff")[:1] in {"{", "["}
-    if media.format is Format.FORM and not json_like:
-        shown = inspect_form(look, text, inspect_text, cut=not whole)
-        return shown if _FORM.match(text) is not None else inspect_prose(look, shown, cut=not whole)
-    if json_like or media.format is Format.JSON or media.format is Format.JSON_LINES:
-        if is_json_text(text):
-            # A cut text, or one that is broken somewhere: its last string may be half of one.
-            return redact_json(look, text, inspect_text, cut=True)
-    elif media.format is Format.OTHER or media.format is Format.MULTIPART:
+    if json_like and is_json_text(text):
+        # Whatever its type says. A cut text, or one that is broken somewhere: its last string may be half of one.
+        return redact_json(look, text, inspect_text, cut=True)
+    if media.format is Format.EVENT_STREAM:
+        if _STREAM.match(text) is not None:
+            return _event_stream(look, text, whole=whole)
+        return inspect_prose(look, text, cut=not whole)
+    if "=" in text and _FORM.match(text) is not None:
+        return inspect_form(look, text, inspect_text, cut=not whole)
+    if media.format is Format.JSON and is_json_text(text):
+        return redact_json(look, text, inspect_text, cut=True)
+    if media.format in {Format.OTHER, Format.MULTIPART} and not json_like:
         return None if _has_name(look, text) else text
     return inspect_prose(look, text, cut=not whole)
 
@@ -206,12 +207,19 @@ def _part(look: Inspection, piece: bytes, *, cut: bool, nesting: int) -> bytes:
     if end is None:
         # A head that was cut, or no part at all.
         return piece if not piece.strip() else b"\r\n"
-    head = piece[: end.start()].decode("utf-8", "replace")
+    head = _head_text(piece[: end.start()])
     content = piece[end.end() :]
     tail = b"\r\n" if content.endswith(b"\r\n") else b"\n" if content.endswith(b"\n") else b""
     content = content[: len(content) - len(tail)]
     headers = {name.lower(): value for name, value in _PART_HEADER.findall(head)}
     return piece[: end.end()] + _part_content(look, content, headers, cut=cut, nesting=nesting) + tail
+
+
+def _head_text(head: bytes) -> str:
+    try:
+        return head.decode()
+    except UnicodeDecodeError:
+        return head.decode("latin-1")
 
 
 def _part_content(look: Inspection, content: bytes, headers: dict[str, str], *, cut: bool, nesting: int) -> bytes:

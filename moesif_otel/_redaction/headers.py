@@ -13,7 +13,7 @@ from moesif_otel._redaction.budget import MAX_HEADER_BYTES, Inspection, OverBudg
 from moesif_otel._redaction.names import CREDENTIAL_SCHEMES, HIDDEN, Verdict
 from moesif_otel._redaction.rules import MAX_REMEMBERED
 from moesif_otel._redaction.text import inspect_text
-from moesif_otel._redaction.urls import inspect_url, redact_encoded
+from moesif_otel._redaction.urls import redact_encoded
 
 if TYPE_CHECKING:
     from moesif_otel._capture.exchange import Headers
@@ -84,7 +84,7 @@ def _value(look: Inspection, name: str, value: str, verdict: Verdict, *, concern
         look.spend(len(value))
         return ";".join([_cookies(look, part, concerned=concerned) for part in value.split(";")])
     if concerned and ("=" in value or ":" in value or "%" in value):
-        return inspect_text(look, inspect_url(look, value, inspect_text), False)
+        return inspect_text(look, value, False)
     return value
 
 

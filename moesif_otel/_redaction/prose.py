@@ -19,18 +19,19 @@ if TYPE_CHECKING:
 
     from moesif_otel._redaction.budget import Inspection
 
-    UrlIn = Callable[[Inspection, str], str]
+    Leaf = Callable[[Inspection, str, bool], str]
 
 __all__ = ["redact_prose", "unescaped"]
 
 # One start a run of name characters, so that the search is linear. Behind the name: a quote, escaped or not, a bracket,
 # and `=`, `:`, `=>` or `:=`.
 _KEY: Final = re.compile(
-    r"""(?<![\w.\-])([\w.\-]+)(?:\\{0,31}["'`*]{1,2})?[\])\s]{0,4}(:=|={1,3}>?|:(?!:))[ \t\u00a0]{0,8}"""
+    r"""(?<![\w.\-])([\w.\-]+)[\])]{0,4}(?:\\{0,31}["'`*]{1,2})?[\])\s]{0,4}(:=|={1,3}>?|:(?!:))[ \t\u00a0]{0,8}"""
 )
 _FLAG: Final = re.compile(r"""(?<![\w\-])--([A-Za-z][\w\-]*)[ \t]{1,8}(?![\s\-])(\\{0,31}["'])?""")
 _LISTED: Final = re.compile(r"""\\{0,31}["']([\w.\- ]{1,64})\\{0,31}["'][ \t]{0,4}(?:[,;|]|\\{0,31}["'])""")
 _WORD: Final = re.compile(r"\S*")
+_NAME_TAIL: Final = re.compile(r"[\w.\-]+\Z")
 _MAX_BEFORE: Final = 80
 _LABEL: Final = re.compile(r"[\w.\-\[\] ]{1,80}\Z")
 _QUOTED: Final = re.compile(r"""(\\{0,31}["'`]).*?(?<!\\)\1""", re.DOTALL)
@@ -46,10 +47,14 @@ _NEXT_KEY: Final = re.compile(r"""["']?[\w.\- ]{1,64}["']?\s?[:=]""")
 _ORDER: Final = re.compile(r"(?:asc|desc|ascending|descending)\b", re.IGNORECASE)
 _URL: Final = re.compile(r"""(?<![A-Za-z0-9])[A-Za-z][A-Za-z0-9+.\-]{1,19}:\\?/\\?/[^\s"<>\\]+""")
 _TOKEN_START: Final = re.compile(r"[\s\"'(<>,]")
-_ESCAPE: Final = re.compile(r"(?<!\\)\\{1,32}u00([2-7][0-9A-Fa-f])")
+_ESCAPE: Final = re.compile(r"(?<!\\)\\{1,32}u([0-9A-Fa-f]{4})")
+_QUERY_MARKS: Final = frozenset("?&#")
+_URL_MARKS: Final = frozenset("/@")
 _ESCAPED: Final = frozenset("nrtbf")
 _PERCENT: Final = re.compile(r"%[0-9A-Fa-f]{2}")
+_ENTITY: Final = re.compile(r"&(?:#|lt|quot|colon|equals|nbsp)")
 _MAX_UNDONE: Final = 4
+_PART_NAME: Final = re.compile(r"""form-data;[^\r\n]{0,256}?\bname\*?=\\{0,31}"?([^";\\\r\n]{1,80})""", re.IGNORECASE)
 _DELIMITERS: Final = ",;\t|"
 _MAX_HEADER_LINE: Final = 4_096
 _CARD_CHARACTERS: Final = 64
@@ -58,41 +63,48 @@ _TAG: Final = re.compile(
     r"""<!--|<!\[CDATA\[|<(/?)([A-Za-z_][\w.\-]*(?::[\w.\-]+)?)(?=[\s/>]|\Z)((?:[^<>"']+|"[^"]*"|'[^']*')*)(>?)"""
 )
 _MARKUP: Final = re.compile(r"</?[A-Za-z_!?]")
-_NAMING: Final = re.compile(r"""(?<![\w\-])(?:name|key)\s{0,4}=\s{0,4}("[^"]*"|'[^']*'|[^\s"'>]+)""", re.IGNORECASE)
-_ATTRIBUTE: Final = re.compile(r"""(?<![^\s"'>/=])([^\s"'>/=]+)(\s{0,4}=\s{0,4})("[^"]*"|'[^']*'|[^\s"'>]+)""")
+# An attribute's value; in markup that lies in broken JSON its quotes are escaped.
+_VALUED: Final = r"""\s{0,4}=\s{0,4})(\\{0,31}"[^"]*"|\\{0,31}'[^']*'|[^\s"'>]+)"""
+_NAMING: Final = re.compile(r"(?<![\w\-])((?:name|key)" + _VALUED, re.IGNORECASE)
+_ATTRIBUTE: Final = re.compile(r"""(?<![^\s"'>/=])([^\s"'>/=]+)(""" + _VALUED)
 _SHOWN_ATTRIBUTES: Final = frozenset({"name", "key", "id", "type", "class", "for", "form", "autocomplete", "style"})
 _CELLS: Final = frozenset({"th", "td", "cell", "data", "c", "v", "col", "column"})
 _VOID: Final = frozenset({"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param"})
 
 
-def redact_prose(look: Inspection, text: str, url_in: UrlIn, *, card: bool = False, cut: bool = False) -> str:
+def redact_prose(look: Inspection, text: str, leaf: Leaf, *, card: bool = False, cut: bool = False) -> str:
     """Return a text with everything hidden that stands behind a name.
 
     Args:
         look: The inspection that this is part of.
         text: Any text, markup or not.
-        url_in: Looks into a URL that stands in the text.
+        leaf: Looks into a URL or JSON that stands in the text: `(look, text, in_card) -> text`.
         card: Whether it lies below a name like a card's.
         cut: Whether the text may end anywhere.
     """
+    shown = probe = _pass(look, text, leaf, card=card, cut=cut)
+    for _ in range(_MAX_UNDONE):
+        if "%" not in probe and "\\u" not in probe and "&" not in probe:
+            break
+        # Escapes may spell a name, or the marks around it: JSON that was cut, or a query in a text.
+        clear = unescaped(unquote_plus(probe) if _PERCENT.search(probe) is not None else probe)
+        if "&" in clear and _ENTITY.search(clear) is not None:
+            clear = html.unescape(clear)
+        if clear == probe:
+            break
+        probe = _pass(look, clear, leaf, card=card, cut=cut)
+        if probe != clear:
+            shown = probe
+    return shown
+
+
+def _pass(look: Inspection, text: str, leaf: Leaf, *, card: bool, cut: bool) -> str:
     look.spend(len(text))
     if look.rules.auto:
         text = hide_user_info(text)
     if "://" in text or "/\\/" in text:
-        text = _URL.sub(lambda match: url_in(look, match[0]), text)
-    shown = probe = _hidden(look, text, card=card, cut=cut)
-    for _ in range(_MAX_UNDONE):
-        if "%" not in probe and "\\u00" not in probe:
-            break
-        # Escapes may spell a name, or the marks around it: JSON that was cut, or a query in a text.
-        clear = unescaped(unquote_plus(probe) if _PERCENT.search(probe) is not None else probe)
-        if clear == probe:
-            break
-        look.spend(len(clear))
-        probe = _hidden(look, clear, card=card, cut=cut)
-        if probe != clear:
-            shown = probe
-    return shown
+        text = _URL.sub(lambda match: leaf(look, match[0], False), text)
+    return _hidden(look, text, leaf, card=card, cut=cut)
 
 
 def unescaped(text: str) -> str:
@@ -111,12 +123,12 @@ def _escaped_character(match: re.Match[str]) -> str:
     return found if found.isalnum() or found in "_-. \\" else match[0]
 
 
-def _hidden(look: Inspection, text: str, *, card: bool, cut: bool) -> str:
+def _hidden(look: Inspection, text: str, leaf: Leaf, *, card: bool, cut: bool) -> str:
     odd = look.rules.odd_masks.search(text) if look.rules.odd_masks is not None else None
     if odd is not None:
-        return _hidden(look, text[: odd.start()], card=card, cut=False) + odd[0] + HIDDEN
+        return _hidden(look, text[: odd.start()], leaf, card=card, cut=False) + odd[0] + HIDDEN
     if "<" in text and _MARKUP.search(text) is not None:
-        return _Markup(look, text, card=card, cut=cut).run()
+        return _Markup(look, text, leaf, card=card, cut=cut).run()
     shown, _ = _keyed(look, text, card=card, cut=cut)
     return shown
 
@@ -125,9 +137,17 @@ def _keyed(look: Inspection, text: str, *, card: bool, cut: bool, more: bool = F
     """Return a text without markup, hidden, and whether what follows the text must be hidden, too."""
     if card and has_card_number(text, cut=cut):
         return HIDDEN, False
-    table = _end_of_table_head(look, text)
-    if table is not None:
-        return text[:table] + HIDDEN, True
+    end = _end_of_table_head(look, text)
+    if end is None and "form-data" in text:
+        end = _end_of_part_head(look, text)
+    if end is not None:
+        shown, _ = _pairs(look, text[:end], cut=False, more=False)
+        return shown if shown.endswith(HIDDEN) else shown + HIDDEN, True
+    return _pairs(look, text, cut=cut, more=more)
+
+
+def _pairs(look: Inspection, text: str, *, cut: bool, more: bool) -> tuple[str, bool]:
+    """Do the same for `name: value`, `--name value` and `"name", "value"`."""
     out: list[str] = []
     done = at = 0
     while (match := _KEY.search(text, at)) is not None:
@@ -162,8 +182,9 @@ def _verdict(look: Inspection, text: str, match: re.Match[str]) -> Verdict:
     """Judge the name before a `:` or `=`, which may be of several words: `API Key: …`."""
     rules = look.rules
     name = match[1].lstrip("-")
-    verdict = rules.verdict(name)
-    if verdict is Verdict.KEEP and name[:1] in _ESCAPED and text[match.start() - 1 : match.start()] == "\\":
+    before = text[match.start() - 1] if match.start() else ""
+    verdict = (rules.query_verdict if before in _QUERY_MARKS else rules.verdict)(name)
+    if verdict is Verdict.KEEP and name[:1] in _ESCAPED and before == "\\":
         verdict = rules.verdict(name[1:])  # behind a line end that JSON wrote as an escape
     if verdict is Verdict.KEEP:
         if name.lower() not in rules.last_words:
@@ -175,7 +196,7 @@ def _verdict(look: Inspection, text: str, match: re.Match[str]) -> Verdict:
         end = match.end()
         if _ORDER.match(text, end) is not None and end == match.end(2):
             return Verdict.KEEP  # `sort=token:desc`
-        if end == match.end(2) and match.start() and text[match.start() - 1] in "/@":
+        if end == match.end(2) and before in _URL_MARKS:
             # A host and its port, or a path: `http://token:8080/`, `/v1/token:exchange`.
             back = max(0, match.start() - 2_048)
             starts = [found.end() for found in _TOKEN_START.finditer(text, back, match.start())]
@@ -191,10 +212,15 @@ def _verdict_of_words(look: Inspection, text: str, at: int, name: str) -> Verdic
     line = text[max(0, at - _MAX_BEFORE) : at]
     words = line[max(line.rfind("\n"), line.rfind("\r")) + 1 :].rsplit(None, 4)[-4:]
     for word in reversed(words):
-        name = f"{word} {name}"
-        verdict = look.rules.verdict(name.lstrip("\"'([{<*`>,"))
+        tail = _NAME_TAIL.search(word)
+        if tail is None:
+            break
+        name = f"{tail[0]} {name}"
+        verdict = look.rules.verdict(name)
         if verdict is not Verdict.KEEP:
             return verdict
+        if tail[0] != word:
+            break
     return Verdict.KEEP
 
 
@@ -253,6 +279,15 @@ def _end_of_table_head(look: Inspection, text: str) -> int | None:
     return None
 
 
+def _end_of_part_head(look: Inspection, text: str) -> int | None:
+    """Return where the name of a part ends that counts, in a multipart body under another type."""
+    for match in _PART_NAME.finditer(text):
+        look.spend(0)
+        if _is_secret(look, match[1]):
+            return match.end()
+    return None
+
+
 def _is_secret(look: Inspection, label: str) -> bool:
     """Whether a cell, or the text of an element, is nothing but a name whose value is hidden."""
     label = label.strip().strip("\"'`*:").strip()
@@ -294,10 +329,11 @@ def _listed_at(look: Inspection, text: str) -> int | None:
 class _Markup:
     """One pass over XML or HTML, or over a text that has tags in it."""
 
-    __slots__ = ("_card", "_card_depth", "_card_tag", "_cut", "_label", "_look", "_out", "_text", "_within")
+    __slots__ = ("_card", "_card_depth", "_card_tag", "_cut", "_label", "_leaf", "_look", "_out", "_text", "_within")
 
-    def __init__(self, look: Inspection, text: str, *, card: bool, cut: bool) -> None:
+    def __init__(self, look: Inspection, text: str, leaf: Leaf, *, card: bool, cut: bool) -> None:
         self._look = look
+        self._leaf = leaf
         self._text = text
         self._card = card
         self._cut = cut
@@ -361,13 +397,21 @@ class _Markup:
                 return True
             self._label = True
         card = self._card or self._card_depth > 0
+        if node.lstrip()[:1] in {"{", "["}:
+            node = self._leaf(self._look, node, card)
         shown, rest = _keyed(self._look, node, card=card, cut=self._cut and last, more=not last)
         if "&" in node:
             clear = html.unescape(node)
             if clear != node:
-                hidden, beyond = _keyed(self._look, clear, card=card, cut=self._cut and last, more=not last)
+                if _MARKUP.search(clear) is not None:
+                    hidden, beyond = (
+                        _Markup(self._look, clear, self._leaf, card=card, cut=self._cut and last).run(),
+                        False,
+                    )
+                else:
+                    hidden, beyond = _keyed(self._look, clear, card=card, cut=self._cut and last, more=not last)
                 if hidden != clear:
-                    shown, rest = hidden, rest or beyond
+                    shown, rest = html.escape(hidden, quote=False), rest or beyond
         self._out.append(shown)
         # `password: a<b>c</b>`: the value goes on behind an opening tag.
         return rest or (shown != node and shown.rstrip().endswith(HIDDEN) and not before_closing)
@@ -384,7 +428,7 @@ class _Markup:
             return tag[0], False
         alone = inside.endswith("/") or name.lower() in _VOID
         named = any(
-            rules.verdict(found[1].strip("\"'")) in {Verdict.HIDE, Verdict.REMOVE}
+            rules.verdict(found[2].strip("\"'\\")) in {Verdict.HIDE, Verdict.REMOVE}
             for found in _NAMING.finditer(inside)
         ) if inside else False  # fmt: skip
         if inside:
@@ -403,9 +447,10 @@ class _Markup:
         self._look.spend(0)
         rules = self._look.rules
         name, value = _local(found[1]), found[3]
-        quote = value[0] if value[0] in "\"'" else ""
+        quoted = _QUOTE.match(value)
+        quote = quoted[0] if quoted is not None else ""
         verdict = rules.verdict(name)
-        content = value[1:-1] if quote else value
+        content = value[len(quote) : -len(quote)] if quote else value
         if verdict is Verdict.REMOVE:
             return f"{found[1]}{found[2]}{quote}{quote}"
         if verdict is Verdict.HIDE or (hide and name.lower() not in _SHOWN_ATTRIBUTES):

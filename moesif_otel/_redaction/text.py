@@ -88,11 +88,7 @@ def inspect_text(look: Inspection, text: str, card: bool) -> str:
 
 def inspect_prose(look: Inspection, text: str, *, card: bool = False, cut: bool = False) -> str:
     """Hide in a text that has no form of its own."""
-    return redact_prose(look, text, _url_in_text, card=card, cut=cut)
-
-
-def _url_in_text(look: Inspection, url: str) -> str:
-    return inspect_url(look, url, inspect_text)
+    return redact_prose(look, text, inspect_text, card=card, cut=cut)
 
 
 def _is_valid(text: str) -> bool:
