@@ -1,201 +1,384 @@
-"""Connections that keep a deadline as a whole, not byte by byte.
+"""HTTP/1.1 connections to one server, where a request ends by its deadline as a whole, not read by read.
 
-Owns: the `requests` session of one transport, with urllib3 pools whose connections obey the deadline of the POST they
-serve, and whose idle list takes no lock.
-Threads: senders, each with a deadline of its own; one session serves them all.
-Never: retries, follows a redirect, stores a cookie, reads `.netrc`, stays inside a POST beyond its deadline.
+An HTTP library bounds each single read: a server that drips a byte now and then holds its caller for ever. It is also
+what applications and their tests patch (caches, mocks, instrumentations, `gevent`), often after a connection was made.
+So a request is written here, by hand, and `http.client` parses the answer; each read and write gets what is left of the
+time. Proxies and the CA bundle are those of the environment, as `requests` reads them. What cannot be bounded is the
+system's name resolution; no flush or shutdown waits for a thread that is in it.
 
-`requests` bounds each single read: a server that drips a byte now and then holds its caller for ever. Here every read
-and write gets what is left of the whole. What cannot be bounded is the system's name resolution; no flush or shutdown
-waits for a thread that is in it.
+Nothing is retried, no redirect followed, no cookie stored, no `.netrc` read.
 """
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import http.client
 import io
-import queue
+import os
+import socket
 import ssl
-import threading
 import time
-from contextlib import contextmanager
-from http.cookiejar import DefaultCookiePolicy
-from typing import TYPE_CHECKING, Any, Final, cast
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import quote, unquote, urlsplit
 
-import requests
-from requests.adapters import HTTPAdapter
-from requests.auth import HTTPBasicAuth
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.util import ssl_ as urllib3_ssl
+from requests.structures import CaseInsensitiveDict
+from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies, select_proxy
+from urllib3.util.ssltransport import SSLTransport
+from urllib3.util.wait import wait_for_read
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Mapping
 
-__all__ = ["CONNECT_TIMEOUT_S", "deadline", "new_session"]
+__all__ = ["Connections", "HttpAnswer"]
 
-CONNECT_TIMEOUT_S: Final = 3.0
-
-_limit: Final = threading.local()
-
-
-@contextmanager
-def deadline(seconds: float) -> Iterator[None]:
-    """Bound everything that this thread does on connections of ours inside the block, as a whole; blocks nest."""
-    before: float | None = getattr(_limit, "at_s", None)
-    at_s = time.monotonic() + seconds
-    _limit.at_s = at_s if before is None else min(at_s, before)
-    try:
-        yield
-    finally:
-        _limit.at_s = before
+_CONNECT_TIMEOUT_S: Final = 3.0
+# A connection that was idle for longer may be dead without a word: a firewall forgot it, a Lambda was frozen.
+_MAX_IDLE_S: Final = 15.0
+_MAX_INTERIM_ANSWERS: Final = 10
+_SAFE_IN_PATH: Final = "/%:@!$&'()*+,;=~-._"
+_GZIP: Final = 31  # `wbits` of zlib for a gzip container (RFC 1952)
+_PORTS: Final = {"http": 80, "https": 443, "socks4": 1080, "socks5": 1080}
 
 
-def _left_s() -> float | None:
-    at_s: float | None = getattr(_limit, "at_s", None)
-    if at_s is None:
-        return None
-    left_s = at_s - time.monotonic()
-    if left_s <= 0:
-        raise TimeoutError("the deadline of this request is over")
-    return left_s
+class HttpAnswer(NamedTuple):
+    """Status, headers and the first part of the body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
 
 
-class _DeadlineReader(io.RawIOBase):
-    """Reads a socket, each time with what is left of the deadline."""
+class _Address(NamedTuple):
+    """Where to connect, or what to connect through."""
 
-    def __init__(self, sock: Any) -> None:
-        self._sock = sock
-        self._raw = sock.makefile("rb", buffering=0)
+    scheme: str
+    host: str
+    port: int
+    authorization: str | None
+
+    @classmethod
+    def of(cls, url: str) -> _Address:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        if not host.isascii():
+            host = host.encode("idna").decode()
+        scheme = parts.scheme.lower()
+        authorization = None
+        if parts.username is not None:
+            pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            authorization = "Basic " + base64.b64encode(pair.encode()).decode()
+        return cls(scheme, host, parts.port or _PORTS.get(scheme.rstrip("ah"), 80), authorization)
+
+    @property
+    def authority(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _PORTS.get(self.scheme) else f"{host}:{self.port}"
+
+
+class _Reader(io.RawIOBase):
+    """Reads a connection, each time with what is left of its deadline."""
+
+    def __init__(self, connection: _Connection) -> None:
+        self._connection = connection
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int | None:
-        left_s = _left_s()
-        if left_s is not None:
-            self._sock.settimeout(left_s)
-        return cast("int | None", self._raw.readinto(buffer))
+    def readinto(self, buffer: Any) -> int:
+        self._connection.arm()
+        return int(self._connection.sock.recv_into(buffer))
+
+
+class _Answer(http.client.HTTPResponse):
+    """The parser of `http.client`, which takes 103 Early Hints for the answer."""
+
+    def _read_status(self) -> Any:
+        for _ in range(_MAX_INTERIM_ANSWERS):
+            version, status, reason = super()._read_status()  # type: ignore[misc]
+            if not 100 <= status < 200:
+                return version, status, reason
+            http.client.parse_headers(self.fp)
+        raise http.client.HTTPException("interim answers without end")
+
+
+class _Connection:
+    """One socket, used by one request at a time."""
+
+    def __init__(self, sock: Any, deadline_s: float) -> None:
+        self.sock = sock
+        self.deadline_s = deadline_s
+        self.through_proxy = False  # requests name the whole address
+        self._idle_since = (0.0, 0.0)
+
+    def arm(self) -> None:
+        """Give the next step on the socket what is left of the deadline."""
+        left_s = self.deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("the deadline of this request is over")
+        self.sock.settimeout(left_s)
+
+    def makefile(self, *_: object) -> io.BufferedReader:
+        """Return what `http.client` reads from."""
+        return io.BufferedReader(_Reader(self))
+
+    def send(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            self.arm()
+            view = view[self.sock.send(view) :]
+
+    def answer(self, method: str) -> _Answer:
+        found = _Answer(self, method=method)  # type: ignore[arg-type]  # it needs no more than `makefile`
+        found.begin()
+        return found
+
+    def rest(self) -> None:
+        self._idle_since = (time.monotonic(), time.time())
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it can be expected to be alive; the wall clock goes on while a machine is frozen."""
+        for now, since in zip((time.monotonic(), time.time()), self._idle_since, strict=True):
+            if abs(now - since) > _MAX_IDLE_S:
+                return False
+        try:
+            return not wait_for_read(self.sock, 0)  # data without a request is an end, or no HTTP
+        except Exception:
+            return False
 
     def close(self) -> None:
-        self._raw.close()
-        super().close()
+        with contextlib.suppress(OSError):
+            self.sock.close()
+
+    __del__ = close
 
 
-class _DeadlineResponse(http.client.HTTPResponse):
-    """`http.client` reads status line, headers and body through `fp`: the one place to put a deadline."""
-
-    def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(sock, *args, **kwargs)
-        self.fp.close()
-        self.fp = io.BufferedReader(_DeadlineReader(sock))
-
-
-class _DeadlineSending:
-    """The sending half, for both kinds of connection."""
-
-    # What `http.client` makes of what comes back.
-    response_class: Any = _DeadlineResponse
-
-    def send(self, data: Any) -> None:
-        """Send with what is left of the deadline; urllib3 would allow the time for connecting only."""
-        connection: Any = self
-        if connection.sock is None and connection.auto_open:
-            connection.connect()
-        left_s = _left_s()
-        if left_s is not None and connection.sock is not None:
-            connection.sock.settimeout(left_s)
-        super().send(data)  # type: ignore[misc]
-
-
-class _Connection(_DeadlineSending, HTTPConnection):
-    pass
-
-
-class _TlsConnection(_DeadlineSending, HTTPSConnection):
-    def connect(self) -> None:
-        """Connect, with a context of the `ssl` module as it is now."""
-        # gevent may patch `ssl` after an instrumentor has imported urllib3 (the zero-code run under gunicorn's gevent
-        # workers): the class that urllib3 took then recurses without end when it is configured.
-        if self.ssl_context is None and ssl.SSLContext is not getattr(urllib3_ssl, "SSLContext", None):
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            context.minimum_version = ssl.TLSVersion.TLSv1_2
-            self.ssl_context = context
-        super().connect()
-
-
-class _IdleConnections:
-    """The list of idle connections of a pool, as urllib3 uses `queue.LifoQueue`, without a lock.
-
-    urllib3 empties a pool's queue when the pool is collected and when the process ends. In a forked child the parent's
-    queue may be locked for ever: a list whose steps are atomic has nothing to lock.
-    """
-
-    def __init__(self, maxsize: int) -> None:
-        self._maxsize = maxsize
-        self._items: list[Any] = []
-
-    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
-        del block, timeout
-        if len(self._items) >= self._maxsize:
-            raise queue.Full
-        self._items.append(item)
-
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        del block, timeout
-        try:
-            return self._items.pop()
-        except IndexError:
-            raise queue.Empty from None
-
-    def qsize(self) -> int:
-        return len(self._items)
-
-
-class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Connection
-    QueueCls = _IdleConnections  # type: ignore[assignment]
-
-
-class _TlsPool(HTTPSConnectionPool):
-    ConnectionCls = _TlsConnection
-    QueueCls = _IdleConnections  # type: ignore[assignment]
-
-
-_POOLS: Final = {"http": _Pool, "https": _TlsPool}
-
-
-class _Adapter(HTTPAdapter):
-    """Has urllib3 make our pools, behind a proxy too."""
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = _POOLS
-
-    def proxy_manager_for(self, proxy: str, **proxy_kwargs: Any) -> Any:
-        made = super().proxy_manager_for(proxy, **proxy_kwargs)
-        made.pool_classes_by_scheme = _POOLS
-        return made
-
-
-class _NoNetrc(requests.auth.AuthBase):
-    """Stands where `requests` would otherwise look into `.netrc` (a machine's credentials are not for Moesif)."""
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        return request
-
-
-def new_session(connections: int, credentials: tuple[str, str] | None) -> requests.Session:
-    """Make a session: proxies and CA bundle from the environment as `requests` reads them, and nothing else of it.
+class Connections:
+    """The connections to one server.
 
     Args:
-        connections: How many are kept open.
-        credentials: User and password of `BASE_URI` (a secure proxy may want them); None without.
+        base_uri: Its address, with user and password where a proxy in front of it wants them.
+        most_idle: How many are kept open.
+
+    Thread-safe: each request has a connection, and a deadline, of its own.
     """
-    session = requests.Session()
-    adapter = _Adapter(pool_connections=2, pool_maxsize=connections, max_retries=0)
-    session.mount("http://", adapter)
-    session.mount("https://", adapter)
-    session.auth = HTTPBasicAuth(*credentials) if credentials else _NoNetrc()
-    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-    return session
+
+    def __init__(self, base_uri: str, most_idle: int) -> None:
+        self._server = _Address.of(base_uri)
+        self._path = quote(urlsplit(base_uri).path.rstrip("/"), safe=_SAFE_IN_PATH)
+        self._most_idle = most_idle
+        self._idle: list[_Connection] = []  # its steps are atomic: no lock that a fork could leave held
+        self._abandoned: list[_Connection] = []
+        self._context: ssl.SSLContext | None = None
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        *,
+        timeout_s: float,
+        max_body_bytes: int,
+        body_timeout_s: float | None = None,
+    ) -> HttpAnswer:
+        """Make one request; any status is an answer.
+
+        Args:
+            method: `GET` or `POST`.
+            path: What comes after the path of the base URI.
+            headers: Other than `Host` and what belongs to the connection.
+            body: What is sent.
+            timeout_s: Most seconds for everything.
+            max_body_bytes: Most bytes of the answer's body.
+            body_timeout_s: The status says it all: of the body, what comes within this time, and no matter if it fails.
+
+        Raises:
+            OSError: No answer, or not a whole one, came in time.
+            http.client.HTTPException: What came is no HTTP.
+            ValueError: A header or the address cannot be sent.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        connection = self._take(deadline_s)
+        reusable = False
+        try:
+            connection.send(self._head(connection, method, path, headers, len(body)) + body)
+            answer = connection.answer(method)
+            found = CaseInsensitiveDict(answer.headers.items())
+            try:
+                if body_timeout_s is not None:
+                    connection.deadline_s = min(deadline_s, time.monotonic() + body_timeout_s)
+                data = answer.read(max_body_bytes + 1)
+                reusable = answer.isclosed() and not answer.will_close
+            except (OSError, http.client.HTTPException):
+                if body_timeout_s is None:
+                    raise
+                data = b""
+            finally:
+                answer.close()
+        finally:
+            self._give_back(connection, reusable=reusable)
+        if body_timeout_s is None:
+            if not reusable and answer.length:
+                raise ConnectionError("the answer broke off")
+            data = _decoded(data, found.get("Content-Encoding", ""), max_body_bytes)
+        return HttpAnswer(answer.status, found, data)
+
+    def close(self) -> None:
+        """Close idle connections; a later request opens new ones."""
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def after_fork(self) -> None:
+        """Leave the parent's connections alone in a forked child."""
+        # Not released either: collecting them would close them.
+        self._abandoned += self._idle
+        self._idle = []
+        self._context = None
+
+    def _take(self, deadline_s: float) -> _Connection:
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                return self._connect(deadline_s)
+            if connection.is_fresh:
+                connection.deadline_s = deadline_s
+                return connection
+            connection.close()
+
+    def _give_back(self, connection: _Connection, *, reusable: bool) -> None:
+        if reusable and len(self._idle) < self._most_idle:
+            connection.rest()
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    def _head(
+        self, connection: _Connection, method: str, path: str, headers: Mapping[str, str], body_bytes: int
+    ) -> bytes:
+        server = self._server
+        target = self._path + path
+        lines = {"Host": server.authority, "Accept-Encoding": "gzip", **headers}
+        if method == "POST":
+            lines["Content-Length"] = str(body_bytes)
+        if server.authorization is not None:
+            lines["Authorization"] = server.authorization
+        if connection.through_proxy:
+            target = f"http://{server.authority}{target}"
+            proxy = self._proxy()
+            if proxy is not None and proxy.authorization is not None:
+                lines["Proxy-Authorization"] = proxy.authorization
+        return _encoded(f"{method} {target} HTTP/1.1", lines)
+
+    # Connecting.
+
+    def _connect(self, deadline_s: float) -> _Connection:
+        server, proxy = self._server, self._proxy()
+        left_s = deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("the deadline of this request is over")
+        timeout_s = min(_CONNECT_TIMEOUT_S, left_s)
+        if proxy is not None and proxy.scheme.startswith("socks"):
+            sock = _socks_connection(proxy, server, timeout_s)
+        else:
+            nearest = proxy or server
+            sock = socket.create_connection((nearest.host, nearest.port), timeout_s)
+        connection = _Connection(sock, deadline_s)
+        try:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if proxy is not None and proxy.scheme == "https":
+                self._secure(connection, proxy.host)
+            if proxy is not None and proxy.scheme in {"http", "https"}:
+                if server.scheme == "https":
+                    _tunnel(connection, proxy, server)
+                else:
+                    connection.through_proxy = True
+            if server.scheme == "https":
+                self._secure(connection, server.host)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _proxy(self) -> _Address | None:
+        url = f"{self._server.scheme}://{self._server.authority}"
+        found = select_proxy(url, get_environ_proxies(url))
+        return _Address.of(found if "://" in found else f"http://{found}") if found else None
+
+    def _secure(self, connection: _Connection, host: str) -> None:
+        if self._context is None:
+            self._context = _new_context()
+        connection.arm()
+        if isinstance(connection.sock, ssl.SSLSocket):  # TLS to the proxy, and in it TLS to the server
+            connection.sock = SSLTransport(connection.sock, self._context, server_hostname=host)
+        else:
+            connection.sock = self._context.wrap_socket(connection.sock, server_hostname=host)
+
+
+def _new_context() -> ssl.SSLContext:
+    # Made at the first use, of the `ssl` module as it is then: gevent may patch it late.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    names = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+    bundle = next((path for path in map(os.environ.get, names) if path), None) or DEFAULT_CA_BUNDLE_PATH
+    if Path(bundle).is_dir():
+        context.load_verify_locations(capath=bundle)
+    else:
+        context.load_verify_locations(cafile=bundle)
+    return context
+
+
+def _encoded(first_line: str, headers: Mapping[str, str]) -> bytes:
+    lines = [first_line, *(f"{name}: {value}" for name, value in headers.items())]
+    if any("\r" in line or "\n" in line for line in lines):
+        raise ValueError("a line break in a header")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+def _tunnel(connection: _Connection, proxy: _Address, server: _Address) -> None:
+    host = f"[{server.host}]" if ":" in server.host else server.host
+    target = f"{host}:{server.port}"
+    headers = {"Host": target}
+    if proxy.authorization is not None:
+        headers["Proxy-Authorization"] = proxy.authorization
+    connection.send(_encoded(f"CONNECT {target} HTTP/1.1", headers))
+    answer = connection.answer("CONNECT")
+    if answer.status != http.client.OK:
+        raise ConnectionError(0, f"the proxy answered CONNECT with status {answer.status}")
+
+
+def _socks_connection(proxy: _Address, server: _Address, timeout_s: float) -> Any:
+    try:
+        import socks  # type: ignore[import-untyped]  # an extra of `requests`
+    except ImportError:
+        raise ConnectionError(0, "a SOCKS proxy needs PySocks: pip install PySocks") from None
+    user, _, password = (
+        base64.b64decode(proxy.authorization.removeprefix("Basic ")).decode().partition(":")
+        if proxy.authorization
+        else ("", "", "")
+    )
+    return socks.create_connection(
+        (server.host, server.port),
+        timeout=timeout_s,
+        proxy_type=socks.SOCKS4 if proxy.scheme.startswith("socks4") else socks.SOCKS5,
+        proxy_addr=proxy.host,
+        proxy_port=proxy.port,
+        proxy_rdns=proxy.scheme in {"socks5h", "socks4a"},
+        proxy_username=user or None,
+        proxy_password=password or None,
+    )
+
+
+def _decoded(data: bytes, coding: str, max_bytes: int) -> bytes:
+    if coding.strip().lower() not in {"gzip", "x-gzip"}:
+        return data
+    try:
+        return zlib.decompressobj(_GZIP).decompress(data, max_bytes + 1)
+    except zlib.error as exc:
+        raise ConnectionError("the answer cannot be decompressed") from exc
