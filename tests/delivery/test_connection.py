@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import http.client
 import socket
 import ssl
@@ -200,6 +201,11 @@ def test_no_patch_of_requests_sees_us(monkeypatch) -> None:
         assert post(Connections(server.url, 1)).status == 201
 
 
+# The stand-in proxies leave sockets of their own to garbage collection.
+sockets_of_the_proxy = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@sockets_of_the_proxy
 @pytest.mark.parametrize("ca", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"])
 def test_tls_through_a_proxy_that_wants_a_password(monkeypatch, ca) -> None:
     """HTTPS through CONNECT, credentials for the proxy alone, the certificate checked against the environment's bundle."""
@@ -221,8 +227,11 @@ def test_tls_through_a_proxy_that_wants_a_password(monkeypatch, ca) -> None:
         assert b"Proxy-Authorization: Basic am9lOnBhc3Mgd29yZA==" in heads[0]
         assert "proxy-authorization" not in server.requests[0].headers
         monkeypatch.setenv("no_proxy", "localhost")
-        assert post(Connections(server.url, 1)).status == 201
+        connections = Connections(server.url, 1)
+        assert post(connections).status == 201
+        connections.close()
         assert len(heads) == 1
+    gc.collect()
 
 
 def test_a_proxy_that_refuses_is_named() -> None:
@@ -238,6 +247,7 @@ def test_a_proxy_that_refuses_is_named() -> None:
             post(Connections("https://moesif.example", 1))
 
 
+@sockets_of_the_proxy
 def test_tls_to_the_proxy_and_to_the_server(monkeypatch) -> None:
     """A proxy that is spoken to by TLS itself."""
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(CERTIFICATE))
@@ -256,6 +266,7 @@ def test_tls_to_the_proxy_and_to_the_server(monkeypatch) -> None:
         connections = Connections(server.url, 1)
         assert post(connections).status == 201
         connections.close()
+    gc.collect()
 
 
 def test_a_socks_proxy_is_used_or_named(monkeypatch) -> None:
