@@ -1,19 +1,18 @@
 """A Django project in one module: for tests in this process, and served by real servers in others.
 
-With SERVERS_BASE_URI in the environment it has our middleware; `wsgi` and `asgi` are made when they are asked for.
+`wsgi` and `asgi` are made when they are asked for, of the MIDDLEWARE that the settings have then.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 from pathlib import Path
 
 import django
 from django.conf import settings
 from django.http import FileResponse, Http404, HttpResponse, HttpResponseNotModified, JsonResponse, StreamingHttpResponse
-from django.urls import path
+from django.urls import include, path
 from django.utils.functional import SimpleLazyObject
 
 OURS = "moesif_otel.django.MoesifMiddleware"
@@ -30,14 +29,12 @@ def moesif_options(**options):
 
 
 if not settings.configured:
-    base_uri = os.environ.get("SERVERS_BASE_URI")
     settings.configure(
         DEBUG=False,
         SECRET_KEY="for tests",
         ALLOWED_HOSTS=["*"],
         ROOT_URLCONF="tests.servers.django_project",
-        MIDDLEWARE=[*BEFORE, *([OURS] if base_uri else [])],
-        MOESIF_MIDDLEWARE=moesif_options(BASE_URI=base_uri),
+        MIDDLEWARE=[*BEFORE],
         SESSION_ENGINE="django.contrib.sessions.backends.signed_cookies",
         INSTALLED_APPS=["django.contrib.staticfiles"],
         STATIC_URL="/static/",
@@ -130,11 +127,12 @@ def login(request):
     return HttpResponse(b"in", content_type="text/plain")
 
 
-urlpatterns = [
+views = [
     path("items/<int:number>", echo),
     path("async/items/<int:number>", echo_async),
     *(path(view.__name__, view) for view in (upload, read, boom, missing, stream, stream_async, file, long, fresh, login)),
 ]
+urlpatterns = [*views, path("django/", include(views))]
 
 
 def __getattr__(name):
