@@ -47,6 +47,7 @@ _LEAST_GAP_S: Final = 1.0
 # rules for so long.
 _FIRST_RETRY_S: Final = 5.0
 _START_AGAIN_S: Final = 1.0  # after the system refused a thread
+_SAID_FOR_EVENTS: Final = frozenset({401, 402, 403, 407, 408, 425, 429})
 _JITTER: Final = 0.1  # processes that were started together must not ask together for ever
 _SENDABLE: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,998}[\x21-\x7e])?")
 _uniform = SystemRandom().uniform  # the application's `random` is left alone, and forked children do not share it
@@ -222,19 +223,25 @@ class ConfigPoller:
                 document.worked(headers, self._clock(), changed=False)
                 return
             retry_after_s = retry_after_seconds(headers.get("retry-after"), time.time())
-            why = f"status {status}"
+            self._say(document, f"status {status}", common=status in _SAID_FOR_EVENTS or status >= 500)
         except MalformedError as exc:
-            why = str(exc)
+            self._say(document, str(exc), common=False)
         except OSError as exc:
-            why = f"no answer ({type(exc).__name__})"
+            self._say(document, f"no answer ({type(exc).__name__})", common=True)
         except Exception as exc:  # ours to mend
             self._skips.caught(f"{document.name} request", exc)
-            why = ""
         document.failed(retry_after_s, self._clock())
-        if why:
-            self._skips.count(f"{document.name} request")
-            # At DEBUG: what fails for these fails for events as well, and delivery says it once, with what to do.
-            _logger.debug("moesif_otel: no %s from %s%s: %s", document.name, self._address, document.path, why)
+
+    def _say(self, document: _Document, why: str, *, common: bool) -> None:
+        """Count an answer that was none. What fails for events as well (`common`) delivery says, with what to do."""
+        kind, address = f"{document.name} request", f"{self._address.rstrip('/')}{document.path}"
+        if common:
+            self._skips.count(kind)
+            _logger.debug("moesif_otel: no %s from %s: %s", document.name, address, why)
+        else:
+            self._skips.note(
+                kind, f"no {document.name} from {address} ({why}); what was known before applies. Check BASE_URI"
+            )
 
     def _note_stale(self) -> None:
         # Before both have been read one of them is empty, which is not stale.

@@ -69,7 +69,7 @@ class Recorder(SpanExporter):
 
 
 class Caller:
-    """A WSGI application behind a tap of ours, on a provider with another exporter."""
+    """A WSGI application behind a capture of ours, on a provider with another exporter."""
 
     def __init__(self, exporter: SpanExporter, **options: Any) -> None:
         self.exporter = exporter
@@ -78,7 +78,7 @@ class Caller:
         self.provider = TracerProvider(shutdown_on_exit=False)
         self.provider.add_span_processor(SimpleSpanProcessor(self.other))
         self.provider.add_span_processor(self.processor)
-        self.tap = WsgiCapture(self.processor.pipeline)
+        self.capture = WsgiCapture(self.processor.pipeline)
         self.server_spans = ServerSpans(self.provider, app=self.app, given=True)
         self.answer: bytes = b'{"answer": 42, "password": "hunter2"}'
         self.during: Any = None
@@ -100,7 +100,7 @@ class Caller:
         environ["CONTENT_TYPE"] = "application/json"
         token = otel_context.attach(otel_context.Context())
         try:
-            assert self.tap.call(self.app, environ, lambda *_: None, spans=self.server_spans) == [self.answer]
+            assert self.capture.call(self.app, environ, lambda *_: None, spans=self.server_spans) == [self.answer]
         finally:
             otel_context.detach(token)
 

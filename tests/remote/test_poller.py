@@ -302,6 +302,36 @@ def test_not_modified_without_a_document_is_a_failure(stepped: ConfigPoller, ans
     assert len(answers.asked) == 4
 
 
+@pytest.mark.parametrize(
+    ("status", "document", "told"),
+    [
+        (404, None, "no configuration from http://(hidden)@127.0.0.1:9/v1/config (status 404)"),
+        (200, b"<html>", "no configuration from http://(hidden)@127.0.0.1:9/v1/config (configuration is not JSON)"),
+        (0, None, None),
+        (401, None, None),
+        (503, None, None),
+    ],
+)
+def test_what_only_the_poller_meets_is_said_once(
+    answers: Answers, clock: Clock, caplog: pytest.LogCaptureFixture, status: int, document: Any, told: str | None
+) -> None:
+    """Address, cause and what to check, once; what events meet as well is left to delivery's line about them."""
+    poller = ConfigPoller(settings_of("x", "http://joe:hunter2@127.0.0.1:9/"), answers, clock)
+    if status != 200:
+        answers.status = status
+    for path in BOTH:
+        answers.documents[path] = document
+    with caplog.at_level("WARNING"):
+        for _ in range(5):
+            poller.step()
+            clock.now_s += 100.0
+    texts = [record.getMessage() for record in caplog.records if "configuration from" in record.getMessage()]
+    assert len(texts) == (1 if told else 0)
+    assert told is None or told in texts[0]
+    assert "hunter2" not in caplog.text
+    assert poller.counts()["configuration request"] == 5
+
+
 def test_a_thread_that_could_not_start_is_tried_again(
     answers: Answers, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
