@@ -15,7 +15,7 @@ KINDS = ("user", "company", "subscription")
 
 
 def make(kind: str, **settings: Any) -> Any:
-    settings = {"APPLICATION_ID": "door", **settings}
+    settings = {"APPLICATION_ID": "middleware", **settings}
     if kind == "tornado":
         return TornadoMiddleware(settings)
     return WsgiMiddleware(lambda environ, start_response: [], settings)
@@ -39,6 +39,59 @@ def test_profiles_reach_moesif_waiting_or_not(kind: str) -> None:
         stats = middleware.stats()
         assert (stats["accepted"], stats["profiles"]["accepted"], stats["profiles"]["delivered"]) == (0, 3, 3)
         middleware.shutdown()
+
+
+DOCUMENTED_USER = {
+    "user_id": "12345",
+    "company_id": "67890",
+    "session_token": "XXXXXXXXXX",
+    "ip_address": "61.48.220.123",
+    "user_agent_string": "Mozilla/5.0",
+    "modified_time": "2026-01-02T03:04:05.000Z",
+    "campaign": {
+        "utm_source": "google",
+        "utm_medium": "cpc",
+        "utm_campaign": "adwords",
+        "utm_term": "api+tooling",
+        "utm_content": "landing",
+        "referrer": "https://google.com",
+        "referring_domain": "google.com",
+        "gclid": "abc",
+    },
+    "metadata": {
+        "email": "john@acme.com",
+        "sales_info": {"stage": "Customer", "lifetime_value": 24000, "account_owner": "mary@contoso.com"},
+        "tags": ["a", "b"],
+        "trial": False,
+    },
+}
+DOCUMENTED_COMPANY = {
+    "company_id": "67890",
+    "company_domain": "acmeinc.com",
+    "campaign": DOCUMENTED_USER["campaign"],
+    "metadata": {"org_name": "Acme, Inc", "deal_stage": "Lead", "demographics": {"alexa_ranking": 500000}},
+}
+
+
+@pytest.mark.parametrize("kind", ["wsgi", "tornado"])
+@pytest.mark.parametrize("wait", [True, False])
+def test_the_documented_examples(kind: str, wait: bool) -> None:
+    """As the packages that we replace document them, campaign and metadata whole, single and as batches."""
+    with Sandbox() as sandbox:
+        middleware = make(kind, BASE_URI=sandbox.url)
+        assert middleware.update_user(DOCUMENTED_USER, wait=wait)
+        assert middleware.update_users_batch([{**DOCUMENTED_USER, "user_id": "54321"}, {"user_id": "1"}], wait=wait)
+        assert middleware.update_company(DOCUMENTED_COMPANY, wait=wait)
+        assert middleware.update_companies_batch([{**DOCUMENTED_COMPANY, "company_id": "09876"}], wait=wait)
+        assert middleware.force_flush(5_000)
+        users = {one["user_id"]: one for one in sandbox.profiles("users")}
+        companies = {one["company_id"]: one for one in sandbox.profiles("companies")}
+        middleware.shutdown()
+    assert set(users) == {"12345", "54321", "1"}
+    assert DOCUMENTED_USER.items() <= users["12345"].items()
+    assert ({**DOCUMENTED_USER, "user_id": "54321"}).items() <= users["54321"].items()
+    assert DOCUMENTED_COMPANY.items() <= companies["67890"].items()
+    assert ({**DOCUMENTED_COMPANY, "company_id": "09876"}).items() <= companies["09876"].items()
 
 
 @pytest.mark.parametrize("kind", ["wsgi", "tornado"])

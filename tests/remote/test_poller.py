@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import requests
+import urllib3
 from opentelemetry.instrumentation.utils import is_http_instrumentation_enabled
 
 from moesif_otel._delivery.client import MoesifTransport
@@ -483,6 +485,34 @@ def test_over_a_real_connection() -> None:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def test_patches_of_requests_do_not_touch_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`requests_cache.install_cache()` and test doubles answer for `requests` and urllib3: rules are refreshed as ever."""
+    sandbox_module = pytest.importorskip("moesif_otel.sandbox")
+
+    class Cached(requests.Session):
+        def request(self, *arguments: Any, **keywords: Any) -> Any:
+            raise AssertionError("answered from a cache")
+
+        send = request
+
+    monkeypatch.setattr(requests, "Session", Cached)
+    monkeypatch.setattr(requests.sessions, "Session", Cached)
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", Cached.request)
+    monkeypatch.setattr(urllib3.connectionpool.HTTPConnectionPool, "urlopen", Cached.request)
+    with sandbox_module.Sandbox() as sandbox:
+        sandbox.put_rules([RULE])
+        settings = settings_of("patched", sandbox.url)
+        transport = MoesifTransport(settings)
+        poller = ConfigPoller(settings, transport)
+        poller.ensure_started()
+        wait_until(lambda: len(poller.rules) == 1)
+        sandbox.put_rules([])
+        poller.note_tags(None, "another")
+        wait_until(lambda: len(poller.rules) == 0)
+        poller.release()
+        transport.close()
 
 
 def test_against_the_sandbox() -> None:
