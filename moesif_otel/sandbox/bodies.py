@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import re
 from dataclasses import dataclass, field
 from email.parser import BytesParser
@@ -35,6 +36,10 @@ _MANY_CHILDREN: Final = 25  # a list longer than this starts closed below the fi
 _MAX_PARTS: Final = 50
 _HEX_BYTES: Final = 256
 _CONTROL: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f]")
+# Python has codecs that are no charsets, and some that take very long.
+_CHARSETS: Final = re.compile(
+    r"utf-?(8|16|32)(-?[lb]e)?|(us-)?ascii|latin-?1|iso-?8859-?\d+|(windows-|cp)\d+|koi8-[ru]|shift.?jis|euc-(jp|kr)|gb\w+|big5"
+)
 _IMAGES: Final = (
     (b"\x89PNG\r\n\x1a\n", "PNG image"),
     (b"\xff\xd8\xff", "JPEG image"),
@@ -181,27 +186,17 @@ def _text(text: str, label: str, note: str) -> BodyView:
 def _decoded(data: bytes, content_type: str) -> str | None:
     """Return bytes as text; None for what is none."""
     charset = re.search(r"charset=\"?([\w.-]+)", content_type, re.IGNORECASE)
-    if data[:2] in {b"\xff\xfe", b"\xfe\xff"}:
-        names = ["utf-16"]
-    else:
-        names = ["utf-8", *([charset.group(1)] if charset else [])]
-    for place, name in enumerate(names):
+    named = charset.group(1).lower() if charset else "latin-1" if content_type.startswith("text/") else "utf-8"
+    names = ["utf-16"] if data[:2] in {b"\xff\xfe", b"\xfe\xff"} else ["utf-8", named]
+    for name in filter(_CHARSETS.fullmatch, names):
         try:
-            text = data.decode(name)
+            # Not to its end: a body that was cut may end inside a character.
+            text = codecs.getincrementaldecoder(name)().decode(data)
         except (UnicodeError, LookupError):
-            # A body that was cut may end inside a character.
-            text = data[:-3].decode("utf-8", "ignore") if place == 0 and _ends_inside(data) else ""
+            continue
         if text and not _CONTROL.search(text):
             return text
     return None
-
-
-def _ends_inside(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError as error:
-        return error.start >= len(data) - 3
-    return False
 
 
 def _parts(data: bytes, content_type: str) -> list[tuple[str, str]]:
@@ -255,7 +250,7 @@ def _indented(value: Any) -> str:
         return write_json(value).decode()
 
 
-def tree_of(value: Any) -> Iterator[TreeNode]:
+def tree_of(value: Any, *, max_nodes: int = _MAX_NODES) -> Iterator[TreeNode]:
     """Return a JSON value as steps, in order; what is too much of it is said in a note."""
     nodes = 0
     # Each level of the walk: its members still to come, and what to say at its end.
@@ -269,7 +264,7 @@ def tree_of(value: Any) -> Iterator[TreeNode]:
             continue
         key, item = entry
         nodes += 1
-        if nodes > _MAX_NODES:
+        if nodes > max_nodes:
             yield TreeNode("leaf", None, "note", "… more than is shown here: see the event as JSON")
             for _ in range(len(stack) - 1):
                 yield TreeNode("close")

@@ -58,6 +58,7 @@ _HERE: Final = Path(__file__).parent
 _LIST_ROWS: Final = 100
 _COUNTED_ROWS: Final = 10_000
 _WIRE_ROWS: Final = 100
+_PROFILE_NODES: Final = 100  # of each of the fifty profiles on a page
 _VERBS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 _TABS: Final = (
     ("calls", "/", "Calls"),
@@ -310,7 +311,7 @@ def _environment() -> jinja2.Environment:
         day=lambda time_ms: time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time_ms / 1000)),
         iso=lambda time_ms: datetime.fromtimestamp(time_ms / 1000, timezone.utc).isoformat(timespec="milliseconds"),
         kind=_status_kind,
-        tree=lambda text: list(tree_of(read_json(text))),
+        tree=lambda text: list(tree_of(read_json(text), max_nodes=_PROFILE_NODES)),
         count=lambda number: f"{number:,}",
         zip=lambda names, values: list(zip(names, values, strict=True)),
     )
