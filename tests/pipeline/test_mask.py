@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import threading
 import time
+import warnings
 import weakref
 from typing import Any
 
@@ -234,3 +236,25 @@ def test_the_mask_knows_its_thread() -> None:
 def test_a_model_has_no_drawn_id() -> None:
     """The server deduplicates by it."""
     assert MoesifEvent({"request": {}}).transaction_id is None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_has_a_thread_of_its_own() -> None:
+    """The parent's is not there; nobody waits for it."""
+    masking = EventMask(lambda model: model, Guard())
+    assert isinstance(masking.apply(event()), dict)
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        try:
+            began_s = time.monotonic()
+            done = isinstance(masking.apply(event()), dict) and time.monotonic() - began_s < 4
+            os.write(writing, b"1" if done else b"0")
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    assert os.read(reading, 1) == b"1"
+    os.close(reading)
+    os.close(writing)

@@ -241,3 +241,39 @@ def test_bare_spans_are_charged_too(hanging: str) -> None:
         assert rig.stats["held_bytes"] <= MIB * 1.1
     assert rig.stats["dropped"]["queue_full"] > 5
     rig.sink.shutdown(0.2)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_metadata_is_what_the_callback_gave_for_that_call(sandbox: Sandbox, masked: bool) -> None:
+    """One dict of the application's, changed from call to call: each event has its own state of it."""
+    from wsgiref.util import setup_testing_defaults
+
+    from moesif_otel.wsgi import MoesifMiddleware
+
+    shared: dict[str, Any] = {"n": 0, "inner": {"n": 0}}
+
+    def metadata(app: Any, environ: Any) -> Any:
+        shared["n"] += 1
+        shared["inner"]["n"] += 1
+        return shared
+
+    def mask(event: Any) -> Any:
+        event.metadata["inner"]["masked"] = True
+        return event
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [b"x"]
+
+    options = {"APPLICATION_ID": "m", "BASE_URI": sandbox.url, "GET_METADATA": metadata}
+    middleware = MoesifMiddleware(app, {**options, "MASK_EVENT_MODEL": mask} if masked else options)
+    for _ in range(5):
+        environ: dict[str, Any] = {}
+        setup_testing_defaults(environ)
+        assert list(middleware(environ, lambda *_: lambda _data: None)) == [b"x"]
+    assert middleware.force_flush(5_000)
+    found = [event["metadata"] for event in sandbox.wait_for_events(5)]
+    assert sorted((one["n"], one["inner"]["n"]) for one in found) == [(n, n) for n in range(1, 6)]
+    assert all(one["inner"].get("masked", False) is masked for one in found)
+    assert shared == {"n": 5, "inner": {"n": 5}}
+    middleware.shutdown()
