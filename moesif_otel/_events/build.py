@@ -72,8 +72,8 @@ def _second_text(second: int) -> str:
 
 def moesif_time(time_ns: int | None) -> str:
     """Return nanoseconds since the epoch as `2024-10-30T04:45:42.914`, UTC, cut to milliseconds."""
-    second, millis = divmod(max(time_ns or 0, 0) // 1_000_000, 1_000)
-    return f"{_second_text(second)}.{millis:03d}"
+    millis = time_ns // 1_000_000 if time_ns is not None and time_ns > 0 else 0
+    return f"{_second_text(millis // 1_000)}.{millis % 1_000:03d}"
 
 
 class _Event(dict[str, Any]):
