@@ -255,9 +255,11 @@ def _status(span: ReadableSpan, attributes: Mapping[str, Any]) -> int | None:
         value = attributes.get(name)
         if value is not None:
             try:
-                return int(value)
-            except (TypeError, ValueError):
+                status = int(value)
+            except (TypeError, ValueError, OverflowError):
                 continue
+            if 100 <= status <= 999:
+                return status
     # An application that raises leaves a span without a status; its server answers 500.
     failed = span.status.status_code is StatusCode.ERROR or any(event.name == "exception" for event in span.events)
     return 500 if failed and span.kind is SpanKind.SERVER else None
