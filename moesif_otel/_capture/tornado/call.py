@@ -91,7 +91,7 @@ class Call:
         exchange = self.exchange
         if exchange is not None and exchange.is_open:
             exchange.status = int(status)
-            exchange.response_headers = [(str(name), str(value)) for name, value in headers.get_all()]
+            exchange.response_headers = list(headers.get_all())
             if status in _STATUSES_WITHOUT_BODY and self.keeps_response:
                 # A handler that writes one all the same breaks the protocol: no client takes it for a body.
                 self.keeps_response = False

@@ -40,8 +40,8 @@ def open_exchange(pipeline: Pipeline, handler: RequestHandler) -> Exchange:
     exchange.started_ns -= max(0, int(request.request_time() * _NANOSECONDS))
     exchange.url = partial(_full_url, request.protocol, request.host, request.uri)
     # Copied now: `WSGIContainer` takes headers out of the request.
-    exchange.request_headers = list(request.headers.get_all())
-    exchange.has_remote_parent = "traceparent" in request.headers
+    headers = exchange.request_headers = list(request.headers.get_all())
+    exchange.has_remote_parent = any(name == "Traceparent" for name, _ in headers)  # Tornado writes all names so
     exchange.peer_address = _peer_address(request)
     exchange.callback_arguments = exchange.identify_arguments = (handler,)
     return exchange
