@@ -250,6 +250,7 @@ class OutgoingCall:
         "_tokens",
         "client",
         "exchanges",
+        "has_stand_in",
         "identity",
         "is_being_sent",
         "runs_callbacks",
@@ -259,6 +260,8 @@ class OutgoingCall:
         self.client = client
         self.identity: Any = None
         """What a client's module knows the call by while it is being sent."""
+        self.has_stand_in = False
+        """Whether something stands for the request's body while it is sent."""
         self.is_being_sent = False
         self.runs_callbacks = False
         self.exchanges: list[Exchange] = []

@@ -79,6 +79,7 @@ def _enter(call: OutgoingCall, session: Any, request: Any) -> None:
             stand_in = stand_in_for(request.body, sink)
             if stand_in is not None:
                 request.body = stand_in
+                call.has_stand_in = True
     except Exception as exc:
         call.caught("outgoing request body", exc)
 
@@ -86,7 +87,8 @@ def _enter(call: OutgoingCall, session: Any, request: Any) -> None:
 def _failed(call: OutgoingCall, request: Any, error: BaseException) -> None:
     """End a call that raised: no response. Never raises."""
     try:
-        _put_bodies_back(request, error, getattr(error, "response", None))  # the latter of too many redirects
+        if call.has_stand_in:
+            _put_bodies_back(request, error, getattr(error, "response", None))  # the latter of too many redirects
         last = getattr(error, "request", None)
         request = last if isinstance(last, PreparedRequest) else request
         _note_request(call, request)
@@ -98,7 +100,8 @@ def _failed(call: OutgoingCall, request: Any, error: BaseException) -> None:
 def _answered(call: OutgoingCall, request: Any, response: Any) -> None:
     """Take the response, whose body may still be to come. Never raises."""
     try:
-        _put_bodies_back(request, response)
+        if call.has_stand_in:
+            _put_bodies_back(request, response)
         if not isinstance(response, Response):
             raise TypeError  # noqa: TRY301 - counted below: an adapter or a patch of its own making
         if isinstance(response.request, PreparedRequest):
@@ -107,7 +110,7 @@ def _answered(call: OutgoingCall, request: Any, response: Any) -> None:
         call.note_response(
             response.status_code,
             facts.response_headers(response),
-            sum(1 for earlier in response.history if earlier.is_redirect),
+            sum(1 for earlier in response.history if earlier.is_redirect) if response.history else 0,
         )
         call.leave()
         if _is_streaming(call, response):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import io
 import pickle
@@ -416,3 +417,73 @@ def test_json_still_is_json(upstream):
     """The very bytes the server sent, for a plain call."""
     with capturing():
         assert requests.get(upstream.url + "/json").content == JSON
+
+
+class AnyKeyword(requests.adapters.BaseAdapter):
+    """An adapter of the user's own, whose bodies are no responses of urllib3's."""
+
+    def __init__(self):
+        super().__init__()
+        self.keywords = None
+
+    def send(self, request, **keywords):
+        self.keywords = keywords
+        response = requests.Response()
+        response.status_code, response.url, response.request = 200, request.url, request
+        response.raw = io.BytesIO(b'{"a": 1}')
+        return response
+
+    def close(self):
+        pass
+
+
+def test_any_keyword_reaches_the_adapter():
+    """`send` takes any keyword, whatever the parameters of our layer are called, and `self` and `request` by name."""
+    adapter = AnyKeyword()
+    with requests.Session() as session, capturing() as pipeline:
+        session.mount("own://", adapter)
+        request = session.prepare_request(requests.Request("GET", "own://x"))
+        session.send(request, session=1, inner=2, call=3, send=4)
+        assert {name: adapter.keywords[name] for name in ("session", "inner", "call", "send")} == {"session": 1, "inner": 2, "call": 3, "send": 4}
+        requests.Session.send(self=session, request=request)
+        with pytest.raises(TypeError, match=r"Session.send\(\) missing 1 required positional argument: 'request'"):
+            session.send()
+    assert len(pipeline.exchanges) == 2
+
+
+@pytest.mark.parametrize("path", ["/json", "own"])
+def test_a_callback_cannot_spend_a_stream(upstream, path):
+    """`response.json()` in a callback works with what has passed; the caller's stream is his."""
+    looked = []
+
+    def look(_request, response):
+        looked.append(response.content)
+        response.json()
+
+    pipeline = RecordingPipeline()
+    pipeline.while_callbacks_run = look
+    route = add(pipeline)
+    try:
+        with requests.Session() as session:
+            session.mount("own://", AnyKeyword())
+            url = "own://x" if path == "own" else upstream.url + path
+            response = session.get(url, stream=True)
+            assert b"".join(response.iter_content(3)) == (b'{"a": 1}' if path == "own" else JSON)
+    finally:
+        remove_route(route)
+    # Of a body that is none of urllib3's nothing is seen, so `json()` finds nothing, and says so to our guard.
+    assert looked == [b"" if path == "own" else JSON]
+    assert pipeline.guard.counts() == ({"callback": 1} if path == "own" else {})
+    with pytest.raises(RuntimeError, match="already consumed"):
+        response.content
+
+
+def test_sessions_and_responses_are_pickled(upstream):
+    """As without us, with a capture on."""
+    with capturing(), requests.Session() as session:
+        response = session.get(upstream.url + "/json")
+        assert pickle.loads(pickle.dumps(response)).json() == response.json()
+        again = pickle.loads(pickle.dumps(session))
+        assert copy.copy(again).get(upstream.url + "/json").status_code == 200
+        stream = session.get(upstream.url + "/lines", stream=True)
+        assert pickle.loads(pickle.dumps(stream)).content == LINES == stream.content

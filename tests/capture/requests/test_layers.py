@@ -340,3 +340,18 @@ def test_imported_in_any_order(upstream, first):
     subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], cwd=root, env={"PYTHONPATH": str(root)}, check=True, timeout=60
     )
+
+
+def test_a_hidden_instrumentor_makes_the_only_span(upstream):
+    """Where another library's patch hides it, nothing on `Session.send` says that it is there."""
+    telemetry = Telemetry()
+    telemetry.instrument()
+    theirs = requests.Session.__dict__["send"]
+    requests.Session.send = lambda self, request, **kwargs: theirs(self, request, **kwargs)
+    route = add(RecordingPipeline(), spans=ClientSpans(telemetry.provider))
+    try:
+        requests.get(upstream.url + "/json")
+    finally:
+        remove_route(route)
+        requests.Session.send = theirs
+    assert len(telemetry.spans) == 1

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import array
+import asyncio
+import copy
+import ctypes
 import io
+import pickle
 import types
 
 import pytest
@@ -275,3 +280,61 @@ def test_any_sequence_of_reads_and_rewinds(data, start, limit, steps):
             sent += piece
     assert body.data() == sent[:limit]
     assert body.total_bytes == len(sent)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_stand_in_can_be_copied(copied):
+    """A copy is one of the body, which nobody watches: adapters that retry or record keep one."""
+    file = io.BytesIO(b"body")
+    file.read(1)
+    sink, body = sink_for()
+    again = copied(stand_in_for(file, sink))
+    assert type(again) is io.BytesIO
+    assert (again.tell(), again.read(), body.total_bytes) == (1, b"ody", 0)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_what_cannot_be_copied_says_so_as_without_us(copied, tmp_path):
+    """The same error for a file, or for a generator, as for the thing itself."""
+
+    def error_of(one):
+        with pytest.raises(TypeError) as error:
+            copied(one)
+        return str(error.value)
+
+    with opened(tmp_path) as file:
+        for body in (file, (piece for piece in ())):
+            assert error_of(stand_in_for(body, sink_for()[0])) == error_of(body)
+
+
+def test_buffers_of_any_kind_are_filled():
+    """`readinto` takes arrays of ctypes and of numbers too."""
+    for buffer in (bytearray(6), memoryview(bytearray(6)), (ctypes.c_char * 6)(), (ctypes.c_int16 * 3)(), array.array("h", [0, 0, 0])):
+        sink, body = sink_for()
+        assert stand_in_for(io.BytesIO(b"0123456789"), sink).readinto(buffer) == 6
+        assert (bytes(buffer), body.data()) == (b"012345", b"012345")
+
+
+def test_with_stays_with_the_stand_in():
+    """What is read from `with body as file` is seen as well."""
+    sink, body = sink_for()
+    with stand_in_for(io.BytesIO(b"inside"), sink) as file:
+        assert file.read() == b"inside"
+    assert body.data() == b"inside"
+
+
+async def pieces_of_a_task():
+    yield b"one"
+    yield b"two"
+
+
+def test_asynchronous_bodies_are_seen_too():
+    """Each iteration is one sending."""
+    sink, body = sink_for()
+    stand_in = stand_in_for(pieces_of_a_task(), sink)
+
+    async def read():
+        return [piece async for piece in stand_in]
+
+    assert asyncio.run(read()) == [b"one", b"two"]
+    assert body.data() == b"onetwo"
