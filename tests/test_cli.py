@@ -96,9 +96,15 @@ def test_tail_follows_with_filters():
             sandbox.clear()
             requests.post(json=make_event(user_id="ann", company_id="again"), **post)
             assert "again" in tail_lines(process, 1)[0]
+            sandbox.stop()
+            assert "does not answer any more; waiting for it" in process.stderr.readline()
+            sandbox.start()
+            requests.post(json=make_event(user_id="ann", company_id="back"), **post)
+            assert "back" in tail_lines(process, 1)[0]
             process.send_signal(signal.SIGINT)
             assert process.wait(20) == 0
             assert process.stderr.read() == ""
+        requests.post(json=make_event(user_id="ann", company_id="again"), **post)
         with start("tail", "--url", sandbox.url, "--json", "-n", "1") as process:
             assert json.loads(process.stdout.readline())["company"] == "again"
             process.send_signal(signal.SIGINT)

@@ -12,7 +12,7 @@ import codecs
 import re
 from dataclasses import dataclass, field
 from email.parser import BytesParser
-from email.policy import HTTP
+from email.policy import compat32
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
 
@@ -34,6 +34,8 @@ _MAX_TREE_DEPTH: Final = 40
 _OPEN_DEPTH: Final = 3
 _MANY_CHILDREN: Final = 25  # a list longer than this starts closed below the first level
 _MAX_PARTS: Final = 50
+_MAX_NESTED_PARTS: Final = 3
+_MAX_HEADER_CHARACTERS: Final = 1_000
 _HEX_BYTES: Final = 256
 _CONTROL: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f]")
 # Python has codecs that are no charsets, and some that take very long.
@@ -201,23 +203,28 @@ def _decoded(data: bytes, content_type: str) -> str | None:
 
 def _parts(data: bytes, content_type: str) -> list[tuple[str, str]]:
     """Return the parts of a multipart body, each as its name and what it is."""
+    if len(content_type) > _MAX_HEADER_CHARACTERS or data.lower().count(b"multipart/") > _MAX_NESTED_PARTS:
+        return []
     head = b"Content-Type: " + content_type.encode("latin-1", "replace").replace(b"\r", b" ").replace(b"\n", b" ")
     try:
-        message = BytesParser(policy=HTTP).parsebytes(head + b"\r\n\r\n" + data)
-        if not message.is_multipart():
-            return []
-        rows = []
-        for part in list(message.iter_parts())[:_MAX_PARTS]:
-            name = part.get_param("name", header="content-disposition") or "(no name)"
-            filename = part.get_filename()
-            payload = part.get_payload(decode=True)
-            content = payload if isinstance(payload, bytes) else b""
-            text = None if filename else _decoded(content, "")
-            shown = f"file {filename}, {part.get_content_type()}, {size_in_words(len(content))}" if filename else text
-            rows.append((str(name)[:200], _cut(shown if shown is not None else size_in_words(len(content)))))
-        return rows
+        message = BytesParser(policy=compat32).parsebytes(head + b"\r\n\r\n" + data)
+        found = message.get_payload()
+        return [_part(part) for part in found[:_MAX_PARTS]] if isinstance(found, list) else []
     except Exception:  # the email package raises what it likes for bodies that are none
         return []
+
+
+def _part(part: Any) -> tuple[str, str]:
+    payload = part.get_payload(decode=True)
+    content = payload if isinstance(payload, bytes) else b""
+    size = size_in_words(len(content))
+    if len(part.get("content-disposition", "")) > _MAX_HEADER_CHARACTERS:
+        return "(a very long name)", size
+    name = str(part.get_param("name", header="content-disposition") or "(no name)")[:200]
+    if filename := part.get_filename():
+        return name, _cut(f"file {filename}, {part.get_content_type()}, {size}")
+    text = _decoded(content, "")
+    return name, size if text is None else _cut(text)
 
 
 def _dimensions(data: bytes) -> str:

@@ -24,6 +24,7 @@ __all__ = [
     "check_action",
     "check_event",
     "check_profile",
+    "read_time",
 ]
 
 # Limits of the API documentation; see "moesif-api" in the project's notes.
@@ -124,7 +125,7 @@ class _Reader:
         takes = "a time in ISO 8601, UTC, such as 2024-10-30T04:45:42.914"
         text: str = self.get(field, takes, lambda v: isinstance(v, str), required=True)
         try:
-            return _read_time(text)
+            return read_time(text)
         except ValueError:
             raise self.refuse("wrong_value", field, text, takes) from None
 
@@ -231,7 +232,8 @@ def check_action(action: Any, *, index: int | None = None) -> None:
     reader.object("metadata")
 
 
-def _read_time(text: str) -> datetime:
+def read_time(text: str) -> datetime:
+    """Read a time as the API takes it; without a zone it is UTC. Raises `ValueError`."""
     match = _TIME.match(text)
     if match is None:
         raise ValueError

@@ -6,11 +6,12 @@ import base64
 import binascii
 import re
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import orjson
+
+from moesif_otel.sandbox.check import read_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -189,10 +190,8 @@ def _time_ms(text: Any) -> float | None:
     if not isinstance(text, str):
         return None
     try:
-        # Times of ours have milliseconds and no zone; others may have what Python 3.10 cannot read.
-        found = datetime.fromisoformat(text.removesuffix("Z"))
-        return (found if found.tzinfo else found.replace(tzinfo=timezone.utc)).timestamp() * 1000
-    except (ValueError, OverflowError):
+        return read_time(text).timestamp() * 1000
+    except ValueError:
         return None
 
 

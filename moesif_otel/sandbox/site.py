@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from starlette.requests import Request
+    from starlette.types import Scope
 
     from moesif_otel.sandbox.behaviour import Behaviours
     from moesif_otel.sandbox.store import Store
@@ -101,7 +102,7 @@ class Site:
                 Route("/export.ndjson", self._export_lines, methods=["GET"]),
                 Route("/export.har", self._export_har, methods=["GET"]),
                 *Api(self._backend).routes,
-                Mount("/static", StaticFiles(directory=_HERE / "static")),
+                Mount("/static", _Static(directory=_HERE / "static")),
             ],
             exception_handlers={Refusal: refused},
         )
@@ -293,6 +294,15 @@ class Site:
 
         headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
         return StreamingResponse(content(), headers=headers, media_type=media_type)
+
+
+class _Static(StaticFiles):
+    """The page's own files; asked for again each time, so that none is older than the page."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        answer = await super().get_response(path, scope)
+        answer.headers["Cache-Control"] = "no-cache"
+        return answer
 
 
 def _environment() -> jinja2.Environment:
