@@ -24,7 +24,7 @@ EXAMPLES = ROOT / "examples"
 class Service:
     """A running example: calls it, and ends it so that what it captured is delivered."""
 
-    def __init__(self, name, sandbox):
+    def __init__(self, name, sandbox, *arguments):
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         environ = {
@@ -36,7 +36,7 @@ class Service:
         }
         self.url = f"http://127.0.0.1:{port}"
         self.sandbox = sandbox
-        command = [sys.executable, str(EXAMPLES / name / "app.py")]
+        command = [sys.executable, str(EXAMPLES / name / "app.py"), *arguments]
         self.process = subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True)
         self.errors = ""
         deadline = time.monotonic() + 20
@@ -75,8 +75,8 @@ def run():
     started = []
     with Sandbox() as sandbox:
 
-        def start(name):
-            started.append(Service(name, sandbox))
+        def start(name, *arguments):
+            started.append(Service(name, sandbox, *arguments))
             return started[-1]
 
         yield start
