@@ -12,12 +12,18 @@ import pytest
 import trio
 from fastapi import BackgroundTasks, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.routing import Mount, Route
 
 from moesif_otel import identify
+from moesif_otel._capture.asgi import span
 from moesif_otel._capture.asgi.callback_objects import CallbackObjects
 from moesif_otel.asgi import MoesifMiddleware
 from moesif_otel.errors import MoesifConfigError
@@ -38,20 +44,32 @@ def sandbox(moesif: Sandbox) -> Sandbox:
     return moesif
 
 
-@pytest.fixture
-def wrap(sandbox: Sandbox) -> Iterator[Callable[..., MoesifMiddleware]]:
-    """Put a middleware around an application; shut down at the end."""
+@pytest.fixture(autouse=True)
+def ended(moesif: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Shut every middleware down that a test or a framework has made; its counters add up."""
     made: list[MoesifMiddleware] = []
+    initialise = MoesifMiddleware.__init__
 
-    def make(app: Any, **options: Any) -> MoesifMiddleware:
-        made.append(MoesifMiddleware(app, {"APPLICATION_ID": "asgi", "BASE_URI": sandbox.url, **options}))
-        return made[-1]
+    def noted(self: MoesifMiddleware, *arguments: Any, **keywords: Any) -> None:
+        initialise(self, *arguments, **keywords)
+        made.append(self)
 
-    yield make
+    monkeypatch.setattr(MoesifMiddleware, "__init__", noted)
+    yield
     for one in made:
         one.shutdown()
         stats = one.stats()
         assert stats["accepted"] == stats["delivered"] + sum(stats["dropped"].values()) + stats["pending"]
+
+
+@pytest.fixture
+def wrap(sandbox: Sandbox) -> Callable[..., MoesifMiddleware]:
+    """Put a middleware around an application."""
+
+    def make(app: Any, **options: Any) -> MoesifMiddleware:
+        return MoesifMiddleware(app, {"APPLICATION_ID": "asgi", "BASE_URI": sandbox.url, **options})
+
+    return make
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
@@ -489,6 +507,71 @@ def test_governance_inside_a_framework_gets_the_outer_middlewares_headers(sandbo
     sandbox.wait_for_events(1)
 
 
+# Spans.
+
+
+def provider_with_memory() -> tuple[TracerProvider, InMemorySpanExporter]:
+    provider, memory = TracerProvider(), InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(memory))
+    return provider, memory
+
+
+async def works(scope: Any, receive: Any, send: Any) -> None:
+    with trace.get_tracer("app").start_as_current_span("work"):
+        await echo(scope, receive, send)
+
+
+async def fails(scope: Any, receive: Any, send: Any) -> None:
+    raise LookupError("secret")
+
+
+@pytest.mark.parametrize(("app", "status"), [(works, StatusCode.UNSET), (fails, StatusCode.ERROR)])
+def test_a_provider_that_was_given_gets_a_server_span(sandbox: Sandbox, monkeypatch: Any, app: Any, status: Any) -> None:
+    """Made by OpenTelemetry's middleware beside the call; it decorates the event, and is the application's parent."""
+    monkeypatch.setattr(span, "_FRAMEWORK_INSTRUMENTATIONS", ())  # other tests have imported them
+    provider, memory = provider_with_memory()
+    middleware = MoesifMiddleware(app, {"APPLICATION_ID": "asgi", "BASE_URI": sandbox.url}, provider)
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+    remote = (b"traceparent", b"00-11111111111111111111111111111111-2222222222222222-01")
+    connection = call(middleware, request(), headers=[(b"host", b"shop.example"), remote])
+    (server,) = [one for one in memory.get_finished_spans() if one.kind is SpanKind.SERVER]
+    assert f"{server.context.trace_id:032x}" == "1" * 32
+    assert (server.status.status_code, len(server.events)) == (status, int(app is fails))
+    if app is works:
+        (work,) = [one for one in memory.get_finished_spans() if one.name == "work"]
+        assert work.parent.span_id == server.context.span_id
+    else:
+        assert repr(connection.ended[1]) == "LookupError('secret')"
+    event = event_of(middleware, sandbox)
+    assert (event["trace_id"], event["span"]["id"]) == ("1" * 32, f"{server.context.span_id:016x}")
+
+
+def test_spans_of_calls_at_once_do_not_mix(sandbox: Sandbox, monkeypatch: Any) -> None:
+    """Each call's span is its own, whatever runs between its messages."""
+    monkeypatch.setattr(span, "_FRAMEWORK_INSTRUMENTATIONS", ())
+    provider, memory = provider_with_memory()
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(0)
+        with trace.get_tracer("app").start_as_current_span(scope["path"]):
+            await asyncio.sleep(0)
+            await echo(scope, receive, send)
+
+    middleware = MoesifMiddleware(app, {"APPLICATION_ID": "asgi", "BASE_URI": sandbox.url}, provider)
+
+    async def serve() -> None:
+        await asyncio.gather(*(Connection(request()).serve(middleware, http_scope(path=f"/{n}")) for n in range(50)))
+
+    asyncio.run(serve())
+    spans = memory.get_finished_spans()
+    servers = {one.context.span_id: one for one in spans if one.kind is SpanKind.SERVER}
+    assert len(servers) == 50
+    for one in spans:
+        if one.kind is SpanKind.INTERNAL:
+            assert servers[one.parent.span_id].attributes["http.target"] == one.name
+
+
 # What it refuses.
 
 
@@ -523,7 +606,7 @@ def test_what_is_no_asgi_application_is_told_what_to_use(app: Any, says: str) ->
 @pytest.mark.parametrize("app", [echo, functools.partial(echo), Starlette(), lambda *arguments: None, FastAPI()], ids=range(5))
 def test_what_may_be_one_is_taken(app: Any) -> None:
     """Functions, partials, frameworks, and callables that do not say."""
-    MoesifMiddleware(app, {"APPLICATION_ID": "a"}).shutdown()
+    MoesifMiddleware(app, {"APPLICATION_ID": "a"})
 
 
 def test_wrong_options_are_named() -> None:
