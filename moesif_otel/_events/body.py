@@ -35,6 +35,7 @@ _NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _SHORT_BYTES: Final = 8_192
 _ESCAPES: Final = re.compile(rb"\\.", re.DOTALL)
 _STRINGS: Final = re.compile(rb'"[^"]*"')
+_OPENINGS: Final = frozenset({b"{", b"["})
 _ROUNDS: Final = 8
 _STEPS: Final = tuple(1 if code in b"[{" else -1 for code in range(256))
 _LONG_INTEGER: Final = re.compile(rb"[0-9]{19}")
@@ -123,9 +124,12 @@ def read_body(
 
 
 def _as_json(data: bytes, media: Media, *, parse: bool, rules: Rules | None) -> Body | None:
-    if media.format is not Format.JSON and not looks_like_json(data):
+    if data[:1] in _OPENINGS and data[1:2] != b"\0" and (media.charset is None or media.charset == "utf-8"):
+        text = data
+    elif media.format is Format.JSON or looks_like_json(data):
+        text = utf8_of(data, media.charset)
+    else:
         return None
-    text = utf8_of(data, media.charset)
     try:
         value = orjson.loads(text)
     except ValueError:

@@ -13,7 +13,7 @@ from moesif_otel._capture.body import LeftOut
 from moesif_otel._redaction.budget import Inspection, OverBudget
 from moesif_otel._redaction.cards import has_card_number
 from moesif_otel._redaction.charsets import decode_text
-from moesif_otel._redaction.json_text import is_json_text, redact_json
+from moesif_otel._redaction.json_text import is_clean_json, is_json_text, redact_json
 from moesif_otel._redaction.media import Format, media_of
 from moesif_otel._redaction.names import HIDDEN, Verdict
 from moesif_otel._redaction.text import inspect_prose, inspect_text
@@ -45,8 +45,11 @@ _HEAD_END: Final = re.compile(rb"\r?\n\r?\n")
 
 def redact_json_body(rules: Rules, text: bytes) -> bytes | LeftOut:
     """Return one valid JSON text with everything hidden, all else byte for byte."""
+    decoded = text.decode()
+    if is_clean_json(rules, decoded):
+        return text
     try:
-        return redact_json(Inspection(rules), text.decode(), inspect_text).encode()
+        return redact_json(Inspection(rules), decoded, inspect_text).encode()
     except OverBudget:
         return LeftOut.TOO_COMPLEX
 

@@ -10,7 +10,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Final
 
-from moesif_otel._redaction.budget import OverBudget
+from moesif_otel._redaction.budget import MAX_NODES, OverBudget
 from moesif_otel._redaction.cards import has_card_number, number_digits
 from moesif_otel._redaction.names import HIDDEN, Verdict
 
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from moesif_otel._redaction.budget import Inspection
+    from moesif_otel._redaction.rules import Rules
 
     Leaf = Callable[[Inspection, str, bool], str]
 
-__all__ = ["is_json_text", "redact_json"]
+__all__ = ["is_clean_json", "is_json_text", "redact_json"]
 
 _STRING: Final = r'"([^"\\\x00-\x1f]*(?:\\[^\x00-\x1f][^"\\\x00-\x1f]*)*)"'
 _STRINGS: Final = re.compile(_STRING + r"(\s*:)?")
@@ -55,6 +56,27 @@ def is_json_text(text: str) -> bool:
         if word not in _WORDS and not (match.end() == len(rest) and any(one.startswith(word) for one in _WORDS)):
             return False
     return True
+
+
+def is_clean_json(rules: Rules, text: str) -> bool:
+    """Whether nothing can be hidden in valid JSON, seen in a tenth of the time that hiding takes; False is no answer.
+
+    Many names look like a secret's to the quick scan: `records`, `max_tokens`, `coordinates`.
+    """
+    if '\\"' in text or "\\u" in text:
+        return False
+    # Every quote begins or ends a string; outside of strings a colon stands behind names only.
+    pieces = text.split('"')
+    if len(pieces) > MAX_NODES:
+        return False
+    values: set[str] = set()
+    names: set[str] = set()
+    for place in range(1, len(pieces) - 1, 2):
+        (names if ":" in pieces[place + 1] else values).add(pieces[place])
+    if any(rules.verdict(name) is not Verdict.KEEP for name in names):
+        return False
+    marked = [value for value in (*values, *names) if _MARKED.search(value) is not None]
+    return not marked or not rules.may_concern_text("\n".join(marked))
 
 
 def redact_json(look: Inspection, text: str, leaf: Leaf, *, card: bool = False, cut: bool = False) -> str:

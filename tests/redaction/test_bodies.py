@@ -354,3 +354,46 @@ def test_planted_in_any_form_under_any_label(
         return
     shown = orjson.dumps(body.value) if body.transfer_encoding == "json" else base64.b64decode(body.value)
     assert SECRET[:5].encode() not in shown.replace(b"\0", b"")
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(-1e6, 1e6)
+    | st.sampled_from(["x", "a: b", "records", "password", "password=" + SECRET, "token: x", "https://u:p@x/", 'say "x"', "é", "--password", "a\\b"]),
+    lambda inner: st.lists(inner, max_size=4)
+    | st.dictionaries(st.sampled_from(["a", "records", "max_tokens", "password", "nick_name", "card", "b c", "user.token", 'q"', "é", "tokens"]), inner, max_size=4),
+    max_leaves=15,
+)  # fmt: skip
+
+
+def _hidden(value: Any, *, mode: str = "") -> Any:
+    """The same rules on values, told plainly: what `redact_json` must come to, numbers in card fields aside."""
+    if isinstance(value, dict):
+        out = {}
+        for name, inner in value.items():
+            verdict = MASKED.verdict(name).value
+            if verdict == "remove":
+                out[name] = None
+            elif verdict == "hide" and not isinstance(inner, (dict, list)):
+                out[name] = inner if inner is None or isinstance(inner, bool) else "(hidden)"
+            else:
+                out[name] = _hidden(inner, mode="hide" if mode == "hide" or verdict == "hide" else mode)
+        return out
+    if isinstance(value, list):
+        return [_hidden(inner, mode=mode) for inner in value]
+    if isinstance(value, str):
+        return "(hidden)" if mode == "hide" and value else redact_text(MASKED, value)
+    return value
+
+
+@settings(max_examples=400, deadline=None)
+@given(_JSON.filter(lambda value: isinstance(value, (dict, list))), st.sampled_from([None, 1]), st.booleans())
+def test_json_as_text_is_json_as_values(value: Any, indent: int | None, ascii_only: bool) -> None:
+    """Hiding in the text gives what hiding in the values gives, and leaves a text alone in which nothing is hidden."""
+    text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
+    shown = left(text)
+    expected = _hidden(json.loads(text))
+    found = json.loads(shown)
+    if '"--password", "' not in text and '"--password",\n' not in text:  # a list of arguments
+        assert found == expected
+    if found == json.loads(text) and "\\ud" not in text:
+        assert shown == text
