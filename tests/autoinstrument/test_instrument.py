@@ -262,3 +262,16 @@ def test_a_layer_has_the_signature_of_what_it_wraps(sandbox: Sandbox, row: Any) 
     assert inspect.signature(layer, follow_wrapped=False) == inspect.signature(original)
     assert (layer.__name__, layer.__qualname__, layer.__module__) == (original.__name__, original.__qualname__, original.__module__)
     assert layer.__code__.co_argcount == original.__code__.co_argcount
+
+
+@pytest.mark.parametrize("client", ["requests", "httpx"])
+def test_outgoing_calls_of_every_client(sandbox: Sandbox, client: str) -> None:
+    """With `CAPTURE_OUTGOING_REQUESTS`; after `stop` none is."""
+    library = pytest.importorskip(client)
+    handle = moesif_otel.instrument(settings(sandbox, CAPTURE_OUTGOING_REQUESTS=True))
+    with Sandbox() as other:
+        library.get(other.url + "/captured")
+        assert handle.force_flush()
+        handle.stop()
+        library.get(other.url + "/not-captured")
+    assert [event["request"]["uri"].rpartition("/")[2] for event in sandbox.events()] == ["captured"]

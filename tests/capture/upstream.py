@@ -136,6 +136,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _status(self, rest, *_):
         self._send(int(rest), b"status " + rest.encode(), ("Content-Type", "text/plain"))
 
+    _health = _json
+
     def _empty(self, *_):
         self.send_response(204)
         self.end_headers()
