@@ -67,4 +67,4 @@ def number_digits(number: str) -> str:
     if exponent and len(exponent) < 4:
         zeros = int(exponent or 0) - len(fraction) if exponent.lstrip("+-").isdecimal() else 0
         return whole.lstrip("-") + fraction + "0" * max(0, min(zeros, _LONGEST))
-    return whole.lstrip("-") if not fraction.strip("0") else f"{whole} {fraction}"
+    return "" if fraction.strip("0") else whole.lstrip("-")

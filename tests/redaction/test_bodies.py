@@ -385,7 +385,7 @@ def _hidden(value: Any, *, mode: str = "") -> Any:
     return value
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(_JSON.filter(lambda value: isinstance(value, (dict, list))), st.sampled_from([None, 1]), st.booleans())
 def test_json_as_text_is_json_as_values(value: Any, indent: int | None, ascii_only: bool) -> None:
     """Hiding in the text gives what hiding in the values gives, and leaves a text alone in which nothing is hidden."""
