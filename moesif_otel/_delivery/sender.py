@@ -36,6 +36,7 @@ _STRIKES_TO_GIVE_UP: Final = 5
 # while nothing shows that the server would take another one.
 _GATEWAY_STATUSES: Final = frozenset({502, 503, 504})
 _FAILURES_TO_HALVE: Final = 4
+_FAILURES_TO_GIVE_UP: Final = 8
 # A POST that would have less time than this before the deadline is not begun.
 _LEAST_POST_S: Final = 0.02
 
@@ -199,7 +200,11 @@ class Sender:
         if batch.failures > 1 and state.queue.deliveries > batch.deliveries_before:
             batch.strikes += 1
         batch.deliveries_before = state.queue.deliveries
-        if batch.strikes >= _STRIKES_TO_GIVE_UP and len(batch) == 1:
+        worked_on = answer.status is not None and answer.status not in _GATEWAY_STATUSES
+        if len(batch) == 1 and (
+            batch.strikes >= _STRIKES_TO_GIVE_UP
+            or (worked_on and batch.strikes >= _STRIKES_TO_HALVE and batch.failures >= _FAILURES_TO_GIVE_UP)
+        ):
             self._parts.log.failure(
                 "failed on",
                 f"{_cause(answer)} for one event, {batch.failures} times, while {self._parts.log.address} took others; "
@@ -207,7 +212,6 @@ class Sender:
             )
             self._settle(state, disk, batch, DropReason.REJECTED)
             return
-        worked_on = answer.status is not None and answer.status not in _GATEWAY_STATUSES
         halve = batch.strikes >= _STRIKES_TO_HALVE or (worked_on and not batch.failures % _FAILURES_TO_HALVE)
         pieces = batch.halves() if halve and len(batch) > 1 else ()
         self._put_back(state, batch, *pieces, last=True)

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from moesif_otel._delivery.delivery import Prepared
 from moesif_otel._delivery.outcome import Answer, Outcome
 from moesif_otel._delivery.stats import DropReason
 from tests.delivery.delivery_kit import FakeClock, MemoryTransport, Rig, assert_law, no_new_threads, payload
@@ -510,3 +511,138 @@ def test_a_prepared_payload_is_delivered_as_it_is():
         assert transport.delivered == [payload(1), payload(2)]
     assert not rig.delivery.submit_prepared(payload(3))
     assert rig.stats.dropped == {"shutdown": 1}
+
+
+def test_a_log_filter_that_raises_ends_no_thread() -> None:
+    """A filter of the application that fails outside a request costs a line, not a sender."""
+
+    class Broken(logging.Filter):
+        def filter(self, record):
+            raise RuntimeError("working outside of application context")
+
+    logger, broken = logging.getLogger("moesif_otel._delivery.report"), Broken()
+    guards = logging.getLogger("moesif_otel._guard")
+    logger.addFilter(broken)
+    guards.addFilter(broken)
+    try:
+        transport = MemoryTransport([Answer(Outcome.RETRY, 503), Answer(Outcome.RETRY, 503)])
+        with Rig(transport, prepare=lambda item: 1 / item and Prepared(payload(item), 10)) as rig:
+            rig.delivery.ensure_started()
+            for n in (1, 0, 2):
+                rig.submit(n)
+            while rig.stats.pending:
+                rig.delivery.force_flush(5)
+            assert (rig.stats.delivered, rig.stats.dropped) == (2, {"not_convertible": 1})
+    finally:
+        logger.removeFilter(broken)
+        guards.removeFilter(broken)
+
+
+def test_a_flush_while_the_threads_start_prepares_nothing_twice() -> None:
+    """Sixteen threads start the delivery and flush at once, with a mask that takes its time: every event is settled."""
+    for _ in range(10):
+        with Rig(MemoryTransport(), prepare=lambda item: time.sleep(0.0005) or Prepared(payload(item), 100)) as rig:
+            barrier = threading.Barrier(16)
+
+            def run(rig=rig, barrier=barrier) -> None:
+                barrier.wait()
+                for n in range(3):
+                    rig.delivery.submit(n, 0)
+                rig.delivery.ensure_started()
+                rig.delivery.force_flush(5)
+
+            threads = [threading.Thread(target=run) for _ in range(16)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert rig.delivery.force_flush(5)
+            assert (rig.stats.pending, rig.stats.delivered) == (0, 48)
+
+
+def test_a_forked_child_of_a_pipeline_that_was_shut_down_delivers_nothing() -> None:
+    """What was ended stays ended, in every child."""
+    rig = Rig(MemoryTransport())
+    rig.delivery.shutdown(1)
+    rig.delivery.after_fork()
+    rig.delivery.ensure_started()
+    assert not rig.submit(1)
+    assert rig.delivery._state.threads == []
+    rig.delivery.shutdown(1)
+
+
+def test_shutdown_takes_shutdown_timeout() -> None:
+    """Without a number SHUTDOWN_TIMEOUT is the time that a shutdown has."""
+    clock = FakeClock()
+    with no_new_threads():
+        rig = Rig(MemoryTransport(then=Answer(Outcome.RETRY, 503)), clock=clock, shutdown_timeout=12.0)
+        rig.submit(1)
+        started = clock.now_s
+        rig.delivery.shutdown()
+    assert 5 < clock.now_s - started <= 12.5
+
+
+def test_held_bytes_are_those_of_the_budget() -> None:
+    """A delivery that is given nothing makes its own guard, budget and ledger, which know each other."""
+    from moesif_otel._delivery.delivery import Delivery
+    from tests.delivery.delivery_kit import prepare, settings
+
+    with no_new_threads():
+        delivery = Delivery(settings(), prepare=prepare, transport=MemoryTransport(then=Answer(Outcome.RETRY, 503)))
+        delivery.submit_prepared(payload(1))
+        assert delivery.stats().held_bytes == len(payload(1))
+        delivery.shutdown(0)
+        assert delivery.stats().held_bytes == 0
+
+
+def test_a_healthy_server_leaves_few_bytes_waiting() -> None:
+    """Prepared payloads are sent as their bytes come together, not only when their number or their time is full."""
+    with Rig(MemoryTransport(), event_batch_timeout=60.0) as rig:
+        rig.delivery.ensure_started()
+        most = 0
+        for n in range(200):
+            rig.delivery.submit_prepared(payload(n, 40_000))
+            most = max(most, rig.stats.held_bytes)
+            time.sleep(0.002)
+        assert most < 6_000_000
+        assert rig.delivery.force_flush(5)
+
+
+def test_many_flushers_cost_little() -> None:
+    """Twenty flushes at once of thousands of batches look at the oldest batch only."""
+    with Rig(MemoryTransport(), batch_size=1, event_queue_size=20_000) as rig:
+        for n in range(3000):
+            rig.delivery.submit_prepared(payload(n))
+        answers = []
+        threads = [threading.Thread(target=lambda: answers.append(rig.delivery.force_flush(30))) for _ in range(20)]
+        began = time.process_time()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert answers == [True] * 20
+        assert time.process_time() - began < 10
+
+
+def test_a_call_that_ends_after_our_exit_handler_is_delivered() -> None:
+    """At exit delivery stays open: what other handlers hand over later goes out, within SHUTDOWN_TIMEOUT in all."""
+    clock = FakeClock()
+    transport = MemoryTransport()
+    with no_new_threads():
+        rig = Rig(transport, clock=clock, shutdown_timeout=3.0)
+        rig.submit(1)
+        rig.delivery.settle_at_exit()
+        assert transport.delivered == []
+        rig.delivery.begin_exit()
+        rig.delivery.finish_exit()
+        rig.submit(2)
+        rig.delivery.settle_at_exit()
+        assert transport.delivered == [payload(1), payload(2)]
+        transport.then = Answer(Outcome.RETRY, 503)
+        started = clock.now_s
+        for n in range(5):
+            rig.submit(n)
+            rig.delivery.settle_at_exit()
+        rig.delivery.shutdown()
+        assert clock.now_s - started <= 3.5
+        assert (rig.stats.pending, rig.stats.dropped) == (0, {"shutdown": 5})

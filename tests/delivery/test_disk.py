@@ -225,3 +225,43 @@ def test_threads_replay_by_themselves(tmp_path) -> None:
         rig.delivery.ensure_started()
         assert done.wait(5)
     assert rig.stats.delivered == 5
+
+
+def test_a_file_that_is_refused_whole_costs_few_posts(spool) -> None:
+    """2,000 events on disk and an address that answers 404 to all: not one POST for each."""
+    left_by_a_process(spool, range(2000), batch_size=100)
+    with Rig(transport(then=Answer(Outcome.ISOLATE, 404)), clock=FakeClock(), spool_directory=spool) as rig:
+        run_replay(rig, 5000)
+        assert rig.stats.dropped == {"rejected": 2000}
+        assert len(rig.transport.sent) < 600
+
+
+def test_a_file_that_the_server_fails_on_does_not_hold_up_the_rest(spool) -> None:
+    """Replay knows the same way out for an event that is answered 500 for ever."""
+    left_by_a_process(spool, range(100), batch_size=20)
+
+    def judge(payloads):
+        return Answer(Outcome.RETRY, 500) if 7 in numbers(payloads) else None
+
+    with Rig(transport(then=judge), clock=FakeClock(), spool_directory=spool) as rig:
+        for n in range(100, 200):
+            run_replay(rig, 60)
+            rig.submit(n)
+            rig.delivery.force_flush(5)
+        run_replay(rig, 3000)
+        assert numbers(rig.transport.delivered) == [n for n in range(200) if n != 7]
+        assert rig.stats.dropped == {"rejected": 1}
+
+
+def test_a_hanging_server_is_no_reason_to_read_files(spool) -> None:
+    """While one sender waits for an answer, the other reads no file, again and again."""
+    left_by_a_process(spool, range(30), batch_size=10)
+    with Rig(transport(then=RETRY), clock=FakeClock(), spool_directory=spool) as rig:
+        state = rig.delivery._state
+        state.health.failed(0, rig.clock.now_s, None)
+        rig.clock.now_s += 60
+        assert state.health.ask(rig.clock.now_s).go  # somebody probes
+        claims = []
+        rig.delivery._disk.spool.claim = lambda: claims.append(1)
+        assert rig.delivery._sender_turn(state).wait_s is None
+        assert claims == []

@@ -251,3 +251,87 @@ def test_logs_say_it_once_a_minute_and_never_the_secret(caplog) -> None:
         transport.then = None
         r.delivery.force_flush(100)
         assert "takes events again" in caplog.records[-1].message
+
+
+@pytest.mark.parametrize("failure", [Answer(Outcome.RETRY, 500), Answer(Outcome.RETRY, 503), Answer(Outcome.RETRY)], ids=["500", "503", "no answer"])
+def test_a_batch_that_the_server_fails_on_does_not_hold_up_the_rest(failure) -> None:
+    """One event that is answered with a 5xx for ever is given up as rejected; all others, its own batch's too, arrive."""
+    transport = MemoryTransport(then=lambda payloads: failure if 7 in numbers(payloads) else DELIVERED)
+    with rig(transport, batch_size=20) as r:
+        for n in range(400):
+            r.submit(n)
+        assert r.delivery.force_flush(3600) == (failure.status == 500)
+        assert len(transport.delivered) >= 380
+        for n in range(400, 420):  # as long as nothing else is sent it may be the server
+            r.submit(n)
+            r.delivery.force_flush(60)
+        assert sorted(numbers(transport.delivered)) == [n for n in range(420) if n != 7]
+        assert r.stats.dropped == {"rejected": 1}
+
+
+def test_one_batch_alone_with_a_poisoned_event_comes_through() -> None:
+    """With nothing else to send, a batch that is answered 500 is cut until its good events are delivered."""
+    transport = MemoryTransport(then=lambda payloads: Answer(Outcome.RETRY, 500) if 7 in numbers(payloads) else DELIVERED)
+    with rig(transport) as r:
+        for n in range(50):
+            r.submit(n)
+        assert r.delivery.force_flush(7200)
+        assert sorted(numbers(transport.delivered)) == [n for n in range(50) if n != 7]
+        assert r.stats.dropped == {"rejected": 1}
+
+
+@pytest.mark.parametrize("status", [500, 502, 429, None])
+def test_nothing_is_given_up_while_the_server_fails_for_all(status) -> None:
+    """A server that is down for hours costs no event, and its batches come back nearly whole."""
+    transport = MemoryTransport(then=Answer(Outcome.RETRY, status))
+    with rig(transport, batch_size=50) as r:
+        for n in range(200):
+            r.submit(n)
+        assert not r.delivery.force_flush(6 * 3600)
+        assert r.stats.dropped == {}
+        transport.then, transport.sent = None, []
+        assert r.delivery.force_flush(100)
+        assert r.stats.delivered == 200
+        if status != 500:
+            assert len(transport.sent) == 4
+
+
+def test_refusals_in_a_row_do_not_cost_the_good_events_that_follow() -> None:
+    """After 200 refused events one in ten is bad: the 900 good ones are delivered all the same."""
+    transport = MemoryTransport(
+        then=lambda payloads: ISOLATE if any(n < 200 or n % 10 == 0 for n in numbers(payloads)) else DELIVERED
+    )
+    with rig(transport) as r:
+        for n in range(1200):
+            r.submit(n)
+        assert r.delivery.force_flush(100)
+        good = [n for n in range(200, 1200) if n % 10]
+        assert sorted(set(numbers(transport.delivered))) == good
+        assert (r.stats.delivered, r.stats.dropped) == (900, {"rejected": 300})
+
+
+def test_the_smaller_size_after_a_413_is_unlearned() -> None:
+    """A proxy that refused large bodies for a while does not make small POSTs for the rest of the process's life."""
+    with rig(MemoryTransport()) as r:
+        queue = r.delivery._state.queue
+        usual = queue.max_bytes
+        queue.learn_limit(10)
+        assert queue.max_bytes < usual
+        for n in range(300):
+            r.submit(n)
+            r.delivery.force_flush(5)
+        assert queue.max_bytes == usual
+
+
+def test_one_line_for_one_cause(caplog) -> None:
+    """An unreachable server is told once, with the address and what to check."""
+    transport = MemoryTransport([Answer(Outcome.RETRY, detail="ConnectionRefusedError (Connection refused)")] * 3)
+    transport.address = "https://moesif.example/path"
+    with caplog.at_level(logging.INFO), rig(transport) as r:
+        r.submit(1)
+        assert r.delivery.force_flush(100)
+    lines = [record.message for record in caplog.records if record.name == "moesif_otel._delivery.report"]
+    assert len(lines) == 2
+    assert "https://moesif.example/path did not answer (ConnectionRefusedError" in lines[0]
+    assert "check BASE_URI" in lines[0]
+    assert lines[1].endswith("https://moesif.example/path takes events again")

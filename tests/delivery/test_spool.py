@@ -337,3 +337,88 @@ def test_folder_that_vanishes_is_made_again(kit) -> None:
     assert kit.spool.claim() is None
     assert kit.write(b"y") is not None
     assert kit.take_all() == [[b"y"]]
+
+
+def planted(kit, name_from, data, mode=0o600):
+    path = kit.directory / name_from.name.replace("-1.batch", "-2.batch")
+    path.write_bytes(data)
+    path.chmod(mode)
+    return path
+
+
+def test_a_file_that_others_could_have_written_is_not_sent(kit, tmp_path, caplog) -> None:
+    """Writable by others, a link, or of another owner: left alone, not counted in, and said once."""
+    kit.directory.mkdir()
+    path = kit.write(b"ours")
+    data = path.read_bytes()
+    path.chmod(0o666)
+    assert kit.spool.claim() is None
+    path.chmod(0o600)
+    target = tmp_path / "target"
+    target.write_bytes(data)
+    link = kit.directory / path.name.replace("-1.batch", "-2.batch")
+    link.symlink_to(target)
+    assert kit.take_all() == [[b"ours"]]
+    assert target.exists()
+    assert caplog.text.count("files of another user") == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
+def test_a_file_of_another_user_is_not_sent(kit) -> None:
+    """In a directory that several users write to, only what is ours goes out."""
+    path = kit.write(b"ours")
+    os.chown(path, 12345, -1)
+    assert kit.spool.claim() is None
+    assert path.exists()
+
+
+@pytest.mark.parametrize("cut", [1, 3, 5])
+def test_a_length_that_is_cut_sets_the_file_aside(kit, cut) -> None:
+    """A head whose sizes fit and a body that ends within a length: damaged, and counted so."""
+    import struct
+    import zlib
+
+    body = struct.pack(">I", 2) + b"ab" + b"\0" * cut
+    path = kit.write(b"whole")
+    path.write_bytes(struct.pack(">8s32sIQI", b"MSPOOL1\n", BINDING.encode(), 2, len(body), zlib.crc32(body)) + body)
+    assert kit.spool.claim() is None
+    assert kit.stats.dropped == {"spool_unreadable": 1}
+
+
+def test_a_hostile_file_costs_no_memory(kit) -> None:
+    """Half a million empty events in 2 MB: not believed before they are read."""
+    import struct
+    import tracemalloc
+    import zlib
+
+    body = b"\0" * 2_000_000
+    path = kit.write(b"whole")
+    path.write_bytes(struct.pack(">8s32sIQI", b"MSPOOL1\n", BINDING.encode(), 500_000, len(body), zlib.crc32(body)) + body)
+    tracemalloc.start()
+    try:
+        assert kit.spool.claim() is None
+        assert tracemalloc.get_traced_memory()[1] < 8_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_write_does_not_list_the_directory(kit, monkeypatch) -> None:
+    """Three thousand files make a write no slower: the size is known from the last look."""
+    kit.write(b"first")
+    looks = []
+    real = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: looks.append(path) or real(path))
+    for n in range(50):
+        kit.write(b"%d" % n)
+    assert looks == []
+    assert len(kit.take_all()) == 51
+
+
+def test_files_of_an_address_that_is_gone_expire(kit) -> None:
+    """Nobody would ever send what another application id or address left: after 30 days whoever looks removes it."""
+    other = Kit(kit.directory, binding=OTHER)
+    other.write(b"old", age_s=MAX_AGE_S + 10)
+    other.write(b"young")
+    assert kit.spool.claim() is None
+    assert kit.stats.dropped == {"expired": 1}
+    assert other.take_all() == [[b"young"]]

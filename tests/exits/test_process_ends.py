@@ -196,3 +196,27 @@ def ids_in(path) -> set[str]:
     import re
 
     return {match.decode() for match in re.findall(rb"\"transaction_id\": \"(\d{36})\"", path.read_bytes())}
+
+
+@pytest.mark.parametrize("way", ["spans", "handlers"])
+@pytest.mark.parametrize("server_is_there", [True, False])
+def test_what_comes_after_our_exit_handler(way, server_is_there) -> None:
+    """Exit handlers run last in, first out: a provider, or handlers, from before our import still deliver through us.
+
+    With a server that hangs, the process ends within SHUTDOWN_TIMEOUT all the same.
+    """
+    with FaultServer(then=Status(201) if server_is_there else Hang()) as server:
+        started = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.exits.late", server.url, way],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        if server_is_there:
+            assert len(server.acknowledged) == 20, done.stderr
+        else:
+            assert time.monotonic() - started < 25

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.fault_server import FaultServer
+from tests.faults.fault_server import FaultServer, Status
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX servers")
@@ -162,3 +162,24 @@ def test_uwsgi_stops(mode) -> None:
             process.send_signal(signal.SIGTERM)
             errors = process.communicate(timeout=30)[1]
         assert sorted(server.acknowledged) == ids(range(1 if mode else 0, made + 1)), errors
+
+
+@needs_gunicorn
+def test_gevent_workers_with_preload_and_posts_that_overlap() -> None:
+    """`--preload -k gevent`: POSTs of two senders that are under way at once do not share a deadline."""
+    pytest.importorskip("gevent")
+    port = free_port()
+
+    def slow(_):
+        time.sleep(0.4)
+        return Status(201)
+
+    with FaultServer(then=slow) as server:
+        options = ["-w", "1", "-k", "gevent", "--preload"]
+        with serving(gunicorn_command(port, *options), server.url, port, SEND_AT_IMPORT="1") as process:
+            for n in range(1, 151):
+                get(port, n)
+            process.send_signal(signal.SIGTERM)
+            errors = process.communicate(timeout=30)[1]
+        assert sorted(server.acknowledged) == ids(range(151)), errors
+        assert "Traceback" not in errors
