@@ -6,7 +6,6 @@ absent from its environment variable. No message shows the application id, or th
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import logging
@@ -644,6 +643,8 @@ def unknown_variables(environ: Mapping[str, str]) -> list[tuple[str, str]]:
 
 def nearest(name: str) -> str | None:
     """Return the known option whose name is nearest, in the same case; None when none is near."""
+    import difflib  # late: for wrong names only
+
     near = difflib.get_close_matches(name.upper(), OPTIONS, n=1)
     return None if not near else near[0].lower() if name.islower() else near[0]
 

@@ -404,3 +404,107 @@ def test_a_hundred_threads(sandbox: Sandbox) -> None:
     events = door.events()
     assert len(events) == len({event["transaction_id"] for event in events}) == 500
     assert all(event["user_id"].startswith(f"n={event['request']['body']['n']}&") for event in events)
+
+
+async def asgi_function(scope: Any, receive: Any, send: Any) -> None: ...
+
+
+class AsgiClass:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None: ...
+
+
+class AsgiFactory:
+    """As an application object whose `__call__` returns a coroutine of another method."""
+
+    def __call__(self, scope: Any, receive: Any, send: Any) -> Any: ...
+
+
+@pytest.mark.parametrize("app", [asgi_function, AsgiClass(), AsgiFactory()])
+def test_an_asgi_application_is_refused_with_what_to_use(app: Any) -> None:
+    """Wrapped as WSGI, every request would be a 500."""
+    with pytest.raises(MoesifConfigError, match=r"moesif_otel\.asgi\.MoesifMiddleware"):
+        MoesifMiddleware(app, {"APPLICATION_ID": "a"})
+
+
+def own_spans(provider: TracerProvider, *, untraced: str) -> Any:
+    """An application whose own instrumentation, deep inside, leaves one path out."""
+    from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware
+
+    traced = OpenTelemetryMiddleware(echo, tracer_provider=provider)
+
+    def app(environ: Any, start_response: Any) -> Any:
+        return (echo if environ["PATH_INFO"] == untraced else traced)(environ, start_response)
+
+    return app
+
+
+@pytest.fixture
+def global_provider(monkeypatch: pytest.MonkeyPatch) -> Any:
+    from moesif_otel._capture.wsgi import span as wsgi_span
+
+    monkeypatch.setattr(wsgi_span, "_FRAMEWORK_INSTRUMENTORS", ())
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.finished = InMemorySpanExporter()  # type: ignore[attr-defined]
+    provider.add_span_processor(SimpleSpanProcessor(provider.finished))  # type: ignore[attr-defined]
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+    return provider
+
+
+def test_one_untraced_call_changes_no_other(sandbox: Sandbox, global_provider: Any) -> None:
+    """A health check that is not traced, or a caller's B3 `sampled=0`, says nothing of other calls' spans."""
+    door = Door(sandbox, own_spans(global_provider, untraced="/health"))
+    door.ask("/health")
+    door.ask("/health", HTTP_X_B3_SAMPLED="0")
+    for _ in range(3):
+        door.ask("/items")
+        door.ask("/health")
+    finished = global_provider.finished.get_finished_spans()
+    served = [span for span in finished if "items" in str(span.attributes)]
+    assert len(served) == 3
+    assert {(span.kind, span.parent) for span in served} == {(trace.SpanKind.SERVER, None)}
+    assert len(door.events()) == 8
+
+
+def test_a_span_is_made_where_nobody_else_makes_one(sandbox: Sandbox, global_provider: Any) -> None:
+    """On a global provider: for a path that has shown it at once, for every other after some paths have."""
+    door = Door(sandbox)
+    door.ask("/a")
+    assert not global_provider.finished.get_finished_spans()
+    door.ask("/a")
+    assert len(global_provider.finished.get_finished_spans()) == 1
+    for number in range(20):
+        door.ask(f"/items/{number}")
+    assert 8 <= len(global_provider.finished.get_finished_spans()) < 20
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_processors_in_threads_of_their_own(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, given: bool) -> None:
+    """With the SDK's `ConcurrentMultiSpanProcessor` each call is one event with the ids of its span, sent once."""
+    from opentelemetry.sdk.trace import ConcurrentMultiSpanProcessor
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    from moesif_otel import MoesifSpanExporter
+    from moesif_otel._capture.wsgi import span as wsgi_span
+
+    monkeypatch.setattr(wsgi_span, "_FRAMEWORK_INSTRUMENTORS", ())
+    concurrent = ConcurrentMultiSpanProcessor(4)
+    provider = TracerProvider(shutdown_on_exit=False, active_span_processor=concurrent)
+    exporter = MoesifSpanExporter(application_id="door", base_uri=sandbox.url)
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    finished = InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(finished))
+    app = echo if given else own_spans(provider, untraced="")
+    middleware = MoesifMiddleware(
+        app, {"APPLICATION_ID": "door", "BASE_URI": sandbox.url}, tracer_provider=provider if given else None
+    )
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+    for _ in range(3):
+        ask(middleware)
+    assert middleware.force_flush(5_000)
+    provider.force_flush()
+    exporter.force_flush(5_000)
+    spans = {f"{span.context.span_id:016x}" for span in finished.get_finished_spans()}
+    assert len(spans) == 3
+    assert sorted(event["span"]["id"] for event in sandbox.events()) == sorted(spans)
+    provider.shutdown()
+    concurrent._executor.shutdown()

@@ -317,7 +317,8 @@ def stand_in_for(body: Any, sink: Sink) -> Any | None:
     Returns:
         The stand-in; None when the body is no file and no iterable (text and bytes can be looked at as they are).
     """
-    stand_in, is_iterable = _stand_in_of(type(body))
+    kind: Any = type(body)
+    stand_in, is_iterable = _stand_in_of(kind)
     return stand_in(body, sink) if is_iterable or hasattr(body, "read") else None
 
 

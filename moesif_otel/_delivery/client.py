@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import time
+import weakref
 import zlib
 from http.client import HTTPException
 from importlib import metadata
@@ -126,6 +127,8 @@ class MoesifTransport:
     def __init__(self, settings: Settings, *, on_tags: Callable[[str | None, str | None], None] | None = None) -> None:
         # Senders, one for profile calls, one for the poller.
         self._connections = Connections(settings.base_uri, settings.event_worker_count + 2)
+        # Of a pipeline that is forgotten; sockets that garbage collection ends warn that nobody closed them.
+        weakref.finalize(self, self._connections.close).atexit = False
         self._own_headers = {"X-Moesif-Application-Id": settings.application_id, "User-Agent": _USER_AGENT}
         self._on_tags = on_tags
         self.address: Final = settings.shown_address

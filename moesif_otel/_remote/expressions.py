@@ -19,8 +19,6 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-import regex
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -95,6 +93,8 @@ class Pattern:
     _untimed: Callable[[str], Any]
 
     def __init__(self, expression: str) -> None:
+        import regex  # late: most services have no rule, and it takes as long to import as much of the rest
+
         self._slow_until_s = 0.0
         self._untimed_chars = _MAX_UNTIMED_STEPS // (len(expression) + 1)
         source, kinds = _for_engine(_without_free_ends(expression))
