@@ -26,6 +26,7 @@ _KNOWN: Final = frozenset(
 )
 # What no text has: control characters but for tab, line ends, form feed, escape (colours), record separator (RFC 7464).
 _BINARY: Final = re.compile("[\\x00-\\x08\\x0e-\\x1a\\x1c\\x1d\\x1f\\x7f-\\x9f\\ufffe\\uffff]")
+_CONTROLS: Final = bytes({*range(0x20), 0x7F} - set(b"\t\n\v\f\r\x1b\x1e"))
 _BOMS: Final = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"))
 _BOMS_16: Final = ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _MAYBE_WIDE: Final = frozenset({b"\0", b"\xef", b"\xff", b"\xfe"})
@@ -51,7 +52,12 @@ def decode_text(data: bytes, charset: str | None, *, cut: bool) -> Decoded | Non
             text = codecs.getincrementaldecoder(codec)().decode(data, not cut)
         except (UnicodeError, LookupError):
             continue
-        return None if _BINARY.search(text) is not None else Decoded(text, codec)
+        if codec == "utf-8":
+            # Binary data are hardly ever UTF-8 without one of ASCII's control characters.
+            is_text = len(data.translate(None, _CONTROLS)) == len(data)
+        else:
+            is_text = _BINARY.search(text) is None
+        return Decoded(text, codec) if is_text else None
     return None
 
 

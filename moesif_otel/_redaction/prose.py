@@ -53,6 +53,9 @@ _URL_MARKS: Final = frozenset("/@")
 _ESCAPED: Final = frozenset("nrtbf")
 _PERCENT: Final = re.compile(r"%[0-9A-Fa-f]{2}")
 _ENTITY: Final = re.compile(r"&(?:#|lt|quot|colon|equals|nbsp)")
+_STRETCH: Final = 1_024
+_LINE_START: Final = re.compile(r"\n")
+_BETWEEN_TAGS: Final = re.compile(r">\s{0,256}(?=<)")
 _MAX_UNDONE: Final = 4
 _PART_NAME: Final = re.compile(r"""form-data;[^\r\n]{0,256}?\bname\*?=\\{0,31}"?([^";\\\r\n]{1,80})""", re.IGNORECASE)
 _DELIMITERS: Final = ",;\t|"
@@ -150,7 +153,13 @@ def _pairs(look: Inspection, text: str, *, cut: bool, more: bool) -> tuple[str, 
     """Do the same for `name: value`, `--name value` and `"name", "value"`."""
     out: list[str] = []
     done = at = 0
-    while (match := _KEY.search(text, at)) is not None:
+    looked_to = 0
+    while True:
+        if at >= looked_to:
+            at, looked_to = _next_concerned(look, text, at, _LINE_START)
+        match = _KEY.search(text, at)
+        if match is None:
+            break
         look.spend(0)
         at = match.end()
         verdict = _verdict(look, text, match)
@@ -176,6 +185,21 @@ def _pairs(look: Inspection, text: str, *, cut: bool, more: bool) -> tuple[str, 
     text = _without_flags(look, text)
     listed = _listed_at(look, text)
     return (text, False) if listed is None else (text[:listed] + HIDDEN, True)
+
+
+def _next_concerned(look: Inspection, text: str, at: int, edge: re.Pattern[str]) -> tuple[int, int]:
+    """Return start and end of the next stretch of a text that has to be looked into: most of a page, or a log, has not.
+
+    Stretches end where `edge` matches, so that nothing that counts lies on both sides.
+    """
+    concerned = look.rules.may_concern_text
+    while at < len(text):
+        found = edge.search(text, at + _STRETCH)
+        end = found.end() if found is not None else len(text)
+        if concerned(text[at:end]):
+            return at, end
+        at = end
+    return at, at
 
 
 def _verdict(look: Inspection, text: str, match: re.Match[str]) -> Verdict:
@@ -291,7 +315,7 @@ def _end_of_part_head(look: Inspection, text: str) -> int | None:
 def _is_secret(look: Inspection, label: str) -> bool:
     """Whether a cell, or the text of an element, is nothing but a name whose value is hidden."""
     label = label.strip().strip("\"'`*:").strip()
-    return _LABEL.match(label) is not None and look.rules.verdict(label) in {Verdict.HIDE, Verdict.REMOVE}
+    return _LABEL.match(label) is not None and look.rules.is_label(label)
 
 
 def _without_flags(look: Inspection, text: str) -> str:
@@ -342,8 +366,15 @@ class _Markup:
         self._out: list[str] = []
 
     def run(self) -> str:
-        text, start, at = self._text, 0, 0
-        while (tag := _TAG.search(text, at)) is not None:
+        text, start, at, looked_to = self._text, 0, 0, 0
+        while True:
+            if start == at >= looked_to and not (self._card or self._card_depth or self._label):
+                at, looked_to = _next_concerned(self._look, text, at, _BETWEEN_TAGS)
+                self._out.append(text[start:at])
+                start = at
+            tag = _TAG.search(text, at)
+            if tag is None:
+                break
             self._look.spend(0, 2)
             at = tag.end()
             if tag[2] is not None and not tag[4]:

@@ -109,6 +109,10 @@ class Rules:
             return Verdict.CARD
         return whole
 
+    def is_label(self, text: str) -> bool:
+        """Whether a whole text is a name whose value is hidden; texts are without end, so none is remembered."""
+        return self._judge_folded(fold(text)) is not Verdict.KEEP
+
     def _judge_folded(self, folded: str) -> Verdict:
         if folded in self._body_masks:
             return Verdict.REMOVE
