@@ -185,5 +185,8 @@ class ProfileCalls:
 
 
 def _on_event_loop() -> bool:
-    asyncio = sys.modules.get("asyncio")  # who runs a loop has imported it
-    return asyncio is not None and asyncio._get_running_loop() is not None
+    asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio")  # who runs a loop has imported it
+    if asyncio is not None and asyncio._get_running_loop() is not None:
+        return True
+    in_trio_run = getattr(getattr(trio, "lowlevel", None), "in_trio_run", None)  # since trio 0.23
+    return in_trio_run is not None and bool(in_trio_run())

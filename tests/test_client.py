@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -442,6 +443,24 @@ def test_without_waiting_they_are_queued(
     stats = middleware.ended()
     assert (stats["accepted"], stats["delivered"], stats["held_bytes"]) == (3, 3, 0)
     assert server.posts == [(f"/v1/{kind}/batch", [profile, profile, profile])]
+
+
+@pytest.mark.parametrize("library", ["asyncio", "trio"])
+def test_on_an_event_loop_nothing_waits(server: Server, library: str) -> None:
+    """A call that would block the loop is queued, whatever `wait` says; beside the loop it waits again."""
+    middleware = Middleware(server, EVENT_BATCH_TIMEOUT=60)
+
+    async def on_the_loop() -> bool:
+        return middleware.update_user(USER_PROFILE)
+
+    if library == "asyncio":
+        assert asyncio.run(on_the_loop())
+    else:
+        assert pytest.importorskip("trio").run(on_the_loop)
+    assert server.posts == []
+    assert middleware.update_user(USER_PROFILE)
+    assert server.posts == [("/v1/users", USER_PROFILE)]
+    assert middleware.ended()["delivered"] == 1
 
 
 def test_queued_profiles_of_several_kinds_go_to_their_own_paths(server: Server) -> None:
