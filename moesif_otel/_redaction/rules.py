@@ -111,7 +111,9 @@ class Rules:
 
     def is_label(self, text: str) -> bool:
         """Whether a whole text is a name whose value is hidden; texts are without end, so none is remembered."""
-        return self._judge_folded(fold(text)) is not Verdict.KEEP
+        if self._judge_folded(fold(text)) is not Verdict.KEEP:
+            return True
+        return ("." in text or "[" in text) and self._judge(text) in {Verdict.HIDE, Verdict.REMOVE}
 
     def _judge_folded(self, folded: str) -> Verdict:
         if folded in self._body_masks:

@@ -71,6 +71,7 @@ def left(
         ("DB_PASSWORD=S\nX=1", "text/plain", "DB_PASSWORD=(hidden)\nX=1"),
         ("user,password\njoe,S\n", "text/csv", "user,password(hidden)"),
         ('"user";"API Key"\n"joe";"S"\n', "text/csv", '"user";"API Key"(hidden)'),
+        ("user[password];db.password\nS;S\n", "text/csv", "user[password];db.password(hidden)"),
         ("password\nS\n", "text/csv", "password(hidden)"),
         ('a:1:{s:8:"password";s:7:"S";}', "text/plain", 'a:1:{s:8:"password(hidden)'),
         ("d8:password10:S", "text/plain", "d8:password10:(hidden)"),
