@@ -60,10 +60,13 @@ def _version() -> str:
 
 
 def _compressor_module() -> Any:
-    try:  # the same format, several times as fast
-        return importlib.import_module("zlib_ng.zlib_ng")
-    except ImportError:
-        return zlib
+    # The same format, in half of the time or a quarter; `isal` is a dependency where it has wheels.
+    for name in ("isal.isal_zlib", "zlib_ng.zlib_ng"):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            pass
+    return zlib
 
 
 _USER_AGENT: Final = f"moesif-otel/{_version()}"

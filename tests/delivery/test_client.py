@@ -8,11 +8,13 @@ import logging
 import os
 import threading
 import time
+import zlib
 
 import pytest
 import requests
 from moesifapi.configuration import Configuration
 
+from moesif_otel._delivery import client
 from moesif_otel._delivery.client import MoesifTransport, gzipped
 from moesif_otel._delivery.outcome import Outcome
 from tests.delivery.delivery_kit import APPLICATION_ID, payload, settings
@@ -287,8 +289,10 @@ def test_get_json_raises_in_time(server, transport, fault) -> None:
         transport.get_json("/v1/config", etag=None, timeout_s=0.5)
 
 
-def test_gzip_is_gzip() -> None:
+@pytest.mark.parametrize("module", [client._zlib, zlib], ids=["here", "zlib"])
+def test_gzip_is_gzip(module, monkeypatch) -> None:
     """What we compress is a gzip container whatever library did it."""
+    monkeypatch.setattr(client, "_zlib", module)
     assert gzip.decompress(gzipped(b"x" * 100_000)) == b"x" * 100_000
 
 
