@@ -188,5 +188,5 @@ def _on_event_loop() -> bool:
     asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio")  # who runs a loop has imported it
     if asyncio is not None and asyncio._get_running_loop() is not None:
         return True
-    in_trio_run = getattr(getattr(trio, "lowlevel", None), "in_trio_run", None)  # since trio 0.23
+    in_trio_run = getattr(getattr(trio, "lowlevel", None), "in_trio_run", None)  # older trios have none
     return in_trio_run is not None and bool(in_trio_run())
