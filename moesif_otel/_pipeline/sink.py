@@ -47,12 +47,15 @@ _HEADER_OVERHEAD_BYTES: Final = 160
 
 _MAX_EVENT_BYTES: Final = 1_000_000  # Moesif's limit of one event (API documentation, "limits")
 
-_AT_ONCE_BYTES: Final = 65_536
-"""A call that has captured more is not converted in its own thread.
+_AT_ONCE_BYTES: Final = 16_384
+"""A call that has captured more, or compressed bodies, is not converted in its own thread.
 
 There it makes this one call wait for as long as it takes; on a thread of ours every call waits for it, by whole switch
-intervals of the interpreter (p99 at saturation: half as much when converted at once, with 2, 8 and 40 KB bodies).
+intervals of the interpreter (p99 at saturation: half as much when converted at once, with 2, 8 and 40 KB bodies). But
+that thread may run an event loop, and a client can make 16 KB cost some milliseconds, what they decompress to 0.1 s.
 """
+
+_CONTENT_ENCODING: Final = "content-encoding"
 
 _FULL_RATE: Final = 100.0
 
@@ -113,23 +116,29 @@ class EventSink:
 
         Not for finalizers: see `submit_later`.
         """
-        if self._mask is not None or exchange.kept_bytes > _AT_ONCE_BYTES:
-            self.submit_later(exchange)
-        else:
-            try:
+        try:
+            if self._mask is not None or _may_take_long(exchange):
+                self.submit_later(exchange)
+            else:
                 self._make_now(exchange)
-            except Exception as exc:
-                self.guard.caught("taking a call", exc)
+        except Exception as exc:
+            self._give_up(exchange, exc)
         self.delivery.settle_at_exit()
 
     def submit_later(self, exchange: Exchange) -> None:
         """Take over a finished call as `submit` does, leaving all work to our thread; a finalizer may call it."""
         try:
-            self._hold_unprepared(exchange)
             held_bytes = EVENT_OVERHEAD_BYTES + held_by_texts(exchange)
-            self._submit(exchange, held_bytes)
+            self._hold_unprepared(exchange)
         except Exception as exc:
-            self.guard.caught("taking a call", exc)
+            self._give_up(exchange, exc)
+        else:
+            self._submit(exchange, held_bytes)
+
+    def _give_up(self, exchange: Exchange, exc: Exception) -> None:
+        self.guard.caught("taking a call", exc)
+        exchange.discard()
+        self._drop(DropReason.NOT_CONVERTIBLE)
 
     def submit_span(self, span: ReadableSpan) -> None:
         """Take a bare HTTP span of somebody's pipeline. Never raises, never waits."""
@@ -327,6 +336,17 @@ def _mask_of(mask: Callable[..., Any], guard: Guard) -> EventMask:
     from moesif_otel._pipeline.mask import EventMask as Mask
 
     return Mask(mask, guard)
+
+
+def _may_take_long(exchange: Exchange) -> bool:
+    kept_bytes = exchange.kept_bytes
+    if not kept_bytes or kept_bytes > _AT_ONCE_BYTES:
+        return kept_bytes > 0
+    return any(
+        len(name) == len(_CONTENT_ENCODING) and name.lower() == _CONTENT_ENCODING
+        for headers in (exchange.request_headers, exchange.response_headers)
+        for name, _ in headers
+    )
 
 
 def held_by_texts(exchange: Exchange) -> int:

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 import tracemalloc
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from opentelemetry.trace import SpanKind
@@ -36,12 +36,22 @@ def hanging() -> Iterator[str]:
     """The address of a Moesif that takes connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
+    # What hung ends now, in threads that a shutdown has not waited for.
+    deadline_s = time.monotonic() + 5
+    while any(thread.name.startswith("moesif-otel") for thread in threading.enumerate()) and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    for rig in Rig.made:
+        rig.sink.transport.close()
+    Rig.made.clear()
 
 
 class Rig:
     """A sink, and calls whose bodies are held by its budget."""
 
+    made: ClassVar[list[Rig]] = []
+
     def __init__(self, **options: Any) -> None:
+        Rig.made.append(self)
         self.calls = Calls()
         self.sink = EventSink(self.calls.options(**options))
         self.calls.budget = self.sink.budget
@@ -71,9 +81,9 @@ def test_a_small_call_is_converted_where_it_ends(sandbox: Sandbox) -> None:
     rig.sink.shutdown(1)
 
 
-@pytest.mark.parametrize("how", ["large", "masked", "later"])
+@pytest.mark.parametrize("how", ["large", "masked", "later", "compressed"])
 def test_other_calls_are_left_to_our_thread(sandbox: Sandbox, how: str) -> None:
-    """Large ones, masked ones and ones that a finalizer may submit; what they hold is charged meanwhile."""
+    """Large ones, masked ones, compressed ones and ones that a finalizer may submit; what they hold is charged."""
     threads: list[str] = []
 
     def mask(event: Any) -> Any:
@@ -83,6 +93,8 @@ def test_other_calls_are_left_to_our_thread(sandbox: Sandbox, how: str) -> None:
     rig = Rig(BASE_URI=sandbox.url, **({"MASK_EVENT_MODEL": mask} if how == "masked" else {}))
     body = json.dumps({"a": "x" * (90_000 if how == "large" else 10)}).encode()
     headers = [*JSON, ("X-Long", "y" * 50_000)]
+    if how == "compressed":
+        body, headers = gzip.compress(body), [*headers, ("content-ENCODING", "gzip")]
     exchange = rig.call(request=body, request_headers=headers)
     (rig.sink.submit_later if how == "later" else rig.sink.submit)(exchange)
     assert rig.stats["held_bytes"] > len(body) + 50_000
@@ -179,14 +191,16 @@ def test_a_full_queue_costs_no_conversion(monkeypatch: pytest.MonkeyPatch) -> No
     rig.sink.shutdown(0.1)
 
 
-def test_a_call_that_cannot_be_converted_is_counted() -> None:
+@pytest.mark.parametrize("later", [False, True])
+def test_a_call_that_cannot_be_converted_is_counted(later: bool) -> None:
     """An error of ours is told once, and the call's bytes are given back."""
     rig = Rig(BASE_URI="http://127.0.0.1:9")
     exchange = rig.call(request=b"x")
     exchange.request_headers = 5
-    rig.sink.submit(exchange)
+    (rig.sink.submit_later if later else rig.sink.submit)(exchange)
     assert rig.stats["dropped"] == {DropReason.NOT_CONVERTIBLE.value: 1}
-    assert list(rig.stats["errors"]) == ["conversion of a call"]
+    assert list(rig.stats["errors"]) == ["taking a call"]
+    assert exchange.request_body is None
     assert rig.stats["held_bytes"] == 0
     rig.sink.shutdown(0.1)
 
