@@ -4,9 +4,10 @@ What a client sends lies within these bounds or is left out with its reason in t
 inspected by half and sent. One event has two sides, and each side's headers and body are inspected within an
 `Inspection` of their own. An `Inspection` ends a body after `MAX_INSPECTED_BYTES` (a text inside a text counts again
 at every level) and `MAX_NODES` steps of Python code: strings of JSON, pairs of a form, tags, parts, `name: value`
-pairs. A step costs about a microsecond and a byte some nanoseconds, so the worst event known costs some 0.1 s of CPU
-for a body (`tests/redaction/test_budget.py` counts the work, `python -m benchmarks.fuzz_events` measures it); one of
-100 KB of ordinary JSON costs less than one millisecond.
+pairs. A step costs one to three microseconds and a byte some nanoseconds: the worst bodies known, of 450 KB once they
+are decoded, cost 0.15 s of CPU, 32 KB of the worst headers 0.04 s, both measured on an ordinary machine of 2026.
+`tests/redaction/test_budget.py` counts the calls, so that this stays so. Ordinary JSON of 43 KB with nothing to hide
+costs 0.2 ms, with a password in it 2.5 ms.
 """
 
 from __future__ import annotations

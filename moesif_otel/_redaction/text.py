@@ -14,8 +14,8 @@ import orjson
 from moesif_otel._redaction.budget import MAX_NESTING, Inspection, OverBudget
 from moesif_otel._redaction.cards import has_card_number
 from moesif_otel._redaction.json_text import is_json_text, redact_json
+from moesif_otel._redaction.markup import redact_prose
 from moesif_otel._redaction.names import HIDDEN, Verdict
-from moesif_otel._redaction.prose import redact_prose
 from moesif_otel._redaction.urls import inspect_url
 
 if TYPE_CHECKING:
