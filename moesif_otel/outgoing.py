@@ -181,7 +181,7 @@ class OutgoingCapture:
         self.stop(timeout_millis)
 
     def stats(self) -> Stats:
-        """Give the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
+        """Return the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
         return self._pipeline.stats()
 
     def __enter__(self) -> Self:

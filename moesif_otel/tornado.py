@@ -1,8 +1,6 @@
-"""The Tornado door: `MoesifMiddleware`, a drop-in for the class of the same name in moesiftornado.
+"""`MoesifMiddleware` for Tornado, a drop-in for the class of the same name in moesiftornado.
 
-Owns: the middleware, its choice of a tracer provider at the first request, Tornado's access log.
-Threads: any; construction starts none.
-Never: raises into a request, waits for the network on the event loop, changes the application's own telemetry.
+Construction starts no thread; the tracer provider is chosen at the first request.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from tornado.web import Application, RequestHandler
 
 from moesif_otel._capture.callbacks import check_signatures
-from moesif_otel._capture.tornado.capture import TornadoTap
+from moesif_otel._capture.tornado.capture import TornadoCapture
 from moesif_otel._capture.tornado.spans import instrumentation
 from moesif_otel._pipeline.middleware import Middleware
 from moesif_otel.errors import MoesifConfigError
@@ -84,9 +82,9 @@ class MoesifMiddleware(Middleware):
         check_signatures(settings, ("handler",))
         super().__init__(settings, tracer_provider)
         self._log_function = log_function
-        # The tap finds itself here, from the `log_function` of an application.
-        self._tornado_tap = TornadoTap(self._pipeline, before_first=self._resolve)
-        self._tornado_tap.start()
+        # The capture finds itself here, from the `log_function` of an application.
+        self._tornado_capture = TornadoCapture(self._pipeline, before_first=self._resolve)
+        self._tornado_capture.start()
 
     def log_event(self, handler: RequestHandler) -> None:
         """Take the end of a call: give this to `tornado.web.Application(…, log_function=middleware.log_event)`.
@@ -100,11 +98,11 @@ class MoesifMiddleware(Middleware):
         Raises:
             What the `log_function` given at construction raises.
         """
-        tap = self._tornado_tap
-        tap.log_event(handler)
+        capture = self._tornado_capture
+        capture.log_event(handler)
         log_function = self._log_function
         if log_function is tornado_access_log:
-            if tap.is_log_function_of(handler):
+            if capture.is_log_function_of(handler):
                 self._pipeline.guard.run("Tornado's access log", log_function, handler)
         elif log_function is not None:
             log_function(handler)
@@ -120,7 +118,7 @@ class MoesifMiddleware(Middleware):
         The last middleware that stops restores Tornado; the applications are served on, and their access log goes on.
         Calls made with `requests` are no longer captured either.
         """
-        self._tornado_tap.stop()
+        self._tornado_capture.stop()
         outgoing, self._outgoing = self._outgoing, None
         if outgoing is not None:
             outgoing.stop()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from moesif_otel._capture.asgi.capture import AsgiCapture
     from moesif_otel._capture.outgoing import Route
-    from moesif_otel._capture.tornado.capture import TornadoTap
+    from moesif_otel._capture.tornado.capture import TornadoCapture
     from moesif_otel._capture.wsgi.capture import WsgiCapture
     from moesif_otel._delivery.stats import Stats
     from moesif_otel._pipeline.pipeline import Pipeline
@@ -82,7 +82,7 @@ class Instrumentation:
         self._provider: Any = None
         self._route: Route | None = None
         self._asgi: AsgiCapture | None = None
-        self._tornado: TornadoTap | None = None
+        self._tornado: TornadoCapture | None = None
 
     def start(self) -> None:
         """Begin to capture. Never raises."""
@@ -162,7 +162,7 @@ class Instrumentation:
         if self._tornado is not None:
             return
         try:
-            from moesif_otel._capture.tornado.capture import TornadoTap
+            from moesif_otel._capture.tornado.capture import TornadoCapture
         except ImportError as exc:
             _logger.error(
                 "moesif_otel: calls to this Tornado are not captured (%s is missing); for a version that is known: %s",
@@ -171,7 +171,7 @@ class Instrumentation:
             )
             return
         pipeline = self.pipeline()
-        self._tornado = TornadoTap(
+        self._tornado = TornadoCapture(
             pipeline, before_first=functools.partial(self._watch_provider, pipeline), everywhere=True
         )
         if self._active:

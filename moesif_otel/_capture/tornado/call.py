@@ -365,7 +365,7 @@ class ResponseTee(OutputTransform):
 
 
 def chained_close(previous: Callable[[], None], call: Call) -> Callable[[], None]:
-    """Give a close callback that does what the connection would have done, then ends the call."""
+    """Return a close callback that does what the connection would have done, then ends the call."""
 
     def on_close() -> None:
         try:
@@ -377,7 +377,7 @@ def chained_close(previous: Callable[[], None], call: Call) -> Callable[[], None
 
 
 def _teed(receive: Callable[..., Any], body: CapturedBody, exchange: Exchange) -> Callable[..., Any]:
-    """Give a `data_received` that notes each part and hands it to the handler's own."""
+    """Return a `data_received` that notes each part and hands it to the handler's own."""
 
     def data_received(chunk: bytes) -> Any:
         try:
@@ -391,7 +391,7 @@ def _teed(receive: Callable[..., Any], body: CapturedBody, exchange: Exchange) -
 
 
 def _failure(status: int | None, *, streamed: bool) -> BaseException | None:
-    """Give the exception that Tornado is answering for, if this is such an answer.
+    """Return the exception that Tornado is answering for, if this is such an answer.
 
     `log_function` then runs inside Tornado's `except` clause. A handler that catches its own exception and finishes
     in its `except` clause with an answer of its own has not failed.

@@ -1,13 +1,10 @@
-"""The Tornado tap: requests of the applications that asked for it, from their first byte to their last.
+"""Capture of Tornado: requests of the applications that asked for it, from their first byte to their last.
 
-Owns: `TornadoTap`, which applications it serves, and the wrappers around `RequestHandler._execute`,
-`Application.find_handler` and `WSGIContainer.environ`.
-Threads: those of event loops; taps start and stop in any.
-Never: captures an application that did not ask, changes what a client or a handler sees, raises, waits.
-
-`_execute` is wrapped because it runs in the handler's own task, before any instrumentor's span starts there: the
-Exchange is set in that task's context and needs no reset. `find_handler` is wrapped because it is the one place that
-knows under which application another one is mounted, and because it runs before the handler's class is instrumented.
+`RequestHandler._execute` is wrapped because it runs in the handler's own task, before any instrumentor's span starts
+there: the Exchange is set in that task's context and needs no reset. `find_handler` is wrapped because it is the one
+place that knows under which application another one is mounted, and because it runs before the handler's class is
+instrumented. Captures start and stop in any thread; the rest runs on event loops. An application that did not ask is
+not captured, and neither a client nor a handler sees a difference.
 """
 
 from __future__ import annotations
@@ -36,28 +33,28 @@ if TYPE_CHECKING:
 
     from moesif_otel._capture.exchange import Exchange, Pipeline
 
-__all__ = ["TAP_ATTRIBUTE", "TornadoTap"]
+__all__ = ["CAPTURE_ATTRIBUTE", "TornadoCapture"]
 
-TAP_ATTRIBUTE: Final = "_tornado_tap"
-"""Where the owner of a `log_function` method keeps its tap."""
+CAPTURE_ATTRIBUTE: Final = "_tornado_capture"
+"""Where the owner of a `log_function` method keeps its capture."""
 
 _CALLS: Final = "_moesif_otel_calls"
 _CLAIMS: Final = "_moesif_otel_claims"
-_TAPS: Final = "_moesif_otel_taps"
+_CAPTURES: Final = "_moesif_otel_captures"
 
-_remembered: Final[weakref.WeakKeyDictionary[Application, tuple[TornadoTap, ...]]] = weakref.WeakKeyDictionary()
+_remembered: Final[weakref.WeakKeyDictionary[Application, tuple[TornadoCapture, ...]]] = weakref.WeakKeyDictionary()
 _remembered_lock: Final = threading.Lock()
-_everywhere: Final[weakref.WeakSet[TornadoTap]] = weakref.WeakSet()
+_everywhere: Final[weakref.WeakSet[TornadoCapture]] = weakref.WeakSet()
 
 
-class TornadoTap:
+class TornadoCapture:
     """Captures the requests of the applications whose `log_function` leads to it.
 
     Args:
         pipeline: Whose calls they are.
         before_first: Called once, before the first request is routed to a handler (resolves the tracer provider).
-        everywhere: Also capture applications that did not ask, but for those that ask another tap which delivers to the
-            same place (for `instrument` and the zero-code run).
+        everywhere: Also capture applications that did not ask, but for those that ask another capture which delivers
+            to the same place (for `instrument` and the zero-code run).
 
     Thread-safe.
     """
@@ -83,7 +80,7 @@ class TornadoTap:
             self.pipeline.guard.caught("capture of this Tornado version", exc)
 
     def stop(self) -> None:
-        """Capture no new requests; those that run are recorded to their end. The last tap restores Tornado."""
+        """Capture no new requests; those that run are recorded to their end. The last capture restores Tornado."""
         self.active = False
         _everywhere.discard(self)
         _patches.release(self)
@@ -110,7 +107,7 @@ class TornadoTap:
             elif self.active:
                 _remember(handler.application, self)
                 key = self.pipeline.settings.pipeline_key
-                if not any(tap.pipeline.settings.pipeline_key == key for tap in _calls_of(handler.request)):
+                if not any(capture.pipeline.settings.pipeline_key == key for capture in _calls_of(handler.request)):
                     self._record_late(handler)
         except Exception as exc:
             self._failed("the end of a Tornado request", exc)
@@ -118,7 +115,7 @@ class TornadoTap:
     def is_log_function_of(self, handler: Any) -> bool:
         """Whether the handler's application calls us itself, and not some function of the user's that does."""
         try:
-            return self in _taps_of_function(handler.application)
+            return self in _captures_of_function(handler.application)
         except Exception as exc:
             self.pipeline.guard.caught("the end of a Tornado request", exc)
             return False
@@ -155,7 +152,7 @@ class TornadoTap:
     def _call_for(self, exchange: Exchange, handler: RequestHandler) -> Call:
         if isinstance(handler, FallbackHandler):
             return ConnectionCall(exchange, handler)
-        return HandlerCall(exchange, handler, awaits_log=self in _taps_of_function(handler.application))
+        return HandlerCall(exchange, handler, awaits_log=self in _captures_of_function(handler.application))
 
     def _record_late(self, handler: RequestHandler) -> None:
         exchange = open_exchange(self.pipeline, handler)
@@ -173,69 +170,69 @@ class TornadoTap:
             self.active = False
 
 
-# Which taps capture what.
+# Which captures capture what.
 
 
-def _taps_of_function(application: Application) -> tuple[TornadoTap, ...]:
-    """Return the tap that the application's `log_function` is a method of."""
+def _captures_of_function(application: Application) -> tuple[TornadoCapture, ...]:
+    """Return the capture that the application's `log_function` is a method of."""
     function = application.settings.get("log_function")
-    known: tuple[Any, tuple[TornadoTap, ...]] | None = application.__dict__.get(_TAPS)
+    known: tuple[Any, tuple[TornadoCapture, ...]] | None = application.__dict__.get(_CAPTURES)
     if known is None or known[0] is not function:
-        known = application.__dict__[_TAPS] = function, _find_taps(function)
+        known = application.__dict__[_CAPTURES] = function, _find_captures(function)
     return known[1]
 
 
-def _find_taps(function: Any) -> tuple[TornadoTap, ...]:
+def _find_captures(function: Any) -> tuple[TornadoCapture, ...]:
     while isinstance(function, functools.partial):
         function = function.func
     try:
         # The instance's own attributes only: no property or `__getattr__` of the application's runs.
         owner = function.__self__
-        tap = owner if isinstance(owner, TornadoTap) else vars(owner).get(TAP_ATTRIBUTE)
+        capture = owner if isinstance(owner, TornadoCapture) else vars(owner).get(CAPTURE_ATTRIBUTE)
     except (AttributeError, TypeError):
         return ()
-    return (tap,) if isinstance(tap, TornadoTap) else ()
+    return (capture,) if isinstance(capture, TornadoCapture) else ()
 
 
-def _taps_of(application: Application) -> tuple[TornadoTap, ...]:
-    taps = _taps_of_function(application)
+def _captures_of(application: Application) -> tuple[TornadoCapture, ...]:
+    captures = _captures_of_function(application)
     more = _remembered.get(application) if _remembered else None
-    return taps if more is None else (*taps, *(tap for tap in more if tap not in taps))
+    return captures if more is None else (*captures, *(capture for capture in more if capture not in captures))
 
 
-def _with_everywhere(taps: tuple[TornadoTap, ...]) -> tuple[TornadoTap, ...]:
-    """Add the taps that capture every application, where none of `taps` delivers to the same place."""
+def _with_everywhere(captures: tuple[TornadoCapture, ...]) -> tuple[TornadoCapture, ...]:
+    """Add the captures that capture every application, where none of `captures` delivers to the same place."""
     if not _everywhere:
-        return taps
-    for tap in tuple(_everywhere):
-        key = tap.pipeline.settings.pipeline_key
-        if not any(one.pipeline.settings.pipeline_key == key for one in taps):
-            taps = (*taps, tap)
-    return taps
+        return captures
+    for capture in tuple(_everywhere):
+        key = capture.pipeline.settings.pipeline_key
+        if not any(one.pipeline.settings.pipeline_key == key for one in captures):
+            captures = (*captures, capture)
+    return captures
 
 
-def _remember(application: Application, tap: TornadoTap) -> None:
+def _remember(application: Application, capture: TornadoCapture) -> None:
     with _remembered_lock:
         known = _remembered.get(application, ())
-        if tap not in known:
-            _remembered[application] = (*known, tap)
+        if capture not in known:
+            _remembered[application] = (*known, capture)
 
 
-def _calls_of(request: HTTPServerRequest) -> dict[TornadoTap, Call]:
-    calls: dict[TornadoTap, Call] = request.__dict__.setdefault(_CALLS, {})
+def _calls_of(request: HTTPServerRequest) -> dict[TornadoCapture, Call]:
+    calls: dict[TornadoCapture, Call] = request.__dict__.setdefault(_CALLS, {})
     return calls
 
 
 def _present_calls(request: HTTPServerRequest) -> Iterable[Call]:
-    calls: dict[TornadoTap, Call] = request.__dict__.get(_CALLS, {})
+    calls: dict[TornadoCapture, Call] = request.__dict__.get(_CALLS, {})
     return calls.values()
 
 
-def _taps_for(handler: RequestHandler) -> Sequence[TornadoTap]:
+def _captures_for(handler: RequestHandler) -> Sequence[TornadoCapture]:
     try:
-        claimed: tuple[TornadoTap, ...] | None = handler.request.__dict__.get(_CLAIMS)
-        taps = claimed if claimed is not None else _with_everywhere(_taps_of(handler.application))
-        return [tap for tap in taps if tap.active] if taps else ()
+        claimed: tuple[TornadoCapture, ...] | None = handler.request.__dict__.get(_CLAIMS)
+        captures = claimed if claimed is not None else _with_everywhere(_captures_of(handler.application))
+        return [capture for capture in captures if capture.active] if captures else ()
     except Exception as exc:
         PROCESS_GUARD.caught("capture of a Tornado request", exc)
         return ()
@@ -245,15 +242,15 @@ def _taps_for(handler: RequestHandler) -> Sequence[TornadoTap]:
 
 
 def _find_handler(find: Any, application: Application, request: HTTPServerRequest, /, *args: Any, **kwargs: Any) -> Any:
-    """Do `Application.find_handler`, and note which taps a request belongs to."""
+    """Do `Application.find_handler`, and note which captures a request belongs to."""
     try:
         # The innermost application that asked has the say; one that did not is its outer one's.
-        taps = _with_everywhere(_taps_of(application) or request.__dict__.get(_CLAIMS, ()))
-        if taps:
-            request.__dict__[_CLAIMS] = taps
-            for tap in taps:
-                if tap.active:
-                    tap.ready()
+        captures = _with_everywhere(_captures_of(application) or request.__dict__.get(_CLAIMS, ()))
+        if captures:
+            request.__dict__[_CLAIMS] = captures
+            for capture in captures:
+                if capture.active:
+                    capture.ready()
     except Exception as exc:
         PROCESS_GUARD.caught("routing of a Tornado request", exc)
     return find(application, request, *args, **kwargs)
@@ -263,10 +260,10 @@ async def _execute(
     execute: Any, handler: RequestHandler, transforms: list[OutputTransform], /, *args: Any, **kwargs: Any
 ) -> Any:
     """Do `RequestHandler._execute`, in the handler's own task, captured where somebody wants it."""
-    taps = _taps_for(handler)
-    if not taps:
+    captures = _captures_for(handler)
+    if not captures:
         return await execute(handler, transforms, *args, **kwargs)
-    calls = [call for tap in taps if (call := tap.open(handler)) is not None]
+    calls = [call for capture in captures if (call := capture.open(handler)) is not None]
     for call in calls:
         govern(call)
         if isinstance(call, HandlerCall):

@@ -1,11 +1,8 @@
 """Requests that a `FallbackHandler` passes to a WSGI container, another application or any other callable.
 
-Owns: `ConnectionCall`, which sees the response on the connection, and the mark that tells a WSGI tap inside of it.
-Threads: the event loop's; a WSGI container may run its application in others, which touch nothing here.
-Never: raises into the server, changes what is written, leaves anything on a connection after the call.
-
 Such a handler calls neither transforms nor `log_function`: the connection is the only place left. A connection object
-serves one request (`HTTP1ServerConnection` makes a new one for each), so its own attributes reach nobody else.
+serves one request (`HTTP1ServerConnection` makes a new one for each), so its own attributes reach nobody else; they are
+taken off after the call. A WSGI container may run its application in other threads, which touch nothing here.
 """
 
 from __future__ import annotations
@@ -74,7 +71,7 @@ class ConnectionCall(Call):
         set_close_callback(self._chained(previous))
 
     def _followed(self, method: Callable[..., Any], seen: Callable[..., None]) -> Callable[..., Any]:
-        """Give `method` as it is, with `seen` told of each call that did not raise."""
+        """Return `method` as it is, with `seen` told of each call that did not raise."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
             result = method(*args, **kwargs)
@@ -87,7 +84,7 @@ class ConnectionCall(Call):
         return call
 
     def _with_headers(self, write_headers: Callable[..., Any]) -> Callable[..., Any]:
-        """Give `write_headers` with the headers that governance adds."""
+        """Return `write_headers` with the headers that governance adds."""
 
         def call(start_line: Any, headers: Any, *args: Any, **kwargs: Any) -> Any:
             try:
@@ -99,7 +96,7 @@ class ConnectionCall(Call):
         return call
 
     def _with_look(self, finish: Callable[..., Any]) -> Callable[..., Any]:
-        """Give `finish` with a look at the stream before: afterwards it may be closed because all is sent."""
+        """Return `finish` with a look at the stream before: afterwards it may be closed because all is sent."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
             self._client_left = client_is_gone(self._connection)

@@ -1,14 +1,9 @@
-"""Governance of Tornado requests: headers that rules add, and answers in place of the handler.
-
-Owns: asking the pipeline about a request, and answering a blocked one.
-Threads: the event loop's.
-Never: runs the handler's method or its `prepare` for a blocked request, keeps a request from its handler because of an
-error of ours.
+"""Governance of Tornado requests: asking the rules, and answering in place of the handler.
 
 A blocked request is answered where Tornado calls `prepare`, which is replaced on the instance: everything around it
 (the future that a streamed upload waits for, `on_finish`, the access log, errors, spans and metrics) is Tornado's own
 and the instrumentor's, as for any handler that finishes in `prepare`. What Tornado itself refuses before that stays
-refused: 405, 400 for a malformed body, 403 for a missing XSRF token.
+refused: 405, 400 for a malformed body, 403 for a missing XSRF token. No error of ours keeps a request from its handler.
 """
 
 from __future__ import annotations
@@ -90,7 +85,7 @@ def _write(handler: RequestHandler, decision: Decision) -> None:
 
 
 def _inside_instrumentation(handler: RequestHandler, answer: Callable[[], Any]) -> Callable[[], Any]:
-    """Give `answer` as OpenTelemetry's instrumentor would have it called: its wrapper stands around the class's method.
+    """Return `answer` as OpenTelemetry's instrumentor would have it called: its wrapper is around the class's method.
 
     Without it the request would have no span, and the instrumentor's count of active requests would go below zero.
     """

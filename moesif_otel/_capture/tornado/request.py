@@ -1,9 +1,4 @@
-"""What an event needs of a Tornado request, copied out of it so that the request itself is not kept.
-
-Owns: URL, headers, address and start of an `HTTPServerRequest`, noted in a new Exchange.
-Threads: the event loop's.
-Never: reads a body, raises for odd bytes in a request line.
-"""
+"""What an event needs of a Tornado request, copied out of it so that the request itself is not kept."""
 
 from __future__ import annotations
 

@@ -1,10 +1,6 @@
 """What we use of Tornado that is not documented, each member in one function.
 
-Owns: the adapters to Tornado's half-private members, and the error that says one of them is gone.
-Threads: the event loop's.
-Never: changes anything; `tests/capture/test_tornado_shape.py` is the canary of every function here.
-
-Tried on Tornado 6.0.4 and 6.6.1.
+`tests/capture/tornado/test_shape.py` is the canary of every function here. Tried on Tornado 6.0.4 and 6.6.1.
 """
 
 from __future__ import annotations
@@ -33,11 +29,11 @@ __all__ = [
 
 
 class UnknownShape(Exception):  # noqa: N818 - it is a finding about Tornado, not an error of a user's
-    """Tornado does not look as it did when this was written; the door stops capturing."""
+    """Tornado does not look as it did when this was written; nothing more is captured."""
 
 
 def check_tornado() -> None:
-    """Check, once, the method that the tap stands around.
+    """Check, once, the method that the capture stands around.
 
     Raises:
         UnknownShape: `RequestHandler._execute` is gone or takes other arguments.
@@ -75,7 +71,7 @@ def streams_request_body(handler: RequestHandler) -> bool:
 
 
 def close_callback_of(connection: Any) -> Callable[[], None] | None:
-    """Give what the connection calls when the client leaves; None when it calls nothing, or is none of Tornado's."""
+    """Return what the connection calls when the client leaves; None when it calls nothing, or is none of Tornado's."""
     if not isinstance(connection, HTTP1Connection) and not hasattr(connection, "_close_callback"):
         return None
     callback: Callable[[], None] | None = _member(connection, "_close_callback")

@@ -1,12 +1,8 @@
 """SERVER and CLIENT spans of Tornado, made by OpenTelemetry's own instrumentor on the provider of the user's.
 
-Owns: our activation of `TornadoInstrumentor`, and its end.
-Threads: any; under one lock.
-Never: activates an instrumentor that is active, stands in the way of the application's own `.instrument()` and
-`.uninstrument()`, records metrics, works on a private provider.
-
 The instrumentor is process-wide and one of its kind: once active, a later `.instrument(hooks)` of the application would
-be ignored. So ours is undone at that call, before it takes effect: the application finds Tornado as without us.
+be ignored. So ours is undone at that call, before it takes effect: the application finds Tornado as without us. One
+that is active already is left alone, no metrics are recorded, and nothing is done for a provider that nobody reads.
 """
 
 from __future__ import annotations

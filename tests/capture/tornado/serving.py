@@ -12,7 +12,7 @@ import tornado.netutil
 from tornado import httpserver
 
 from moesif_otel._capture.body import ByteBudget
-from moesif_otel._capture.tornado.capture import TornadoTap
+from moesif_otel._capture.tornado.capture import TornadoCapture
 from moesif_otel._guard import Guard
 from moesif_otel.settings import Settings
 
@@ -124,7 +124,7 @@ def recorder(**options: Any) -> Recorder:
 @contextlib.contextmanager
 def tapping(pipeline: Recorder | None = None, **options: Any):
     """Run with a started tap."""
-    tap = TornadoTap(pipeline or recorder(**options))
+    tap = TornadoCapture(pipeline or recorder(**options))
     tap.start()
     try:
         yield tap

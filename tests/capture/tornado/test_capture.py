@@ -33,7 +33,7 @@ from tests.capture.tornado.serving import (
 )
 
 if TYPE_CHECKING:
-    from moesif_otel._capture.tornado.capture import TornadoTap
+    from moesif_otel._capture.tornado.capture import TornadoCapture
 
 
 def compare(
@@ -177,7 +177,7 @@ def test_a_call_is_recorded_with_everything_the_wire_had():
 def test_a_call_begins_with_its_headers_and_not_with_the_end_of_its_body():
     """A slow upload is part of the call's time, although Tornado calls the handler only when it is there."""
 
-    async def serve(tap: TornadoTap) -> int:
+    async def serve(tap: TornadoCapture) -> int:
         async with serving(web.Application([("/orders", Orders)], log_function=tap.log_event)) as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             request = get("/orders", "Expect: 100-continue", method="POST", body=b'{"slow": 1}')
@@ -377,7 +377,7 @@ def test_odd_request_targets_make_a_full_url(request_line, url):
 def test_the_address_behind_a_proxy_is_the_one_tornado_was_told_to_believe():
     """With `xheaders` Tornado takes `X-Real-Ip`; we take what Tornado has."""
 
-    async def serve(tap: TornadoTap) -> None:
+    async def serve(tap: TornadoCapture) -> None:
         app = web.Application([("/orders", Orders)], log_function=tap.log_event)
         async with serving(app, xheaders=True) as port:
             await talk(port, get("/orders", "X-Real-Ip: 203.0.113.9", "X-Scheme: https"))
@@ -515,7 +515,7 @@ class Catching(Endless):
 def test_a_client_that_leaves_is_no_error_of_the_application(handler):
     """Whether the handler lets the failed write pass or catches it, and whoever hears of it first."""
 
-    async def serve(tap: TornadoTap) -> None:
+    async def serve(tap: TornadoCapture) -> None:
         async with serving(web.Application([("/", handler)], log_function=tap.log_event)) as port:
             for _ in range(5):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -544,7 +544,7 @@ def test_a_closed_stream_is_noticed_before_its_callback_runs(begun):
             self.request.connection.stream.close()
             self.write("to nobody")
 
-    async def serve(tap: TornadoTap) -> None:
+    async def serve(tap: TornadoCapture) -> None:
         async with serving(web.Application([("/", Unaware)], log_function=tap.log_event)) as port:
             await talk(port, get("/"))
             await eventually(lambda: tap.pipeline.seen)
@@ -564,7 +564,7 @@ def test_a_client_that_leaves_before_any_answer_is_recorded_without_one():
             started.set()
             await asyncio.Event().wait()
 
-    async def serve(tap: TornadoTap) -> None:
+    async def serve(tap: TornadoCapture) -> None:
         async with serving(web.Application([("/", Waiting)], log_function=tap.log_event)) as port:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(get("/"))
@@ -590,7 +590,7 @@ def test_a_client_that_leaves_during_an_upload_is_recorded():
         def post(self) -> None:
             raise AssertionError
 
-    async def serve(tap: TornadoTap) -> None:
+    async def serve(tap: TornadoCapture) -> None:
         async with serving(web.Application([("/", Upload)], log_function=tap.log_event)) as port:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\nhalf")
@@ -678,7 +678,7 @@ def test_a_handler_that_never_finishes_is_recorded_when_it_is_collected():
             self._auto_finish = False
             self.request.connection.set_close_callback(None)
 
-    async def serve(tap: TornadoTap) -> None:
+    async def serve(tap: TornadoCapture) -> None:
         async with serving(web.Application([("/", Forgetting)], log_function=tap.log_event)) as port:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(get("/"))
@@ -801,7 +801,7 @@ def test_a_connection_that_cannot_be_watched_leaves_the_request_as_it_is():
             before.append({"detach", "data_received"} & set(vars(self)))
             self.write("served")
 
-    async def serve(tap: TornadoTap) -> None:
+    async def serve(tap: TornadoCapture) -> None:
         async with serving(web.Application([("/", Looking)], log_function=tap.log_event)) as port:
             assert (await talk(port, get("/"))).endswith(b"served")
 
@@ -973,7 +973,7 @@ def test_a_hundred_coroutines_each_have_their_own_identity():
     """`identify` inside interleaved handlers reaches its own call only."""
     pipeline = recorder()
 
-    async def serve(tap: TornadoTap) -> None:
+    async def serve(tap: TornadoCapture) -> None:
         everybody = asyncio.Event()
         inside = 0
 
@@ -1011,7 +1011,7 @@ def test_a_pipeline_that_fails_does_not_reach_the_application():
 
     pipeline = Failing(Settings.from_mapping({"APPLICATION_ID": "x"}))
 
-    async def serve(tap: TornadoTap) -> bytes:
+    async def serve(tap: TornadoCapture) -> bytes:
         async with serving(web.Application([("/orders", Orders)], log_function=tap.log_event)) as port:
             return await talk(port, get("/orders"))
 
@@ -1026,7 +1026,7 @@ def test_an_unknown_tornado_stops_capture_and_nothing_else(monkeypatch, caplog):
         "moesif_otel._capture.tornado.shape.getattr", lambda owner, name, *rest: _gone(owner, name, *rest), raising=False
     )
 
-    async def serve(tap: TornadoTap) -> list[bytes]:
+    async def serve(tap: TornadoCapture) -> list[bytes]:
         async with serving(web.Application([("/orders", Orders)], log_function=tap.log_event)) as port:
             return [await talk(port, get("/orders")) for _ in range(3)]
 
