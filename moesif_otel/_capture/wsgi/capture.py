@@ -33,6 +33,9 @@ EXCHANGES_KEY: Final = "moesif_otel.exchanges"
 TRANSACTION_ID_HEADER: Final = "X-Moesif-Transaction-Id"
 _TRANSACTION_ID_NAME: Final = TRANSACTION_ID_HEADER.lower()
 
+_enter: Final = current_exchange.set
+_leave: Final = current_exchange.reset
+
 _NO_BODY_STATUSES: Final = frozenset({204, 304})
 _WHOLE: Final = (list.__iter__, tuple.__iter__)
 _BYTES: Final = (bytes, bytearray, memoryview)
@@ -470,7 +473,11 @@ class ResponseStream:
             iter(self)
         self._has_begun = True
         call = self._call
-        token = call.enter()
+        # As `enter` and `leave` do: a call less each is felt in long streams.
+        span = call._span
+        if span is not None:
+            span.enter()
+        token = _enter(call._exchange)
         try:
             chunk = self._next()
         except StopIteration:
@@ -480,10 +487,18 @@ class ResponseStream:
             call.failed(exc)
             raise
         finally:
-            call.leave(token)
-        if not call._sent_bytes:
-            call._catch_up_headers()
-        call.piece(chunk)
+            _leave(token)
+            if span is not None:
+                span.leave()
+        body = call._exchange.response_body
+        if call._sent_bytes and type(chunk) is bytes and body is not None and body.kept_bytes >= body.max_bytes:
+            size_bytes = len(chunk)
+            call._sent_bytes += size_bytes
+            body.total_bytes += size_bytes
+        else:
+            if not call._sent_bytes:
+                call._catch_up_headers()
+            call.piece(chunk)
         return chunk
 
     def close(self) -> None:
