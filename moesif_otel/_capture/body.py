@@ -130,7 +130,7 @@ class CapturedBody:
         self._parts, self.kept_bytes, self.total_bytes, self.left_out = [], 0, 0, None
 
     def data(self) -> bytes:
-        """Give the kept part as one piece."""
+        """Return the kept part as one piece."""
         parts = self._parts
         if len(parts) > 1:
             parts = self._parts = [b"".join(parts)]

@@ -92,7 +92,7 @@ class Decision(Protocol):
         ...
 
     def added_to(self, headers: Headers) -> Headers:
-        """Give the application's headers with the decision's behind them."""
+        """Return the application's headers with the decision's behind them."""
         ...
 
 
@@ -121,7 +121,7 @@ class Governed(Protocol):
 
 
 class Pipeline(Protocol):
-    """What a tap needs of the pipeline that it works for (`processor.MoesifSpanProcessor`)."""
+    """What a capture needs of the pipeline that it works for (`_pipeline.pipeline.Pipeline`)."""
 
     settings: Settings
     guard: Guard
@@ -187,7 +187,7 @@ class Pipeline(Protocol):
         ...
 
     def finished(self, exchange: Exchange) -> None:
-        """Take a finished Exchange: runs the callbacks here and now, and hands it on. Never raises, never waits."""
+        """Take a finished Exchange: run the callbacks here and now, and submit it. Never raises, never waits."""
         ...
 
     def finished_late(self, exchange: Exchange) -> None:
@@ -204,14 +204,14 @@ class Pipeline(Protocol):
 
 
 class Exchange:
-    """One request and its response, as seen by a tap.
+    """One request and its response, as seen by a capture.
 
     Args:
-        pipeline: Whose tap this is.
+        pipeline: Whose capture this is.
         direction: `Incoming` for calls to this service, `Outgoing` for its own calls.
         method: HTTP method.
 
-    Attributes that a tap fills (everything else belongs to the pipeline):
+    Attributes that a capture fills (everything else belongs to the pipeline):
         url: Full URL, or a function of no arguments that builds it later on our own thread.
         request_headers, response_headers: List of (name, value), repetitions kept; or a function that gives it.
         peer_address: Address of the connection's other end (`REMOTE_ADDR`).
@@ -298,7 +298,7 @@ class Exchange:
         self.parent_span_id: int | None = None
         self.has_remote_parent = False
         self.inner_server_span = False  # an instrumentor inside made a span of its own for this very request
-        # A tap that knows only the server or the framework opened it; a middleware in the code takes over.
+        # A capture that knows only the server or the framework opened it; a middleware in the code takes over.
         self.provisional = False
         self.governed = False  # the governance rules have been asked
         # Whether `outer` is of this very request too, seen for another pipeline.
@@ -466,7 +466,7 @@ class Exchange:
 
 
 def chain(innermost: Exchange | None) -> Sequence[Exchange]:
-    """Give an Exchange and the ones around it, innermost first."""
+    """Return an Exchange and the ones around it, innermost first."""
     found: list[Exchange] = []
     while innermost is not None:
         found.append(innermost)

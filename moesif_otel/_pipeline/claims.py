@@ -1,8 +1,6 @@
 """Which spans a pipeline has taken, so that an exporter of the same pipeline does not send their calls again.
 
-Owns: the process-wide sets of claimed (trace id, span id), one for each application id and base URI.
-Threads: any, and finalizers; set and deque operations only, no lock.
-Never: grows beyond its bound.
+Any thread and any finalizer may ask and claim: set and deque operations only, no lock, and a bound.
 """
 
 from __future__ import annotations
@@ -47,6 +45,6 @@ _claims: dict[tuple[str, str], ClaimSet] = {}
 
 
 def claims_of(pipeline_key: tuple[str, str]) -> ClaimSet:
-    """Give the claims of one application id and base URI."""
+    """Return the claims of one application id and base URI."""
     # dict.setdefault is atomic: two threads get the same set.
     return _claims.get(pipeline_key) or _claims.setdefault(pipeline_key, ClaimSet())

@@ -172,6 +172,7 @@ class Pipeline:
         self._finishing: dict[int, _Finishing] = {}
         self._late_work: queue.SimpleQueue[Exchange] = queue.SimpleQueue()
         self._late_thread: threading.Thread | None = None
+        self._look_is_due = False  # whether our own thread will look at the calls that wait
         self._housekeepers: set[int] = set()  # threads that have taken calls which are in no table for a moment
         self._late: queue.SimpleQueue[Exchange] = queue.SimpleQueue()
         # Grows in a forked child. A plain number: to ask delivery each time is to ask for the process id each time.
@@ -359,7 +360,7 @@ class Pipeline:
         self._waiting[id(exchange)] = (time.monotonic() + _SPAN_GRACE_S, exchange)
         if _has_ended(exchange):  # just now, in another thread that did not see us waiting
             self._submit(exchange)
-        else:
+        elif not self._look_is_due:  # one that is due comes within the second that this call waits, and sees it
             self.sink.delivery.wake()
 
     def _submit(self, exchange: Exchange, *, now: bool = True) -> None:
@@ -481,7 +482,14 @@ class Pipeline:
     # Our own thread's side.
 
     def housekeeping(self) -> float | None:
-        """Finish what finalizers left and submit calls whose span does not end; return the seconds to the next wish."""
+        """Look after calls on our own thread; return in how many seconds to look again, None for no need."""
+        self._look_is_due = False  # before looking: who comes later asks for a look of its own
+        wait_s = self._look_after_calls()
+        self._look_is_due = wait_s is not None
+        return wait_s
+
+    def _look_after_calls(self) -> float | None:
+        """Finish what finalizers left, submit calls whose span does not end; return when the next one is due."""
         here = threading.get_ident()
         self._housekeepers.add(here)
         try:
@@ -588,12 +596,12 @@ class Pipeline:
 
     def _settle(self, deadline_s: float) -> None:
         """Submit all that has finished; callbacks that are at work get until the deadline."""
-        self.guard.run("housekeeping", self.housekeeping)
-        here = threading.get_ident()
-        others = [key for key, one in tuple(self._finishing.items()) if one.thread_id != here]
-        while time.monotonic() < deadline_s and (
-            any(key in self._finishing for key in others) or self._housekeepers - {here}
-        ):
+        self.guard.run("housekeeping", self._look_after_calls)
+        here = {threading.get_ident()}
+        while self._housekeepers - here and time.monotonic() < deadline_s:
+            time.sleep(_POLL_S)
+        others = [key for key, one in tuple(self._finishing.items()) if one.thread_id not in here]
+        while any(key in self._finishing for key in others) and time.monotonic() < deadline_s:
             time.sleep(_POLL_S)
         for one in tuple(self._finishing.values()):
             self._end_finishing(one.exchange)
@@ -605,7 +613,7 @@ class Pipeline:
         self.generation += 1
         self._bound, self._live, self._waiting, self._finishing, self._opened = {}, {}, {}, {}, set()
         self._late, self._late_work, self._late_thread = queue.SimpleQueue(), queue.SimpleQueue(), None
-        self._housekeepers = set()
+        self._housekeepers, self._look_is_due = set(), False
 
     def stats(self) -> Stats:
         """Return the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""

@@ -105,7 +105,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def dispatcher_on(provider: Any) -> Dispatcher:
-    """Give the dispatcher of a provider, adding it when it is the first time."""
+    """Return the dispatcher of a provider; the first time it is added."""
     with _dispatchers_lock:
         dispatcher = _dispatchers.get(provider)
         if dispatcher is None:

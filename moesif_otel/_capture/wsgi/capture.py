@@ -538,7 +538,7 @@ class SizedResponseStream(ResponseStream):
 
 
 def _offer_to_callbacks(exchange: Exchange, path_info: Any, script_name: Any) -> None:
-    """Give the callbacks what the documentation of moesifwsgi promises them, in a copy of the environ.
+    """Prepare for the callbacks what the documentation of moesifwsgi promises them, in a copy of the environ.
 
     Routers move parts of the path to `SCRIPT_NAME`: callbacks get both as the server gave them.
     """
