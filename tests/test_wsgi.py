@@ -475,6 +475,7 @@ def test_a_span_is_made_where_nobody_else_makes_one(sandbox: Sandbox, global_pro
     for number in range(20):
         door.ask(f"/items/{number}")
     assert 8 <= len(global_provider.finished.get_finished_spans()) < 20
+    assert len(door.events()) == 22
 
 
 @pytest.mark.parametrize("given", [True, False])
