@@ -266,8 +266,11 @@ class Delivery(Generic[T]):
                 state.sender_count += 1
             state.started = True
         except RuntimeError as exc:
-            # The process ends (Python 3.12 and later), or may have no more threads: flush and shutdown do the work.
-            self.guard.caught("delivery.start_thread", exc)
+            # The process may have no more threads, or ends (Python 3.12 and later): flush and shutdown do the work.
+            if state.exit_left_s is None:
+                self.guard.caught("delivery.start_thread", exc)
+            else:
+                self.guard.count("delivery.start_thread")  # nothing that anybody should hear of
             state.start_again_at_s = self._clock.monotonic() + _AGAIN_S
         if self._measure is None:
             self._measure = self.guard.run("delivery.metrics", export_metrics, self, self.ledger) or _measure_nothing

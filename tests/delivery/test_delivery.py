@@ -624,7 +624,7 @@ def test_many_flushers_cost_little() -> None:
         assert time.process_time() - began < 10
 
 
-def test_a_call_that_ends_after_our_exit_handler_is_delivered() -> None:
+def test_a_call_that_ends_after_our_exit_handler_is_delivered(caplog) -> None:
     """At exit delivery stays open: what other handlers hand over later goes out, within SHUTDOWN_TIMEOUT in all."""
     clock = FakeClock()
     transport = MemoryTransport()
@@ -634,7 +634,9 @@ def test_a_call_that_ends_after_our_exit_handler_is_delivered() -> None:
         rig.delivery.settle_at_exit()
         assert transport.delivered == []
         rig.delivery.begin_exit()
+        caplog.clear()
         rig.delivery.finish_exit()
+        assert caplog.text == ""
         rig.submit(2)
         rig.delivery.settle_at_exit()
         assert transport.delivered == [payload(1), payload(2)]
