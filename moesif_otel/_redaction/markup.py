@@ -108,7 +108,19 @@ def _hidden(look: Inspection, text: str, leaf: Leaf, *, card: bool, cut: bool) -
 class _Markup:
     """One pass over XML or HTML, or over a text that has tags in it."""
 
-    __slots__ = ("_card", "_card_depth", "_card_tag", "_cut", "_label", "_leaf", "_look", "_out", "_text", "_within")
+    __slots__ = (
+        "_card",
+        "_card_depth",
+        "_card_tag",
+        "_cut",
+        "_label",
+        "_leaf",
+        "_look",
+        "_out",
+        "_text",
+        "_valued",
+        "_within",
+    )
 
     def __init__(self, look: Inspection, text: str, leaf: Leaf, *, card: bool, cut: bool) -> None:
         self._look = look
@@ -117,7 +129,8 @@ class _Markup:
         self._card = card
         self._cut = cut
         self._card_tag, self._card_depth = "", 0
-        self._label, self._within = False, ""
+        self._label = self._valued = False
+        self._within = ""
         self._out: list[str] = []
 
     def run(self) -> str:
@@ -141,6 +154,14 @@ class _Markup:
             if self._node(text[start : tag.start()], before_closing=tag[1] == "/", last=False):
                 return self._rest_hidden()
             start = at
+            if self._valued and tag[1] == "/":
+                self._label = self._valued = False
+            if tag[0] == "<!--" and self._label:
+                # Not the value that is waited for.
+                comment_end = text.find("-->", at)
+                self._out.append(f"<!--{HIDDEN}-->")
+                start = at = len(text) if comment_end < 0 else comment_end + 3
+                continue
             if tag[2] is None:
                 # The text of a comment or a CDATA section is text; its end is no tag.
                 self._out.append(tag[0])
@@ -174,7 +195,7 @@ class _Markup:
             return False
         if self._label:
             # The text before it, an element of its own, was the name: `<key>password</key><string>x</string>`.
-            self._label = False
+            self._valued = True
             self._out.append(HIDDEN)
             return False
         if before_closing and not last and is_label(self._look, node):

@@ -88,6 +88,8 @@ def left(
         ('<u password="S" b="c"/>', "text/xml", '<u password="(hidden)" b="c"/>'),
         ('<e key="password">S</e><b>c</b>', "text/xml", '<e key="password">(hidden)</e><b>c</b>'),
         ("<key>password</key><string>S</string><b>c</b>", "text/xml", "<key>password</key><string>(hidden)</string><b>c</b>"),
+        ("<key>password</key><!-- c --><string>S<!-- -->S</string><b>c</b>", "text/xml",
+         "<key>password</key><!--(hidden)--><string>(hidden)<!--(hidden)-->(hidden)</string><b>c</b>"),
         ("<th>User</th><th>Password</th><td>joe</td><td>S</td>", "text/html", "<th>User</th><th>Password(hidden)"),
         ("<td>API Key:</td><td>S</td>", "text/html", "<td>API Key:(hidden)"),
         ("<p>password: x<b>S</b></p>", "text/html", "<p>password: (hidden)"),
