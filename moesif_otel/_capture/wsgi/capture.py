@@ -210,6 +210,7 @@ class _Call:
             return self._take(result, environ)
         except Exception as exc:
             pipeline.guard.caught("capture of a WSGI response", exc)
+            self._finish(Outcome.COMPLETE)
             return result
 
     def _start_span(self, spans: ServerSpans, environ: dict[str, Any]) -> None:
@@ -302,7 +303,8 @@ class _Call:
                 body.count(length)
             self._finish(Outcome.COMPLETE)
             return result
-        if getattr(result, "streaming", None) is False and type(getattr(result, "content", None)) is bytes:
+        # Asked of the class: an application's own `__getattr__` or property does not run for it.
+        if getattr(kind, "streaming", None) is False and type(getattr(result, "content", None)) is bytes:
             # Django's answer: whoever calls a framework's application himself gets the framework's own object.
             self._catch_up_headers()
             self.piece(result.content)

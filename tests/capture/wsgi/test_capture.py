@@ -762,6 +762,36 @@ def test_a_frameworks_own_answer_comes_back_as_it_is() -> None:
     assert (call.response_body.data(), call.outcome, response.closed) == (b"whole", Outcome.COMPLETE, 0)
 
 
+def test_what_an_answer_does_when_it_is_looked_at_is_its_own_affair() -> None:
+    """Attributes that raise: the server gets the pieces, the call is recorded, nothing of ours fails."""
+
+    class Bomb:
+        @property
+        def streaming(self) -> bool:
+            raise RuntimeError
+
+        content = b"never"
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "close":
+                raise AttributeError
+            raise KeyError(name)
+
+        def __iter__(self) -> Any:
+            return iter([b"piece"])
+
+    pipeline = RecordingPipeline()
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [])
+        return Bomb()
+
+    assert list(tapped(app, pipeline)(make_environ(), Server().start_response)) == [b"piece"]
+    (call,) = pipeline.calls
+    assert call.response_body.data() == b"piece"
+    assert pipeline.guard.counts() == {}
+
+
 @pytest.mark.parametrize("result", [list, iter], ids=["list", "stream"])
 def test_a_header_added_after_start_response_is_sent(result: Any) -> None:
     """Wsgiref sends the very list that it was given, at the first piece; with our own header it gets another list."""
