@@ -113,12 +113,12 @@ def half_load(plan: Plan) -> list[Line]:
     found: dict[str, list[Load]] = {"bare": [], "ours": [], "replaced": []}
     for _ in range(plan.rounds):
         rate = 0.0
-        for variant in found:
+        for variant, loads in found.items():
             with receiver() as url, Server("gunicorn", variant, url) as server:
                 target = f"{server.url}/items/1700"
                 warm = saturate(target, body, seconds=1)
                 rate = rate or warm.rate / 2
-                found[variant].append(steady(target, body, rate, seconds=plan.seconds))
+                loads.append(steady(target, body, rate, seconds=plan.seconds))
     lines = []
     for variant, name, goal in (("ours", "moesif-otel", "≤ 1.05"), ("replaced", "moesifwsgi", "")):
         for percentile in ("p50_ms", "p99_ms"):

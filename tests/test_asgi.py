@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -29,6 +28,9 @@ from moesif_otel.asgi import MoesifMiddleware
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.sandbox import Sandbox
 from tests.capture.asgi.driver import DISCONNECT, Connection, http_scope, request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +243,7 @@ def test_plain_objects_where_starlette_is_not_installed(wrap: Any, sandbox: Sand
 
 
 def test_an_async_mask_is_awaited(wrap: Any, sandbox: Sandbox) -> None:
-    """moesifasgi takes a plain or an async MASK_EVENT_MODEL."""
+    """Moesifasgi takes a plain or an async MASK_EVENT_MODEL."""
 
     async def mask(event: Any) -> Any:
         await asyncio.sleep(0)

@@ -299,7 +299,7 @@ def test_a_socks_proxy_is_used_or_named(monkeypatch) -> None:
 def test_a_header_that_is_none_is_refused(value) -> None:
     """Nothing that the settings hold can end a header line or be sent as something else."""
     with FaultServer() as server:
-        with pytest.raises(ValueError, match="header|latin-1"):
+        with pytest.raises(ValueError, match=r"header|latin-1"):
             Connections(server.url, 1).request("GET", "/v1/x", {"X-Id": value}, b"", timeout_s=5, max_body_bytes=10)
         assert server.requests == []
 

@@ -125,7 +125,7 @@ def test_arguments_in_json() -> None:
     [
         "http://credentials:8080/x", "/v1/token:exchange", "POST /v1/token:exchange HTTP/1.1", "sort=token:desc",
         "Invalid token", "a token, a password and a secret", "The password is wrong", "Is your password right?",
-        '<h1>Invalid token</h1><p>The token has expired</p>', "max_tokens: 5", "next_page_token=abc", "scorecard: 4111111111111111",
+        "<h1>Invalid token</h1><p>The token has expired</p>", "max_tokens: 5", "next_page_token=abc", "scorecard: 4111111111111111",
     ],
 )  # fmt: skip
 def test_what_is_no_secret_stays(text: str) -> None:

@@ -11,6 +11,7 @@ import json
 import os
 
 import anyio
+import anyio.lowlevel
 from django.conf import settings
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
@@ -37,7 +38,7 @@ PIECES = (b"one ", b"two ", b"three")
 async def pieces():
     for piece in PIECES:
         yield piece
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
 
 
 def make_fastapi():
@@ -72,7 +73,7 @@ def make_starlette():
     async def starlette_fail(request):
         raise LookupError
 
-    starlette_app = Starlette(
+    return Starlette(
         routes=[
             Route("/starlette/echo", starlette_echo, methods=["POST"]),
             Route("/starlette/stream", starlette_stream),
@@ -80,7 +81,6 @@ def make_starlette():
         ]
     )
 
-    return starlette_app
 
 
 def make_quart():
@@ -114,9 +114,8 @@ def make_litestar():
     async def litestar_fail() -> None:
         raise LookupError
 
-    litestar_app = Litestar([litestar_echo, litestar_stream, litestar_fail])
+    return Litestar([litestar_echo, litestar_stream, litestar_fail])
 
-    return litestar_app
 
 
 async def plain_app(scope, receive, send):

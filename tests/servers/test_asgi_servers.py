@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import contextlib
 import signal
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 from moesif_otel.sandbox import Sandbox
 from tests.servers.harness import RunningServer, ServerKind, leave, read_until, request, spawn, until_it_listens
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 APP = "tests.servers.asgi_composite:application"
 SERVERS = {
