@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from moesif_otel._remote.poller import ConfigPoller
     from moesif_otel.settings import Settings
 
-__all__ = ["Pipeline", "Sink", "live_pipeline"]
+__all__ = ["Pipeline", "Sink", "live_pipeline", "live_pipelines"]
 
 _T = TypeVar("_T")
 _logger: Final = get_logger(__name__)
@@ -85,6 +85,11 @@ def live_pipeline(settings: Settings, *, of_processor: bool) -> Pipeline | None:
 def _watch_exit() -> None:
     """Register our exit handler, once; a sink exists by now, so it runs before delivery's, which takes no more."""
     atexit.register(_at_exit)
+
+
+def live_pipelines() -> tuple[Pipeline, ...]:
+    """Return every pipeline of this process that has not been shut down."""
+    return tuple(one for one in tuple(_pipelines) if one.is_live)
 
 
 def _at_exit() -> None:
