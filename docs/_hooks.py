@@ -1,6 +1,6 @@
-"""Fills in what the code knows better than a page: the options, the reasons for drops, the lists of secret names.
+"""An MkDocs hook that fills in tables from the code: the options, the bounds of an event, the lists of secret names.
 
-A page asks with a line such as `<!-- options -->`.
+A page has a placeholder where a table goes, such as `<!-- options -->`.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ def options_table() -> str:
 def budget_table() -> str:
     """Return the bounds of one event."""
     rows = (
-        ("bytes that undoing a compression may make, for each body", budget.MAX_DECODED_BYTES),
+        ("bytes after decompression, for each body", budget.MAX_DECODED_BYTES),
         ("bytes inspected, for each body", budget.MAX_INSPECTED_BYTES),
-        ("steps of an inspection (values, pairs, tags), for each body", budget.MAX_NODES),
-        ("bytes of headers, for request and response each", budget.MAX_HEADER_BYTES),
-        ("depth of JSON that is sent as JSON", budget.MAX_DEPTH),
+        ("values, pairs or tags inspected, for each body", budget.MAX_NODES),
+        ("bytes of headers, for the request and the response each", budget.MAX_HEADER_BYTES),
+        ("levels of nested JSON, in a body that is sent as JSON", budget.MAX_DEPTH),
     )
     lines = [f"| {what} | {bound:,} |".replace(",", " ") for what, bound in rows]
     return "\n".join(["| | at most |", "|---|---|", *lines])
@@ -69,9 +69,9 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace each request by its table (MkDocs calls this for every page)."""
+    """Replace each placeholder with its table (MkDocs calls this for every page)."""
     for name, table in TABLES.items():
-        request = f"<!-- {name} -->"
-        if request in markdown:
-            markdown = markdown.replace(request, table())
+        placeholder = f"<!-- {name} -->"
+        if placeholder in markdown:
+            markdown = markdown.replace(placeholder, table())
     return markdown
