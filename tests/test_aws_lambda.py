@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flask
 import pytest
@@ -15,6 +14,9 @@ from moesif_otel.asgi import MoesifMiddleware as AsgiMiddleware
 from moesif_otel.aws_lambda import deliver_before_freeze
 from moesif_otel.sandbox import Sandbox
 from moesif_otel.wsgi import MoesifMiddleware as WsgiMiddleware
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from moesif_otel.sandbox.server import Sandbox
 from tests.zero_code.kit import Program, command, environment, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 FRAMEWORKS = ("fastapi", "starlette", "quart", "litestar", "plain")
 APP = "tests.servers.asgi_composite:application"

@@ -173,7 +173,7 @@ class AsgiCapture:
         exchange.url = url_source(scope, headers)
         exchange.request_headers = header_source(headers)
         exchange.peer_address = peer_address(scope)
-        exchange.has_remote_parent = any(name == b"traceparent" for name, _ in headers)
+        exchange.has_remote_parent = b"traceparent" in [name for name, _ in headers]
         scope[EXCHANGES_KEY] = (*present, exchange)
         call = (HttpCall if is_http else WebSocketCall)(exchange, receive, send)
         call.spans = spans

@@ -77,7 +77,10 @@ def header_source(headers: Any) -> Callable[[], Headers]:
 
 
 def _named(headers: Any) -> Headers:
-    return [(_text(name), _text(value)) for name, value in headers]
+    try:
+        return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+    except AttributeError:  # text, or a memoryview: no server's, but some tool's
+        return [(_text(name), _text(value)) for name, value in headers]
 
 
 def repeatable(headers: Iterable[Any] | None) -> Any:
