@@ -7,8 +7,10 @@ import functools
 import time
 from typing import TYPE_CHECKING, Any
 
+import flask
 import pytest
 import trio
+from a2wsgi import WSGIMiddleware
 from fastapi import BackgroundTasks, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from opentelemetry import trace
@@ -27,6 +29,7 @@ from moesif_otel._capture.asgi.callback_objects import CallbackObjects
 from moesif_otel.asgi import MoesifMiddleware
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.sandbox import Sandbox
+from moesif_otel.wsgi import MoesifMiddleware as WsgiMiddleware
 from tests.capture.asgi.driver import DISCONNECT, Connection, http_scope, request
 
 if TYPE_CHECKING:
@@ -374,6 +377,20 @@ def test_other_middlewares_around_and_inside(sandbox: Sandbox) -> None:
     events = sandbox.wait_for_events(2)
     assert [event["user_id"] for event in events] == ["mary", "mary"]
     assert events[1]["response"]["headers"]["x-outer"] == "1"  # from the second call on we stand outside of it
+
+
+def test_a_wsgi_application_in_an_asgi_one_is_captured_once(sandbox: Sandbox) -> None:
+    """Adapters pass no mark on: the call is known by its method and URL."""
+    flask_app = flask.Flask("mounted")
+    flask_app.get("/hi")(lambda: "hello")
+    options = {"APPLICATION_ID": "asgi", "BASE_URI": sandbox.url, "EVENT_BATCH_TIMEOUT": 0.02}
+    inner = WsgiMiddleware(flask_app, options)
+    app = MoesifMiddleware(Starlette(routes=[Mount("/sub", WSGIMiddleware(inner))]), options)
+    connection = asyncio.run(Connection(request()).serve(app, http_scope(path="/sub/hi")))
+    assert answer(connection)[2] == b"hello"
+    assert inner.force_flush()
+    assert event_of(app, sandbox)["response"]["status"] == 200
+    inner.shutdown()
 
 
 # Governance.

@@ -15,7 +15,7 @@ import orjson
 import wrapt
 
 from moesif_otel._capture.body import CapturedBody
-from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
+from moesif_otel._capture.exchange import Exchange, Outcome, chain, current_exchange
 from moesif_otel._capture.wsgi.environ import asks_for_upgrade, headers_of, may_have_body, url_source
 from moesif_otel._capture.wsgi.input import read_ahead, tee_input
 
@@ -109,6 +109,8 @@ class WsgiCapture:
     def _open(self, environ: dict[str, Any], start_response: Any, callback_app: Any) -> _Call | None:
         pipeline = self._pipeline
         present: tuple[Exchange, ...] = environ.get(EXCHANGES_KEY, ())
+        if not present and current_exchange.get() is not None:
+            present = _bridged(environ)
         if present and not self._take_over(present):
             return None
         method = environ.get("REQUEST_METHOD", "GET")
@@ -141,6 +143,16 @@ class WsgiCapture:
                 return False
             exchange.supersede()
         return True
+
+
+def _bridged(environ: dict[str, Any]) -> tuple[Exchange, ...]:
+    """Return the open calls of an ASGI application around us that are this very call: adapters pass no mark on."""
+    method, url = environ.get("REQUEST_METHOD"), url_source(environ)()
+    return tuple(
+        one
+        for one in chain(current_exchange.get())
+        if one.direction == "Incoming" and one.is_open and one.method == method and one.url == url
+    )
 
 
 class _Call:
