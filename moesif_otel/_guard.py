@@ -1,8 +1,7 @@
-"""The one guard between our errors and the application.
+"""Keeps our errors away from the application: counts and logs what fails while our code runs inside its calls.
 
-Owns: counting and logging of what goes wrong while we run inside somebody else's call.
-Threads: any, and finalizers too; it takes no lock that could be held when a finalizer runs.
-Never: raises, logs an exception's message, a body, a header, an identity or the application id (messages quote data).
+Any thread runs it, and finalizers do too: it takes no lock that could be held when a finalizer runs. It never raises,
+and never logs an exception's message, a body, a header, an identity or the application id: messages quote data.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ _T = TypeVar("_T")
 class ContainedLogger:
     """A logger of ours whose calls never raise.
 
-    Filters and handlers are the application's: one that reads Flask's `g` or a `ContextVar` raises on our threads, and
-    at exit. `logging` contains what `Handler.emit` raises, but nothing else.
+    Filters and handlers belong to the application. One that reads Flask's `g` or a `ContextVar` raises on our threads,
+    and at exit. `logging` itself only handles what `Handler.emit` raises.
     """
 
     __slots__ = ("_logger",)
@@ -34,7 +33,7 @@ class ContainedLogger:
         self._logger = logging.getLogger(name)
 
     def log(self, level: int, message: str, *args: object, stacklevel: int = 1) -> None:
-        """Log, or count in `PROCESS_GUARD` that it could not be logged."""
+        """Log a message; if that raises, count it in `PROCESS_GUARD`."""
         try:
             self._logger.log(level, message, *args, stacklevel=stacklevel + 1)
         except Exception:
@@ -59,19 +58,18 @@ class ContainedLogger:
 
 
 def get_logger(name: str) -> ContainedLogger:
-    """Return the logger of a module of ours: `logging.getLogger` whose calls never raise."""
+    """Return a logger like that of `logging.getLogger`, whose calls never raise."""
     return ContainedLogger(name)
 
 
 _logger: Final = get_logger(__name__)
 
-# Kinds are a closed vocabulary of ours, but a kind may carry an exception's type name: cap what a hostile
-# application could make us remember.
+# Kinds are a closed vocabulary of ours, but exception types are not: limit what an application can make us remember.
 _MAX_KINDS: Final = 1_000
 
 
 def place_of(exc: BaseException) -> str:
-    """Say where an exception was raised as `file.py:line in function`, without any of its data."""
+    """Return where an exception was raised, as `file.py:line in function`, without any of its data."""
     frames = traceback.extract_tb(exc.__traceback__)
     if not frames:
         return "unknown place"
@@ -92,25 +90,31 @@ class Guard:
         self._logged: set[tuple[str, type[BaseException]]] = set()
 
     def caught(self, kind: str, exc: BaseException) -> None:
-        """Count one error of `kind`; log type and place at the first of this kind and exception type."""
+        """Count an error, and log the first of each kind and exception type.
+
+        Args:
+            kind: What failed, in words that users understand; also the key in `stats()["errors"]`.
+            exc: The exception; only its type and place are logged.
+        """
         self.count(kind)
         key = (kind, type(exc))
         if key in self._logged or len(self._logged) > _MAX_KINDS:
             return
         self._logged.add(key)
         _logger.warning(
-            "moesif_otel: %s failed with %s at %s; the application is not affected, further ones are counted only",
+            "moesif_otel: %s failed with %s at %s; your application is not affected. Further failures of this kind are "
+            "only counted, in stats()",
             kind,
             type(exc).__qualname__,
             place_of(exc),
         )
 
     def count(self, kind: str) -> None:
-        """Count an error that has been told elsewhere, or is told by its number alone."""
+        """Count an error that is logged elsewhere, or not at all."""
         self._counts.add(kind)
 
     def run(self, kind: str, function: Callable[..., _T], *args: object) -> _T | None:
-        """Call `function(*args)`; give its result, or None when it raised an `Exception`."""
+        """Call `function(*args)` and return its result, or None if it raised an `Exception`."""
         try:
             return function(*args)
         except Exception as exc:
@@ -122,7 +126,7 @@ class Guard:
         return self._counts.read()
 
     def after_fork(self) -> None:
-        """Forget, in a forked child, what the parent counted; a lock held at the fork is replaced."""
+        """Start from zero in a forked child; a lock that was held at the fork is replaced."""
         self._counts.reset()
 
 

@@ -1,6 +1,6 @@
-"""Users, companies, subscriptions and actions: what an application tells Moesif besides its calls.
+"""Sends users, companies, subscriptions and actions to Moesif.
 
-`MoesifClient` raises when that fails; `ProfileCalls`, the same calls on every middleware, logs and counts it.
+`MoesifClient` raises if that fails. `ProfileCalls`, the same methods on every middleware, logs and counts failures.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _logger: Final = get_logger(__name__)
 
 
 class MoesifClient:
-    """Tells Moesif about users, companies, subscriptions and actions, and raises when that fails.
+    """Sends users, companies, subscriptions and actions to Moesif, and raises if that fails.
 
-    Each call checks its whole argument, makes its POST in the calling thread, once, and returns when it was taken.
+    Each method checks its whole argument, makes one POST in the calling thread, and returns when it was accepted.
 
     Args:
         application_id: Your Moesif application id; `MOESIF_APPLICATION_ID` by default.
-        **options: Other options in lower case, `base_uri` and `export_timeout` among them; each absent one is read from
+        **options: Other options in lower case, such as `base_uri` and `export_timeout`; each absent one is read from
             its environment variable.
 
     Raises:
@@ -52,17 +52,17 @@ class MoesifClient:
                 `session_token`, `modified_time`, `ip_address`, `user_agent_string`, `campaign`, `metadata`.
 
         Raises:
-            ValueError: The argument is wrong; the message names the place. Nothing was sent.
-            MoesifDeliveryError: Moesif did not take it.
+            ValueError: The argument is wrong; the message says where. Nothing was sent.
+            MoesifDeliveryError: Moesif did not accept it.
         """
         self._send("update_user", USER, user)
 
     def update_users_batch(self, users: Any) -> None:
-        """Create or update users; as `update_user` with a list. Large lists go in several POSTs.
+        """Create or update a list of users, as `update_user` does. Large lists are sent in several POSTs.
 
         Raises:
-            ValueError: One is wrong; the message has its index. Nothing was sent.
-            MoesifDeliveryError: Moesif did not take some; its `undelivered` has their indexes, the others were taken.
+            ValueError: A user is wrong; the message has its index. Nothing was sent.
+            MoesifDeliveryError: Moesif did not accept some of them; their indexes are in its `undelivered`.
         """
         self._send("update_users_batch", USER, users, batch=True)
 
@@ -91,7 +91,7 @@ class MoesifClient:
         self._send("update_subscriptions_batch", SUBSCRIPTION, subscriptions, batch=True)
 
     def send_action(self, action: Any) -> None:
-        """Send an action of a user, with `action_name` and `request` (`time` is now where absent).
+        """Send an action of a user, with `action_name` and `request`; `time` is now by default.
 
         Optional `transaction_id`, `user_id`, `company_id`, `subscription_id`, `session_token`, `metadata`. Errors as
         `update_user`.
@@ -117,14 +117,14 @@ class MoesifClient:
 
 
 class ProfileCalls:
-    """The profile calls of the middlewares; `MoesifClient` says what each takes.
+    """The profile methods of the middlewares; see `MoesifClient` for their arguments.
 
-    A wrong argument raises `ValueError`. A delivery failure is logged and counted, and the call returns False.
+    A wrong argument raises `ValueError`. A delivery failure is logged and counted, and the method returns False.
 
-    With `wait=False`, and always where an event loop runs in the calling thread, nothing is sent here: the profiles are
-    queued with the events' retries and bounds, and the call returns whether there was room.
+    With `wait=False`, and always if an event loop runs in the calling thread, the profiles are queued, and retried as
+    events are. The method then returns whether there was room for them.
 
-    A class that inherits it sets `_profiles` and `_profile_guard`. Thread-safe.
+    Subclasses set `_profiles` and `_profile_guard`. Thread-safe.
     """
 
     _profiles: Profiles
@@ -133,37 +133,37 @@ class ProfileCalls:
 
     def update_user(self, user: Any, *, wait: bool = True) -> bool:
         """Create or update a user; see `MoesifClient.update_user`."""
-        return self._tell("update_user", USER, user, wait=wait)
+        return self._send("update_user", USER, user, wait=wait)
 
     def update_users_batch(self, users: Any, *, wait: bool = True) -> bool:
         """Create or update users; see `MoesifClient.update_users_batch`."""
-        return self._tell("update_users_batch", USER, users, wait=wait, batch=True)
+        return self._send("update_users_batch", USER, users, wait=wait, batch=True)
 
     def update_company(self, company: Any, *, wait: bool = True) -> bool:
         """Create or update a company; see `MoesifClient.update_company`."""
-        return self._tell("update_company", COMPANY, company, wait=wait)
+        return self._send("update_company", COMPANY, company, wait=wait)
 
     def update_companies_batch(self, companies: Any, *, wait: bool = True) -> bool:
         """Create or update companies; see `MoesifClient.update_companies_batch`."""
-        return self._tell("update_companies_batch", COMPANY, companies, wait=wait, batch=True)
+        return self._send("update_companies_batch", COMPANY, companies, wait=wait, batch=True)
 
     def update_subscription(self, subscription: Any, *, wait: bool = True) -> bool:
         """Create or update a subscription; see `MoesifClient.update_subscription`."""
-        return self._tell("update_subscription", SUBSCRIPTION, subscription, wait=wait)
+        return self._send("update_subscription", SUBSCRIPTION, subscription, wait=wait)
 
     def update_subscriptions_batch(self, subscriptions: Any, *, wait: bool = True) -> bool:
         """Create or update subscriptions; see `MoesifClient.update_subscriptions_batch`."""
-        return self._tell("update_subscriptions_batch", SUBSCRIPTION, subscriptions, wait=wait, batch=True)
+        return self._send("update_subscriptions_batch", SUBSCRIPTION, subscriptions, wait=wait, batch=True)
 
     def send_action(self, action: Any, *, wait: bool = True) -> bool:
         """Send an action; see `MoesifClient.send_action`."""
-        return self._tell("send_action", ACTION, action, wait=wait)
+        return self._send("send_action", ACTION, action, wait=wait)
 
     def send_actions_batch(self, actions: Any, *, wait: bool = True) -> bool:
         """Send actions; see `MoesifClient.send_actions_batch`."""
-        return self._tell("send_actions_batch", ACTION, actions, wait=wait, batch=True)
+        return self._send("send_actions_batch", ACTION, actions, wait=wait, batch=True)
 
-    def _tell(self, call: str, kind: ProfileKind, argument: Any, *, wait: bool, batch: bool = False) -> bool:
+    def _send(self, call: str, kind: ProfileKind, argument: Any, *, wait: bool, batch: bool = False) -> bool:
         posts = posts_of(kind, argument, batch=batch)
         failures = self._profile_failures
         try:
@@ -185,8 +185,8 @@ class ProfileCalls:
 
 
 def _on_event_loop() -> bool:
-    asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio")  # who runs a loop has imported it
+    asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio")  # only an imported one can run a loop
     if asyncio is not None and asyncio._get_running_loop() is not None:
         return True
-    in_trio_run = getattr(getattr(trio, "lowlevel", None), "in_trio_run", None)  # older trios have none
+    in_trio_run = getattr(getattr(trio, "lowlevel", None), "in_trio_run", None)  # older versions do not have it
     return in_trio_run is not None and bool(in_trio_run())

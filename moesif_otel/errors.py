@@ -1,11 +1,11 @@
-"""The exceptions that users of moesif_otel can meet.
+"""The exceptions that moesif_otel raises.
 
     MoesifError
     ├── MoesifConfigError     (also a ValueError)  an option or argument is wrong; raised at construction
-    └── MoesifDeliveryError                        Moesif did not take what a synchronous call sent
+    └── MoesifDeliveryError                        Moesif did not accept what a synchronous call sent
 
-Nothing else of ours is ever raised into an application: what fails while a request is served is counted and
-logged by `_guard.Guard`. No message carries a body, a credential, an identity or the application id.
+No other error of ours reaches the application: errors while a request is served are counted and logged by
+`_guard.Guard`. No message contains a body, a credential, an identity or the application id.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class MoesifError(Exception):
 
 
 class MoesifConfigError(MoesifError, ValueError):
-    """An option has a wrong type or value; the message names the option, what it got and what it takes.
+    """An option has a wrong type or value; the message says which option, what it got and what it takes.
 
     Attributes:
-        option: Name of the option in upper case; None when the error is about something else.
+        option: Name of the option in upper case; None if the error is about something else.
     """
 
     def __init__(self, message: str, *, option: str | None = None) -> None:
@@ -32,11 +32,11 @@ class MoesifConfigError(MoesifError, ValueError):
 
 
 class MoesifDeliveryError(MoesifError):
-    """Moesif refused, or could not be reached by, a synchronous call.
+    """Moesif refused a synchronous call, or could not be reached.
 
     Attributes:
-        status: HTTP status of Moesif's answer; None when no answer came.
-        undelivered: Indexes of what Moesif has not taken, in the batch that the call was given; the rest was taken.
+        status: HTTP status of Moesif's answer; None if there was no answer.
+        undelivered: Indexes of the items in the batch that Moesif has not accepted; it has accepted the others.
     """
 
     def __init__(self, message: str, *, status: int | None = None, undelivered: tuple[int, ...] = ()) -> None:
@@ -46,10 +46,10 @@ class MoesifDeliveryError(MoesifError):
 
 
 def install_command(extra: str) -> str:
-    """Return the command that installs what an extra of ours brings: for messages.
+    """Return the command that installs the packages of an extra, for messages.
 
-    It names the packages themselves, so it is right wherever moesif-otel was installed from: a clone, a wheel, a Git
-    address or an index.
+    It names the packages themselves, so it works however moesif-otel was installed: from a clone, a wheel, Git or an
+    index.
 
     Args:
         extra: Name of the extra, such as `sandbox`.

@@ -1,7 +1,7 @@
 """Every option of moesif_otel, as one frozen and validated value.
 
-Every way in reads its options here: `Settings.of` takes a dict, keywords or nothing, and reads each option that is
-absent from its environment variable. No message shows the application id, or the credentials or query of an address.
+Every public entry point reads its options here: `Settings.of` takes a dict, keywords or nothing, and reads each absent
+option from its environment variable. No message shows the application id, or the credentials or query of an address.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ TORNADO_BATCH_SIZE: Final = 25  # the default that moesiftornado documents
 _MIB: Final = 1024 * 1024
 _SERVER_BODY_LIMIT_BYTES: Final = 450_000  # Moesif truncates a body there (API documentation, "limits")
 _SECRET: Final = frozenset({"APPLICATION_ID"})
-# The longer prefix first: `opentelemetry-instrument --moesif_…` sets it, and what is on the command line counts.
+# The longer prefix first: `opentelemetry-instrument --moesif_…` sets it, and the command line takes precedence.
 _PREFIXES: Final = ("OTEL_MOESIF_", "MOESIF_")
 _OLD_NAMES: Final = {"LOCAL_MOESIF_BASEURL": "BASE_URI", "DISABLE_TRANSACTION_ID": "DISABLED_TRANSACTION_ID"}
-# Options of the packages we replace that have no meaning here, taken without a word.
+# Options of the packages we replace that have no effect here: ignored without a warning.
 _FORGOTTEN: Final = frozenset({"LOCAL_DEBUG"})
-# Options that hide data and are carried out where an event is made, by the exporter.
+# Options that hide data, and are applied where an event is made: by the exporter.
 _HIDING_FIELDS: Final = (
     *("mask_event_model", "auto_hide_sensitive", "log_binary_body", "authorization_header_name"),
     *("request_body_masks", "response_body_masks", "request_header_masks", "response_header_masks"),
 )
 
-# Converters: each takes a value and returns it as the option has it, or raises ValueError or TypeError.
+# Converters: each takes a value and returns it in the option's type, or raises ValueError or TypeError.
 
 
 def _text(value: Any) -> str:
@@ -62,7 +62,7 @@ def _text(value: Any) -> str:
     return value.strip()
 
 
-# It is sent as a header field: visible ASCII and blanks are what RFC 9110, section 5.5, takes everywhere.
+# It is sent as a header field: visible ASCII and spaces are what RFC 9110, section 5.5, allows everywhere.
 _VISIBLE_ASCII: Final = re.compile(r"[\x20-\x7e]+")
 
 
@@ -74,7 +74,7 @@ def _application_id(value: Any) -> str:
 
 
 def _flag(value: Any) -> bool:
-    # 0 and 1 are refused: a typing error is likelier there than intent.
+    # 0 and 1 are refused: a mistake is likelier than intent.
     if not isinstance(value, bool):
         raise TypeError
     return value
@@ -130,7 +130,7 @@ def _some_names(value: Any) -> tuple[str, ...]:
     return names
 
 
-# A mask that matches nothing hides nothing, in silence: signs of a pattern or of another separator are refused.
+# A mask that matches nothing hides nothing, and nobody notices: signs of a pattern or of another separator are refused.
 _NO_NAME: Final = re.compile(r"[;|*,\r\n]")
 
 
@@ -234,15 +234,15 @@ class ImportedCallback:
 
 @dataclass(frozen=True)
 class Option:
-    """One option: how its value is read, and what the documentation says of it.
+    """One option: how its value is read, and what the documentation says about it.
 
     Attributes:
         name: Its name in upper case.
         takes: What it takes, in words for an error message.
-        meaning: One sentence for the documentation.
-        convert: Checks a Python value.
-        of_text: Reads the text of an environment variable, before `convert`.
-        protects: Whether a wrong value could send data that the user meant to keep, or send it elsewhere.
+        meaning: What it does, in a sentence or two for the documentation.
+        convert: Checks and converts a Python value.
+        of_text: Parses the text of an environment variable, before `convert`.
+        protects: Whether ignoring a wrong value could send data that the user meant to keep, or send it elsewhere.
         default: Its default value; None where there is none.
     """
 
@@ -256,18 +256,18 @@ class Option:
 
     @property
     def field_name(self) -> str:
-        """The field of `Settings`, and the keyword of `MoesifSpanExporter`."""
+        """Its field in `Settings`, and its keyword for `MoesifSpanExporter`."""
         return self.name.lower()
 
     def read(self, value: Any) -> Any:
-        """Check a Python value; raises `MoesifConfigError`."""
+        """Check and convert a Python value. Raises `MoesifConfigError`."""
         try:
             return self.convert(value)
         except (TypeError, ValueError, OverflowError):
             raise self._error(value) from None
 
     def read_text(self, variable: str, text: str) -> Any:
-        """Read an environment variable's text; raises `MoesifConfigError`."""
+        """Parse the text of an environment variable. Raises `MoesifConfigError`."""
         try:
             return self.convert(self.of_text(text))
         except (TypeError, ValueError, OverflowError):
@@ -317,7 +317,7 @@ def _masks_option(meaning: str) -> Any:
 
 
 def _callback_option(meaning: str, *, protects: bool = False) -> Any:
-    takes = "a callable, or as text an import path such as myapp.hooks:function"
+    takes = "a callable, or an import path as a string, such as 'myapp.hooks:function'"
     return _option(_callback, takes, meaning, protects=protects)
 
 
@@ -325,20 +325,21 @@ def _callback_option(meaning: str, *, protects: bool = False) -> Any:
 class Settings:
     """The options of one pipeline; each field is the option of the same name in upper case.
 
-    Sizes are bytes, times are seconds. Made with `of`, which validates; the constructor itself does not. Thread-safe:
-    a value.
+    Sizes are in bytes, times in seconds. Use `of`, which validates; the constructor itself does not. Immutable, and so
+    thread-safe.
     """
 
     application_id: str = _option(
         _application_id,
-        "a string that is not empty and has visible ASCII characters only",
+        "a string that is not empty and has only visible ASCII characters",
         "Your Moesif application id.",
         required=True,
     )
     base_uri: str = _option(
         _uri,
         "an address that begins with http:// or https://, such as https://api.moesif.net",
-        "Where events go: Moesif, a secure proxy of your own, or a sandbox. `LOCAL_MOESIF_BASEURL` is its old name.",
+        "The address that events are sent to: Moesif, a secure proxy, or a sandbox. `LOCAL_MOESIF_BASEURL` is its old "
+        "name.",
         default="https://api.moesif.net",
         protects=True,
     )
@@ -349,27 +350,33 @@ class Settings:
     get_metadata: Callable[..., Any] | None = _callback_option("Returns a dict of metadata for the event.")
     get_session_token: Callable[..., Any] | None = _callback_option("Returns the session or API token of the call.")
     mask_event_model: Callable[..., Any] | None = _callback_option(
-        "Takes the `EventModel` and returns it, changed as you like; `None` leaves the event out. If it raises or "
-        "returns anything else, the event is dropped.",
+        "Takes the `EventModel` and returns it, changed or not. If it returns `None`, the event is not sent. If it "
+        "raises, takes longer than five seconds, or returns anything else, the event is dropped and counted as "
+        "`mask_failed`.",
         protects=True,
     )
 
     log_body: bool = _flag_option("Record request and response bodies.", default=True, protects=True)
     request_max_body_size: int = _integer_option(
-        "The part of a request body that is recorded at most.", 100_000, "bytes", 0, _SERVER_BODY_LIMIT_BYTES
+        "Record at most this many bytes of a request body.", 100_000, "bytes", 0, _SERVER_BODY_LIMIT_BYTES
     )
     response_max_body_size: int = _integer_option(
-        "The part of a response body that is recorded at most.", 100_000, "bytes", 0, _SERVER_BODY_LIMIT_BYTES
+        "Record at most this many bytes of a response body.", 100_000, "bytes", 0, _SERVER_BODY_LIMIT_BYTES
     )
-    request_body_masks: tuple[str, ...] = _masks_option("Names whose values are removed from request bodies and URLs.")
-    response_body_masks: tuple[str, ...] = _masks_option("Names whose values are removed from response bodies.")
-    request_header_masks: tuple[str, ...] = _masks_option("Request headers whose values are removed.")
-    response_header_masks: tuple[str, ...] = _masks_option("Response headers whose values are removed.")
+    request_body_masks: tuple[str, ...] = _masks_option(
+        "Remove the values under these names from request bodies, query strings and cookies."
+    )
+    response_body_masks: tuple[str, ...] = _masks_option(
+        "Remove the values under these names from response bodies and cookies."
+    )
+    request_header_masks: tuple[str, ...] = _masks_option("Remove the values of these request headers and cookies.")
+    response_header_masks: tuple[str, ...] = _masks_option("Remove the values of these response headers and cookies.")
     auto_hide_sensitive: bool = _flag_option(
-        "Hide credentials and well-known secret fields without being told.", default=True, protects=True
+        "Hide credentials, well-known secret fields, session cookies and card numbers.", default=True, protects=True
     )
     log_binary_body: bool = _flag_option(
-        "Record bodies that cannot be inspected (images, archives, binary formats) instead of their size and type.",
+        "Also send bodies that cannot be inspected (images, archives, binary formats). Otherwise only their size and "
+        "type are recorded.",
         default=False,
         protects=True,
     )
@@ -377,43 +384,58 @@ class Settings:
     authorization_header_name: tuple[str, ...] = _option(
         _some_names,
         "a header name, or several with commas between them",
-        "Header that names the user where `IDENTIFY_USER` does not; several in order, with commas between them.",
+        "The headers that identify the user if `IDENTIFY_USER` does not. The first one that is present is used.",
         default=("authorization",),
     )
     authorization_user_id_field: str = _option(
-        _text, "a string that is not empty", "Claim of a token that names the user.", default="sub"
+        _text, "a string that is not empty", "The JWT claim that holds the user id.", default="sub"
     )
-    api_version: str | None = _option(_text, "a string that is not empty", "Version tag of the events.")
+    api_version: str | None = _option(_text, "a string that is not empty", "The version of your API, sent with events.")
     accept_transaction_id: bool = _flag_option(
-        "Take a UUID in the request's `X-Moesif-Transaction-Id` as the event's id. Only for services behind a gateway "
-        "that sets it: a client that chooses ids can evade metering.",
+        "Use a UUID in the request's `X-Moesif-Transaction-Id` as the event's id. Only for services behind a gateway "
+        "that sets it: a client that can choose ids can evade metering.",
         default=False,
     )
     disabled_transaction_id: bool = _flag_option(
-        "Do not add `X-Moesif-Transaction-Id` to responses (middleware only; nothing else adds it).", default=False
+        "Do not add `X-Moesif-Transaction-Id` to responses (only the WSGI and Django middleware add it).", default=False
     )
 
-    event_queue_size: int = _integer_option("Events that wait at most.", 10_000, "events", 1, 10_000_000)
+    event_queue_size: int = _integer_option(
+        "Hold at most this many events that are not delivered yet.", 10_000, "events", 1, 10_000_000
+    )
     event_queue_bytes: int = _integer_option(
-        "Captured bytes held at most, from first seen to delivered. Beyond it bodies are left out first, events last.",
+        "Hold at most this much memory for captured data, from the first byte captured until the event is delivered. "
+        "Above it, bodies are left out first, then events are dropped.",
         64 * _MIB,
         "bytes",
         _MIB,
         1024 * 1024 * _MIB,
     )
-    event_worker_count: int = _integer_option("Threads that send.", 2, "threads", 1, 64)
-    batch_size: int = _integer_option("Events in one batch at most (Tornado: 25).", 100, "events", 1, 10_000)
-    event_batch_timeout: float = _seconds_option("An event waits for its batch at most this long.", 2.0, 0.01, 3600)
-    export_timeout: float = _seconds_option("Time for one POST to Moesif.", 10.0, 0.1, 600)
-    shutdown_timeout: float = _seconds_option("Delivery at exit takes at most this long.", 5.0, 0, 600)
+    event_worker_count: int = _integer_option("Number of threads that send batches.", 2, "threads", 1, 64)
+    batch_size: int = _integer_option(
+        "Send at most this many events in one batch. The default of the Tornado middleware is 25.",
+        100,
+        "events",
+        1,
+        10_000,
+    )
+    event_batch_timeout: float = _seconds_option("Send a batch after at most this time.", 2.0, 0.01, 3600)
+    export_timeout: float = _seconds_option("Time limit for one POST to Moesif.", 10.0, 0.1, 600)
+    shutdown_timeout: float = _seconds_option("Time limit for delivery when the process exits.", 5.0, 0, 600)
     spool_directory: str | None = _option(
-        _directory, "the path of a folder", "Folder where undelivered batches survive the process."
+        _directory, "the path of a directory", "Directory that keeps undelivered events when the process ends."
     )
     spool_max_bytes: int = _integer_option(
-        "Size of that folder's files at most.", 50 * _MIB, "bytes", _MIB // 1024, 1024 * 1024 * _MIB
+        "Total size of the files in `SPOOL_DIRECTORY`. Above it, the oldest are deleted.",
+        50 * _MIB,
+        "bytes",
+        _MIB // 1024,
+        1024 * 1024 * _MIB,
     )
 
-    capture_outgoing_requests: bool = _flag_option("Also record calls that the service makes.", default=False)
+    capture_outgoing_requests: bool = _flag_option(
+        "Also record calls that the service makes with `requests`, `httpx` and `aiohttp`.", default=False
+    )
     skip_outgoing: Callable[..., Any] | None = _callback_option("`SKIP` for outgoing calls.", protects=True)
     identify_user_outgoing: Callable[..., Any] | None = _callback_option("`IDENTIFY_USER` for outgoing calls.")
     identify_company_outgoing: Callable[..., Any] | None = _callback_option("`IDENTIFY_COMPANY` for outgoing calls.")
@@ -422,7 +444,7 @@ class Settings:
     log_body_outgoing: bool = _flag_option("Record bodies of outgoing calls.", default=True, protects=True)
 
     debug: bool = _flag_option(
-        "Log one line for each event and each batch, at DEBUG of the logger `moesif_otel`.", default=False
+        "Log a line for each event and each batch, on the logger `moesif_otel` at level DEBUG.", default=False
     )
 
     @classmethod
@@ -434,20 +456,20 @@ class Settings:
         defaults: Mapping[str, Any] | None = None,
         async_callbacks: bool = False,
     ) -> Settings:
-        """Make settings from a dict or keywords, each absent option from its environment variable.
+        """Make settings from a dict or keywords; each absent option is read from its environment variable.
 
         Args:
             given: Option names, in upper or lower case, to values; None as a value means absent. A `Settings` is
                 returned as it is; None reads the environment alone.
             environ: The environment to read; `os.environ` by default.
-            defaults: Field names to defaults that one way in documents differently.
+            defaults: Field names to defaults that differ for one entry point.
             async_callbacks: Whether callbacks may be coroutine functions.
 
         Returns:
-            The validated settings; nothing of `given` is kept but the values.
+            The validated settings; only the values of `given` are kept.
 
         Raises:
-            MoesifConfigError: A value is wrong, there is no application id, or `given` is no mapping.
+            MoesifConfigError: A value is wrong, there is no application id, or `given` is not a mapping.
         """
         if isinstance(given, Settings):
             settings = given
@@ -474,18 +496,18 @@ class Settings:
     def of_any(
         cls, given: Mapping[str, Any] | None = None, *, environ: Mapping[str, str] | None = None
     ) -> tuple[Settings | None, list[MoesifConfigError]]:
-        """Make settings for a process that must start whatever they are.
+        """Make settings for a process that must start even if they are wrong.
 
-        A wrong harmless option keeps its default. A wrong destination, or a wrong option that protects data, means that
-        nothing may be captured.
+        A harmless option with a wrong value keeps its default. If the destination, or an option that protects data, is
+        wrong, nothing may be captured.
 
         Args:
             given: As `of` takes it.
             environ: As `of` takes it.
 
         Returns:
-            The settings, and one error for each option that is wrong. Or None when nothing may be captured, and the
-            errors that are the reason.
+            The settings, and one error for each option that is wrong. Or None if nothing may be captured, and the
+            errors that cause it.
         """
         values, errors = _read(given, os.environ if environ is None else environ)
         decisive = [error for error in errors if error.option in _PROTECTIVE]
@@ -494,7 +516,7 @@ class Settings:
                 settings = cls._complete(values)
                 settings._refuse_coroutine_functions()
             except MoesifConfigError as error:
-                # An id that is there and wrong is named as that.
+                # An application id that is set but wrong is reported as wrong, not as missing.
                 decisive = [known for known in errors if known.option == error.option] or [error]
             else:
                 return settings, errors
@@ -505,14 +527,14 @@ class Settings:
         if "application_id" not in values:
             raise MoesifConfigError(
                 "APPLICATION_ID: got nothing, takes your Moesif application id "
-                "(Moesif portal, menu at the top right, Installation or API Keys); "
-                "as an environment variable MOESIF_APPLICATION_ID",
+                "(find it in the Moesif portal: menu at the top right, Installation or API Keys); "
+                "set it in the settings, or as the environment variable MOESIF_APPLICATION_ID",
                 option="APPLICATION_ID",
             )
         return cls(**values)
 
     def _refuse_coroutine_functions(self) -> None:
-        """Refuse callbacks that nobody would await: an identity or a skip would be lost in silence."""
+        """Refuse callbacks that nobody would await: an identity or a skip would be lost silently."""
         for option in OPTIONS.values():
             if option.convert is not _callback:
                 continue
@@ -520,18 +542,18 @@ class Settings:
             call = getattr(type(function), "__call__", None)  # noqa: B004 - a class may have an `async def __call__`
             if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call):
                 raise MoesifConfigError(
-                    f"{option.name}: got the coroutine function {_shown(function)}, takes a plain function: nothing "
-                    "awaits it here. Look up what you need in the handler and pass it to moesif_otel.identify(), or "
-                    "use moesif_otel.asgi.MoesifMiddleware, which awaits callbacks",
+                    f"{option.name}: got the coroutine function {_shown(function)}, takes a plain function, since "
+                    "nothing can await it here. Await what you need in the handler and pass it to "
+                    "moesif_otel.identify(), or use moesif_otel.asgi.MoesifMiddleware, which awaits callbacks",
                     option=option.name,
                 )
 
     def __repr__(self) -> str:
-        """Show what differs from the defaults; no application id, no credentials, callbacks by their names."""
+        """Show what differs from the defaults: without the application id and credentials, callbacks by their names."""
         return f"Settings({', '.join(f'{name.lower()}={text}' for name, text in self.changed().items())})"
 
     def changed(self) -> dict[str, str]:
-        """Return the options that differ from their defaults, as text that may be shown; not the application id."""
+        """Return the options that differ from their defaults, as text that is safe to log; never the application id."""
         return {
             option.name: _shown(value)
             for option in OPTIONS.values()
@@ -540,15 +562,15 @@ class Settings:
 
     @property
     def shown_address(self) -> str:
-        """The address that events go to, without credentials: for messages."""
+        """The address that events are sent to, without credentials, for messages."""
         return _without_secrets(self.base_uri)
 
     def with_changes(self, **changes: Any) -> Settings:
-        """Return a copy with some fields changed, unchecked."""
+        """Return a copy with some fields changed; they are not validated."""
         return replace(self, **changes)
 
     def check_protects_as(self, exporters: Settings) -> None:
-        """Refuse, for a processor, options that an exporter with settings of its own would not carry out.
+        """Refuse a processor's options that an exporter with settings of its own would not apply.
 
         Raises:
             MoesifConfigError: An option that hides data differs.
@@ -556,14 +578,14 @@ class Settings:
         for name in _HIDING_FIELDS:
             if getattr(self, name) != getattr(exporters, name):
                 raise MoesifConfigError(
-                    f"{name.upper()}: differs between the settings of the processor and of its exporter, which carries "
-                    "it out; give both the same, or leave the exporter out",
+                    f"{name.upper()}: differs between the settings of the processor and of its exporter, which applies "
+                    "it; give both the same value, or do not pass an exporter",
                     option=name.upper(),
                 )
 
     @property
     def pipeline_key(self) -> tuple[str, str]:
-        """What makes two exporters deliver to the same place: application id and base URI."""
+        """The destination, application id and base URI: equal for two exporters that deliver to the same place."""
         return (self.application_id, self.base_uri)
 
 
@@ -579,7 +601,7 @@ _PROTECTIVE: Final = frozenset(name for name, option in OPTIONS.items() if optio
 def _read(
     given: Mapping[str, Any] | None, environ: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[MoesifConfigError]]:
-    """Read options by name, and each absent one from the environment; nothing is raised but for a wrong `given`."""
+    """Read options by name, and each absent one from the environment. Raises only if `given` is not a mapping."""
     if given is not None and not isinstance(given, Mapping):
         raise MoesifConfigError(
             f"settings: got {type(given).__name__}, takes a dict of options such as {{'APPLICATION_ID': '…'}}"
@@ -587,7 +609,7 @@ def _read(
     values: dict[str, Any] = {}
     errors: list[MoesifConfigError] = []
     wrong: set[str] = set()
-    for old in (False, True):  # a name of today counts before its old name
+    for old in (False, True):  # a current name takes precedence over its old name
         for name, value in (given or {}).items():
             upper = name.upper() if isinstance(name, str) else ""
             if (upper in _OLD_NAMES) is not old:
@@ -616,7 +638,7 @@ def _read(
 
 
 def variable_of(name: str, environ: Mapping[str, str]) -> tuple[str, str] | None:
-    """Return the environment variable that gives an option, and its text."""
+    """Return the environment variable that sets an option, and its text."""
     for one in (name, *(old for old, new in _OLD_NAMES.items() if new == name)):
         for prefix in _PREFIXES:
             text = environ.get(prefix + one)
@@ -626,12 +648,12 @@ def variable_of(name: str, environ: Mapping[str, str]) -> tuple[str, str] | None
     return None
 
 
-# Once a process: every pipeline reads the same environment.
+# Warned about once per process: every pipeline reads the same environment.
 _told_variables: Final[set[str]] = set()
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return the prefix and name of each variable that is meant as an option of ours and is none."""
+    """Return the prefix and name of each variable that looks like an option of ours but is not one."""
     found = []
     for variable in tuple(environ):
         prefix = next((prefix for prefix in _PREFIXES if variable.startswith(prefix)), None)
@@ -642,15 +664,15 @@ def unknown_variables(environ: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def nearest(name: str) -> str | None:
-    """Return the known option whose name is nearest, in the same case; None when none is near."""
-    import difflib  # late: for wrong names only
+    """Return the known option with the most similar name, in the same case; None if none is similar."""
+    import difflib  # late: only for wrong names
 
     near = difflib.get_close_matches(name.upper(), OPTIONS, n=1)
     return None if not near else near[0].lower() if name.islower() else near[0]
 
 
 def warn_of_unknown(name: str, prefix: str = "") -> None:
-    """Log that an option is not known, with the nearest name that is."""
+    """Log that an option is unknown, with the most similar known name."""
     if name.upper() in _FORGOTTEN:
         return
     near = nearest(name)
@@ -658,7 +680,7 @@ def warn_of_unknown(name: str, prefix: str = "") -> None:
     _logger.warning("moesif_otel: unknown option %.100r is ignored%s", prefix + name, hint)
 
 
-# User and password of an address, also of one that is written wrongly; and all behind its path.
+# User and password of an address, even a malformed one; and everything after its path.
 _USER_INFO: Final = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*:/+)?.*@", re.DOTALL)
 _QUERY: Final = re.compile(r"[?#].*", re.DOTALL)
 
@@ -668,7 +690,7 @@ def _without_secrets(text: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """Return a value as a message or a `repr` may have it; a callback may be a `partial` with anything in it."""
+    """Return a value as text that is safe to show; a callback may be a `partial` that holds secrets."""
     if isinstance(value, str):
         return repr(_without_secrets(value))
     if callable(value) and not isinstance(value, ImportedCallback):
@@ -677,10 +699,10 @@ def _shown(value: Any) -> str:
 
 
 def show_debug_log() -> None:
-    """Let the debug lines of a pipeline with `DEBUG` be seen: for the moment that one starts.
+    """Make debug lines visible, when a pipeline with `DEBUG` starts.
 
-    The level of our own logger is set; where no handler would show its lines, it gets one on stderr. The root logger
-    is never touched.
+    Sets the level of our own logger. If no handler would show its lines, it gets one on stderr. The root logger is
+    never touched.
     """
     ours = logging.getLogger("moesif_otel")
     ours.setLevel(logging.DEBUG)

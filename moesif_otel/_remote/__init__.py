@@ -1,1 +1,1 @@
-"""What the Moesif server tells us: sampling rates and governance rules."""
+"""What Moesif configures: sampling rates and governance rules."""

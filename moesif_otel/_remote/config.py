@@ -1,6 +1,7 @@
-"""The configuration that Moesif gives an application: sampling rates, and who is in which cohort.
+"""The configuration that Moesif returns for an application: sampling rates, and who is in which cohort.
 
-Read on the poller's thread, used by every thread; nothing in it changes. A malformed piece is left out alone.
+It is parsed on the poller's thread, used by every thread, and immutable. If a part is malformed, only that part is
+ignored.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _FULL_RATE: Final = 100.0
 
 @dataclass(frozen=True, slots=True)
 class SampleRule:
-    """One entry of the configuration's `regex_config`: when all conditions hold, this rate."""
+    """One entry of the configuration's `regex_config`: the rate if all conditions hold."""
 
     conditions: tuple[Condition, ...]
     rate: float
@@ -40,12 +41,12 @@ class CohortEntry:
 
 @dataclass(frozen=True, slots=True)
 class RemoteConfig:
-    """What Moesif says about sampling and cohorts. Rates are per cent, from 0 to 100. Thread-safe: a value.
+    """Sampling rates and cohorts. Rates are in percent, from 0 to 100. Immutable, and so thread-safe.
 
     Attributes:
-        sample_rate: Rate of calls for which nothing else says one.
+        sample_rate: The general rate, used if no other applies.
         user_sample_rates, company_sample_rates: Rates by id.
-        sample_rules: Rates by what a call looks like, in order; the first that matches counts.
+        sample_rules: Rates by properties of the call, in order; the first that matches is used.
         user_rules, company_rules: Cohort entries by id.
     """
 
@@ -58,14 +59,14 @@ class RemoteConfig:
 
     @classmethod
     def from_json(cls, data: bytes, skips: Skips | None = None) -> RemoteConfig:
-        """Read the answer of `GET /v1/config`.
+        """Parse the answer of `GET /v1/config`.
 
         Args:
             data: The answer's body.
-            skips: Where left-out pieces are counted.
+            skips: Counts the parts that are ignored.
 
         Raises:
-            MalformedError: The answer is no JSON object.
+            MalformedError: The answer is not a JSON object.
         """
         try:
             raw = orjson.loads(data)
@@ -88,7 +89,7 @@ class RemoteConfig:
 
 
 DEFAULT_CONFIG: Final = RemoteConfig()
-"""What holds before the first answer: everything is kept."""
+"""Used before the first answer: every call is kept."""
 
 
 class _Reader:
@@ -103,7 +104,7 @@ class _Reader:
     def skip(self, name: str, reason: str = "wrong type") -> None:
         self._skips.note(
             f"configuration {name}",
-            f"Moesif's configuration has a {name} that cannot be used ({reason}); the rest of it applies",
+            f"Moesif's configuration has a {name} that cannot be used ({reason}) and is ignored; the rest applies",
         )
 
     def _object(self, name: str) -> dict[str, Any]:
@@ -171,7 +172,7 @@ class _Reader:
 
 
 def _rate(value: object) -> float | None:
-    """Return a rate in per cent, held to 0..100; None when it is no number."""
+    """Return a rate in percent, limited to 0..100; None if it is not a number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     return min(max(float(value), 0.0), _FULL_RATE)

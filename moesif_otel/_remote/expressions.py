@@ -1,15 +1,15 @@
-"""Regular expressions that a rule's author wrote, matched against text that a client sent, in bounded time.
+"""Matches regular expressions from rules against text from clients, in bounded time.
 
 Python's `re` has no time limit: `^(a+)+$` on 40 characters does not return. `google-re2` is linear, but has no
-lookaheads, no back references and no wheel for musl. `regex` takes what `re` takes and JavaScript's `(?<name>…)` too,
-has wheels for every platform, and a time limit in CPU time. An expression is looked at before that engine compiles it,
-for what `regex` does and `re` does not (tried with 2023.12 to 2026.11):
+lookaheads, no back references and no wheel for musl. `regex` accepts what `re` accepts and JavaScript's `(?<name>…)`
+too, has wheels for every platform, and has a time limit in CPU time. Before `regex` compiles an expression, we check
+it, and rewrite it where `regex` differs from `re` (tested with 2023.12 to 2026.11):
 
-* `{id}` in `/users/{id}` is an error, `{e}` is fuzzy matching; `[[:alpha:]]` is a POSIX class: braces and brackets are
-  escaped where `re` takes them as they stand.
+* `{id}` in `/users/{id}` is an error, `{e}` is fuzzy matching, `[[:alpha:]]` is a POSIX class. Braces and brackets that
+  `re` takes literally are escaped.
 * Counted repetitions are unrolled: `(?:(?:a{100}b){100}c){100}` takes 285 MB. So the unrolled size is limited.
 * Search tables for long literals are built in cubic time, outside the time limit (15 s for 4,000 characters, 0.2 s for
-  1,000). So expressions are short, and the first search is made where they are compiled.
+  1,000). So the length of an expression is limited, and the first search is made at compile time.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ __all__ = ["Allowance", "OutOfTimeError", "Pattern", "PatternError"]
 MAX_EXPRESSION_CHARS: Final = 1_000
 """A longer expression is refused."""
 MAX_UNROLLED_SIZE: Final = 2_000
-"""Most single items of an expression when its counted repetitions are written out."""
+"""The most items that an expression may have after its counted repetitions are unrolled."""
 SEARCH_LIMIT_S: Final = 0.010
-"""Most CPU seconds of one search; an ordinary one takes 0.000002."""
+"""The most CPU time of one search; an ordinary one takes 2 µs."""
 REQUEST_LIMIT_S: Final = 0.025
-"""CPU seconds of all searches of one request, or of one sampling decision."""
+"""The CPU time for all searches of one request, or of one sampling decision."""
 LEAST_LIMIT_S: Final = 0.0005
-"""What each search may take even so: slow input for one expression must not keep the others from being asked."""
+"""Each search gets at least this: slow input for one expression must not switch the others off."""
 SLOW_LIMIT_S: Final = 0.002
-"""Most CPU seconds of a search whose expression has run out of time within the last minute."""
+"""The most CPU time of a search whose expression has run out of time within the last minute."""
 
 _SLOW_FOR_S: Final = 60.0
 _WARM_UP: Final = "\0" * 8_192
@@ -57,22 +57,22 @@ _TOKEN: Final = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _ANY_START: Final = re.compile(r"\.\*\??(?![+?*{])")
-# Without alternatives, repetitions or groups a search takes at most a step for each character of the expression at each
-# of the text: where that is little it needs no time limit, whose clock is most of what it costs (2.0 µs, 0.1 without).
+# Without alternatives, repetitions and groups, a search takes at most (characters of the expression) x (characters of
+# the text) steps. If that is small, it needs no time limit, whose clock is most of the cost (2.0 µs; 0.1 µs without).
 _SIMPLE: Final = frozenset({"escape", "class", "edge", "other"})
 _MAX_UNTIMED_STEPS: Final = 200_000  # a fifth of a millisecond, at worst
 
 
 class PatternError(ValueError):
-    """The expression cannot be used; the message is fixed text without the expression."""
+    """The expression cannot be used. The message is fixed text, without the expression."""
 
 
 class OutOfTimeError(Exception):
-    """A search was given up; whatever depends on it is undecided."""
+    """A search ran out of time, so its condition is undecided."""
 
 
 class Allowance:
-    """CPU time that the searches of one request may still take."""
+    """The CPU time that the searches of one request may still take."""
 
     __slots__ = ("remaining_s",)
 
@@ -81,29 +81,29 @@ class Allowance:
 
 
 class Pattern:
-    """An expression written for `re.search`; JavaScript's named groups and Unicode classes are taken as well.
+    """An expression written for `re.search`; JavaScript's named groups and Unicode classes are accepted too.
 
-    Shared by every thread: nothing in it changes but a time that is only ever a little wrong.
+    Thread-safe: its only mutable state is a time, for which a race does no harm.
 
     Raises:
-        PatternError: The expression is not valid, too long, or too deep.
+        PatternError: The expression is invalid, too long or too large.
     """
 
     __slots__ = ("_search", "_slow_until_s", "_untimed", "_untimed_chars")
     _untimed: Callable[[str], Any]
 
     def __init__(self, expression: str) -> None:
-        import regex  # late: most services have no rule, and it takes as long to import as much of the rest
+        import regex  # late: most services have no rules, and importing it takes long
 
         self._slow_until_s = 0.0
         self._untimed_chars = _MAX_UNTIMED_STEPS // (len(expression) + 1)
         source, kinds = _for_engine(_without_free_ends(expression))
         try:
             compiled = regex.compile(source)
-            # Builds the engine's search tables here, on our own thread and with the GIL given up.
+            # Builds the engine's search tables here, on our own thread and with the GIL released.
             with suppress(TimeoutError):
                 compiled.search(_WARM_UP, timeout=SEARCH_LIMIT_S, concurrent=True)
-        # `regex` raises more than its own error on odd input; the other rules shall be compiled in any case.
+        # `regex` raises more than its own error on odd input; the other rules must still be compiled.
         except Exception as exc:
             raise PatternError("invalid expression") from exc
         self._search = self._untimed = compiled.search
@@ -117,30 +117,30 @@ class Pattern:
         """Return whether the expression is found in the text, as `re.search` would find it.
 
         Raises:
-            OutOfTimeError: It could not be said in the time that this search may take.
+            OutOfTimeError: The search did not finish in time.
         """
         if len(text) <= self._untimed_chars:
             return self._untimed(text) is not None
         limit_s = min(SEARCH_LIMIT_S, max(allowance.remaining_s, LEAST_LIMIT_S))
         began_s = time.perf_counter()
         if self._slow_until_s > began_s:
-            # It stays in force for everybody, in a time that ordinary texts are far from: a client that sends slow
-            # ones again and again can neither switch the rule off nor take 10 ms each time.
+            # The rule stays in force, with a limit that ordinary texts never reach: a client that sends slow texts
+            # again and again can neither switch the rule off nor cost 10 ms each time.
             limit_s = min(limit_s, SLOW_LIMIT_S)
         try:
-            # concurrent=False keeps the GIL: giving it up 200 times a request would cost up to 5 ms each time.
+            # concurrent=False keeps the GIL: releasing it 200 times per request would cost up to 5 ms each time.
             found = self._search(text, timeout=limit_s, concurrent=False) is not None
         except (TimeoutError, MemoryError):
             allowance.remaining_s -= limit_s
             self._slow_until_s = time.perf_counter() + _SLOW_FOR_S
             raise OutOfTimeError from None
-        # At most the limit: another thread may have run in between, and that is not the expression's doing.
+        # At most the limit: another thread may have run in between, which is not the expression's fault.
         allowance.remaining_s -= min(time.perf_counter() - began_s, limit_s)
         return found
 
 
 def _without_free_ends(expression: str) -> str:
-    """Take a `.*` off both ends: it may match nothing, so a search finds the same without it, and sooner."""
+    """Remove a `.*` at either end: it may match nothing, so a search finds the same without it, and faster."""
     begin = _ANY_START.match(expression)
     if begin:
         expression = expression[begin.end() :]
@@ -152,7 +152,7 @@ def _without_free_ends(expression: str) -> str:
 
 
 def _for_engine(expression: str) -> tuple[str, set[str | None]]:
-    """Write an expression so that `regex` reads it as `re` does; also return the kinds of tokens it has.
+    """Return the expression rewritten so that `regex` reads it as `re` does, and the kinds of tokens in it.
 
     Raises:
         PatternError: It is too long or too large, or uses what neither `re` nor JavaScript has.

@@ -1,6 +1,6 @@
-"""What a rule can look at: the parts of a request, by the names that conditions use.
+"""The facts of a call that rules and sampling can test, by the names that conditions use.
 
-A `RequestFacts` belongs to the thread or task that serves its request and is dropped after the decision.
+A `RequestFacts` belongs to the thread or task that serves its request, and is dropped after the decision.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ _PLAIN_FIELDS: Final = {
     "request.verb": "verb",
     "request.route": "route",
     "request.ip_address": "ip_address",
-    "request.ip": "ip_address",  # the Python SDK's name of it
+    "request.ip": "ip_address",  # its name in the Python SDK
     "response.status": "status",  # sampling only: governance decides before there is a response
 }
 _UNREADABLE: Final = "$unreadable"
-"""`request.body.$unreadable` is why a body could not be read as JSON; missing where it could, or there is none."""
+"""`request.body.$unreadable` is why a body could not be read as JSON; missing if it could, or if there is no body."""
 _NOT_ASKED: Final = object()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Field:
-    """A condition's path, read: what kind of thing it names, and its name among them.
+    """A parsed condition path: the kind of fact, and its name within that kind.
 
-    One object for a path in a set of rules: it is looked up by identity, hundreds of times a request.
+    There is one object per path in a set of rules: it is looked up by identity, hundreds of times per request.
     """
 
     kind: str
@@ -48,7 +48,7 @@ class Field:
 
     @classmethod
     def of(cls, path: str) -> Field:
-        """Read a condition's path; one that nobody documented names a field that is always missing."""
+        """Parse a condition's path; an unknown path names a field that is always missing."""
         if path in _PLAIN_FIELDS:
             return cls(_PLAIN_FIELDS[path])
         if path.startswith(_HEADERS):
@@ -60,14 +60,14 @@ class Field:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Condition:
-    """A path and the expression that its text must match; equal ones are one object, asked once a request."""
+    """A field and the expression that its text must match; equal ones are one object, evaluated once per request."""
 
     field: Field
     pattern: Pattern
 
 
 def route_of(uri: str) -> str:
-    """Return the path of a URI without its query, `/` when it has none; what cannot be split comes back as it is."""
+    """Return the path of a URI, or `/` if it has none; a malformed URI is returned without its query."""
     try:
         return urlsplit(uri).path or "/"
     except ValueError:
@@ -89,7 +89,7 @@ def as_text(value: object) -> str | None:
 
 
 def as_id(value: object) -> str | None:
-    """Return an identity as the text that Moesif keys its cohorts by; None when there is none."""
+    """Return an identity as the text that Moesif uses as the key of its cohorts; None if there is none."""
     if value is None or value == "":
         return None
     return value if isinstance(value, str) else str(value)
@@ -97,13 +97,13 @@ def as_id(value: object) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class CallFacts:
-    """What sampling can look at; an absent fact is None.
+    """The facts that sampling can test; an absent fact is None.
 
     Attributes:
         verb: HTTP method.
         route: Path without query.
         ip_address: The client's address.
-        status: Status of the response; a number is fine, expressions see its text.
+        status: Status of the response; expressions see it as text.
     """
 
     verb: str | None = None
@@ -113,11 +113,11 @@ class CallFacts:
 
 
 class BodyNeededError(Exception):
-    """A rule that has come so far depends on the request's body, which has not been given yet."""
+    """A rule whose other conditions hold depends on the request's body, which has not been given yet."""
 
 
 class RequestFacts:
-    """What governance can look at, and what has been found out about it so far.
+    """The facts that governance can test, and the conditions evaluated so far.
 
     Args:
         verb: HTTP method.
@@ -139,8 +139,8 @@ class RequestFacts:
         guard: Guard | None = None,
     ) -> None:
         route = route_of(uri)
-        # The path first: a long query that makes a search slow then hides nothing. Decoded too where that differs,
-        # since the framework may route by `/admin` what a client wrote as `/%61dmin`.
+        # The path first, so that a long query that makes a search slow hides nothing. The decoded path too, if it
+        # differs: the framework may route by `/admin` what a client wrote as `/%61dmin`.
         self._routes = (route, unquote(route), uri) if "%" in route else (route, uri)
         self._verb = verb
         self._ip = ip_address
@@ -153,12 +153,12 @@ class RequestFacts:
         self._seen: dict[Field, tuple[str, ...]] = {}
 
     def give_body(self, value: Any, unreadable: str | None = None) -> None:
-        """Take the parsed body; `unreadable` says why there is a body and no value."""
+        """Set the parsed body; `unreadable` is the reason if there is a body that could not be parsed."""
         self._body = value
         self._unreadable = unreadable
 
     def holds(self, condition: Condition) -> bool:
-        """Return whether a condition holds; each is asked once, all in one allowance of time.
+        """Return whether a condition holds; each is evaluated once, and all share one time limit.
 
         Raises:
             BodyNeededError: It depends on the body, which has not been given.
@@ -187,9 +187,9 @@ class RequestFacts:
         return answer
 
     def _find(self, field: Field) -> tuple[str | None, ...]:
-        """Return the texts that a path stands for, any of which may match; empty when the field is missing.
+        """Return the texts of a field, any of which may match; empty if the field is missing.
 
-        `request.route` stands for the full URI and for the path: rules are written for either.
+        `request.route` has the path and the full URI: rules are written for either.
         """
         kind = field.kind
         if kind == "route":

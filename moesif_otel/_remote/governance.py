@@ -1,7 +1,7 @@
-"""Governance: what all rules together say about one request.
+"""Evaluates all governance rules for one request.
 
-A `RuleSet` is made on the poller's thread and evaluated by every request's; nothing in it changes. Whatever cannot be
-decided lets the call pass and is counted; the other rules still work.
+A `RuleSet` is built on the poller's thread, evaluated by the threads of requests, and immutable. If a rule cannot be
+decided, it does not apply, and this is counted; the other rules still do.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MAX_RULES: Final = 2_000
 _NO_VALUES: Final[Mapping[str, str]] = {}
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 _VALUE: Final = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")  # RFC 9110, 5.5, as latin-1: what PEP 3333 and Tornado send
-# The server's own business: PEP 3333 forbids hop-by-hop headers, and a wrong length breaks the connection.
+# Set by the server only: PEP 3333 forbids hop-by-hop headers, and a wrong length breaks the connection.
 _FRAMING: Final = frozenset(
     {
         "connection",
@@ -50,13 +50,13 @@ _NO_BODY: Final = frozenset({204, 205, 304})
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What governance decided about one request.
+    """The decision of governance about one request.
 
     Attributes:
-        blocked: The application must not be called; answer with the rest of this verdict.
-        status: Status of the answer; 0 when not blocked.
-        headers: Headers to add; when blocked all of the answer's, `Content-Type` and `Content-Length` included.
-        body: Body of the answer; None when not blocked, empty when the rule has none.
+        blocked: The application must not be called; the response is the rest of this verdict.
+        status: Status of the response; 0 if not blocked.
+        headers: Headers to add; if blocked, all headers of the response, with `Content-Type` and `Content-Length`.
+        body: Body of the response; None if not blocked, empty if the rule has none.
         blocked_by: Id of the rule that blocked, for the event.
     """
 
@@ -68,7 +68,7 @@ class Verdict:
 
     @property
     def phrase(self) -> str:
-        """The status's phrase, that of its class (RFC 9110, 15) when it has none of its own."""
+        """The reason phrase of the status, or that of its class (RFC 9110, 15)."""
         try:
             return HTTPStatus(self.status).phrase
         except ValueError:
@@ -80,27 +80,27 @@ class Verdict:
         return f"{self.status} {self.phrase}"
 
     def added_to(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Return the application's headers with this verdict's behind them. Never raises.
+        """Return the application's headers followed by those of this verdict. Never raises.
 
-        Order and repetition of the application's own stay as they are. A `Content-Type` of the application is not
-        repeated: two of them make an answer that clients read differently.
+        Order and repetition of the application's headers stay as they are. If they have a `Content-Type`, no second one
+        is added: clients interpret two differently.
         """
         try:
             has_type = any(name.lower() == "content-type" for name, _ in headers)
             added = (item for item in self.headers if not (has_type and item[0].lower() == "content-type"))
             return [*headers, *added]
-        except Exception:  # no pairs of strings: the application's affair, and the server will tell it
+        except Exception:  # not pairs of strings: an error of the application, which the server reports
             return headers
 
 
 class RuleSet:
-    """Compiled rules; false when there are none, so that `if rules:` is all that a request pays then.
+    """Compiled rules; falsy if there are none, so that a request then only pays for `if rules:`.
 
     Args:
         rules: Compiled rules in the server's order.
-        skips: Where what is left out is counted.
+        skips: Counts what is ignored.
 
-    Thread-safe: it never changes.
+    Immutable, and so thread-safe.
     """
 
     __slots__ = ("_company", "_count", "_regex", "_user", "needs_identity", "skips")
@@ -116,10 +116,10 @@ class RuleSet:
 
     @classmethod
     def from_json(cls, data: bytes, skips: Skips | None = None) -> RuleSet:
-        """Compile the answer of `GET /v1/rules`; a rule that cannot be used is left out alone.
+        """Compile the answer of `GET /v1/rules`; if a rule cannot be used, only that rule is ignored.
 
         Raises:
-            MalformedError: The answer is no JSON array.
+            MalformedError: The answer is not a JSON array.
         """
         skips = skips if skips is not None else Skips()
         try:
@@ -132,7 +132,9 @@ class RuleSet:
         rules: list[Rule] = []
         for entry in entries:
             if len(rules) >= _MAX_RULES:
-                skips.note("governance rule", f"there are over {_MAX_RULES:,} governance rules; the first ones apply")
+                skips.note(
+                    "governance rule", f"there are more than {_MAX_RULES:,} governance rules; only the first ones apply"
+                )
                 break
             try:
                 rules.append(read_rule(entry, conditions))
@@ -148,22 +150,22 @@ class RuleSet:
     def evaluate(
         self, facts: RequestFacts, user_id: object, company_id: object, config: RemoteConfig
     ) -> Verdict | None:
-        """Decide about one request.
+        """Evaluate the rules for one request.
 
-        Regex rules come first, then the company's, then the user's; a later one overrides an earlier one: headers
-        merge, status, body and `blocked_by` are those of the last rule that blocks.
+        Regex rules come first, then company rules, then user rules. A later rule overrides an earlier one: headers are
+        merged; status, body and `blocked_by` are those of the last rule that blocks.
 
         Args:
-            facts: What rules can look at.
+            facts: The facts that rules can test.
             user_id: The user's id; None or empty for a call without one.
             company_id: The company's id, likewise.
             config: The configuration, which has the cohorts.
 
         Returns:
-            The verdict, or None when no rule has anything to say.
+            The verdict, or None if no rule applies.
 
         Raises:
-            BodyNeededError: A rule that has come so far depends on the body. Nothing else is ever raised.
+            BodyNeededError: A rule whose other conditions hold depends on the body. Nothing else is raised.
         """
         try:
             return self._evaluate(facts, as_id(user_id), as_id(company_id), config)
@@ -190,8 +192,8 @@ class RuleSet:
             except OutOfTimeError:
                 self.skips.note(
                     "slow governance rule",
-                    f"governance rule {shown(rule.rule_id)} did not apply to a request: its expression takes too long "
-                    "on what the client sent",
+                    f"governance rule {shown(rule.rule_id)} was not applied to a request, because its expression takes "
+                    "too long to match what the client sent; simplify the expression in Moesif",
                 )
             except Exception as exc:
                 self.skips.caught("governance rule at a request", exc)
@@ -211,7 +213,7 @@ class RuleSet:
         yield from self._user.applicable(user_id, config.user_rules)
 
     def _sendable(self, headers: Iterable[tuple[str, str]], rule_id: str) -> Iterator[tuple[str, tuple[str, str]]]:
-        """Yield a rule's headers by lower-case name; one that cannot be sent is left out alone."""
+        """Yield a rule's headers by lower-case name, except those that cannot be sent."""
         for name, value in headers:
             key = name.lower()
             if key in _FRAMING or _TOKEN.fullmatch(name) is None or _VALUE.fullmatch(value) is None:
@@ -221,7 +223,7 @@ class RuleSet:
                 yield key, (name, value.strip(" \t"))
 
     def has_unknown_ids(self, config: RemoteConfig) -> bool:
-        """Return whether a cohort entry of a configuration names a rule that is not here (one of both is stale)."""
+        """Return whether a cohort entry of a configuration names a rule that is not in this set (one is stale)."""
         return self._company.has_unknown(config.company_rules) or self._user.has_unknown(config.user_rules)
 
 
@@ -232,7 +234,7 @@ def _matches(rule: Rule, facts: RequestFacts) -> bool:
     out_of_time = False
     for group in rule.groups:
         try:
-            # Written out: with 200 rules this loop is what a request pays, and generators would double it.
+            # Written out: with 200 rules this loop is the cost of a request, and generators would double it.
             for condition in group:
                 if not facts.holds(condition):
                     break
@@ -269,7 +271,7 @@ class _Cohorts:
     def applicable(
         self, identity: str | None, cohorts: Mapping[str, tuple[CohortEntry, ...]]
     ) -> Iterator[tuple[Rule, Mapping[str, str]]]:
-        """Yield the rules meant for an identity, with its values: its cohorts in their order, then the others."""
+        """Yield the rules that apply to an identity, with its values: its cohorts in order, then the other rules."""
         if identity is None:
             for rule in self._for_unidentified:
                 yield rule, _NO_VALUES
@@ -290,5 +292,5 @@ class _Cohorts:
         return any(entry.rule_id not in self._by_id for entries in cohorts.values() for entry in entries)
 
 
-# Last: a rule set is made of the classes above.
+# Defined last: a rule set needs the classes above.
 NO_RULES: Final = RuleSet()

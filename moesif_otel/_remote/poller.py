@@ -1,10 +1,10 @@
-"""Asking Moesif for its configuration and its rules: every minute, and when an answer to events brings a new tag.
+"""Fetches configuration and rules from Moesif: every minute, and when an answer to a batch carries a new tag.
 
-A poller has one daemon thread (`moesif-otel-config`), started at the first event and once in each process. Requests
-read `config` and `rules`, senders call `note_tags`; nobody waits for the thread. It holds the poller weakly, so that a
-pipeline that is thrown away takes its thread with it. What is known is never replaced by an answer that failed or is
-malformed. A forked child sees another process id and starts a thread of its own, without an at-fork hook (uWSGI runs
-none); what the parent had learned stays valid.
+A poller has one daemon thread (`moesif-otel-config`) per process, started at the first event. Requests read `config`
+and `rules`, senders call `note_tags`, and nothing waits for the thread. The thread holds the poller weakly, so it ends
+with a pipeline that is discarded. A failed or malformed answer never replaces the last good one. A forked child notices
+its new process id and starts its own thread, without an at-fork hook (uWSGI runs none). What the parent fetched stays
+valid.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from moesif_otel._delivery.client import MoesifTransport
     from moesif_otel.settings import Settings
 
-    # True: look what is due; False: end. Its `put` is safe in a finalizer.
+    # True: fetch what is due; False: end. Its `put` is safe in a finalizer.
     _Wakes = queue.SimpleQueue[bool]
 
 __all__ = ["ConfigPoller"]
@@ -40,26 +40,25 @@ __all__ = ["ConfigPoller"]
 _logger: Final = get_logger(__name__)
 
 POLL_INTERVAL_S: Final = 60.0
-"""Moesif is asked this often (its API documentation), give or take a tenth."""
-# Answers of two servers with two tags may take turns: one request a second at most.
+"""The interval between polls (Moesif's API documentation), plus or minus a tenth."""
+# Two servers behind one address may send two tags in turn: poll at most once a second.
 _LEAST_GAP_S: Final = 1.0
-# After a failure it is asked sooner than in a minute: a service that starts before its network shall not be without
-# rules for so long.
+# After a failure, poll sooner than in a minute: a service that starts before its network needs its rules.
 _FIRST_RETRY_S: Final = 5.0
 _START_AGAIN_S: Final = 1.0  # after the system refused a thread
-_SAID_FOR_EVENTS: Final = frozenset({401, 402, 403, 407, 408, 425, 429})
-_JITTER: Final = 0.1  # processes that were started together must not ask together for ever
+_LOGGED_BY_DELIVERY: Final = frozenset({401, 402, 403, 407, 408, 425, 429})
+_JITTER: Final = 0.1  # processes that were started together must not poll at the same moments
 _SENDABLE: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,998}[\x21-\x7e])?")
-_uniform = SystemRandom().uniform  # the application's `random` is left alone, and forked children do not share it
+_uniform = SystemRandom().uniform  # leaves the application's `random` alone, and is not shared by forked children
 
 
 class _Document:
-    """When to ask for the configuration, or the rules, again, and with which ETag.
+    """Decides when to fetch the configuration, or the rules, and with which ETag.
 
     Args:
-        name: For messages.
-        path: Where it is asked for.
-        tag_header: Lower-case name of the header, on answers to events and on its own, that carries its tag.
+        name: Its name in messages.
+        path: Its path at Moesif.
+        tag_header: Lower-case name of the header that carries its tag, on its own answers and on those to batches.
     """
 
     def __init__(self, name: str, path: str, tag_header: str) -> None:
@@ -70,35 +69,35 @@ class _Document:
         self._tags: frozenset[str] = frozenset()
         self._noted_tag: str | None = None
         self._requested = False
-        self._earliest_s = 0.0  # no new tag has it asked for before
-        self._next_s: float | None = None  # None: never asked
+        self._earliest_s = 0.0  # a new tag causes no request before this time
+        self._next_s: float | None = None  # None: never requested
         self._failures = 0
 
     def note_tag(self, tag: str | None) -> bool:
-        """Take note of a tag on an answer to events; True when it is new, so that this should be asked for again."""
+        """Note a tag on the answer to a batch; return whether it is new, so that the document must be fetched."""
         if not tag or tag == self._noted_tag or tag in self._tags:
             return False
-        # Remembered even if the answer then carries another one: a tag has it asked for once, not with every batch.
+        # Remembered even if the document then carries another tag: one tag causes one request, not one per batch.
         self._noted_tag = tag
         self._requested = True
         return True
 
     def wait_s(self, now_s: float) -> float:
-        """Return the seconds until it is due; 0 or less: now."""
+        """Return the seconds until the next request is due; zero or less if it is due now."""
         if self._next_s is None:
             return 0.0
         at_s = min(self._next_s, self._earliest_s) if self._requested else self._next_s
         return at_s - now_s
 
     def begin(self, now_s: float) -> None:
-        """Take note that it is being asked for; a tag that comes from now on has it asked for again."""
+        """Note that a request begins; a tag that arrives from now on causes another one."""
         self._earliest_s = now_s + _LEAST_GAP_S
         self._requested = False
 
     def worked(self, headers: dict[str, str], now_s: float, *, changed: bool) -> None:
-        """Take note of a good answer."""
+        """Note a good answer."""
         found = [headers.get("etag"), headers.get(self._tag_header)]
-        # What could not be sent back in a header would keep us from asking ever again.
+        # A tag that cannot be sent back in a header would make every later request fail.
         tags = [tag for tag in found if tag and _SENDABLE.fullmatch(tag)]
         self._tags = frozenset(tags)
         if changed:
@@ -109,8 +108,8 @@ class _Document:
         self._next_s = now_s + POLL_INTERVAL_S * _uniform(1 - _JITTER, 1 + _JITTER)
 
     def failed(self, retry_after_s: float | None, now_s: float) -> None:
-        """Take note that no good answer came: ask again later each time, and never before the server wishes."""
-        asked_s = retry_after_s or 0.0  # bounded where it is read
+        """Note that no good answer came: retry with growing delays, and never before `Retry-After`."""
+        asked_s = retry_after_s or 0.0  # bounded by its parser
         wait_s = max(asked_s, min(_FIRST_RETRY_S * 2.0 ** min(self._failures, 8), POLL_INTERVAL_S))
         self._failures += 1
         self._earliest_s = max(self._earliest_s, now_s + asked_s)
@@ -118,18 +117,18 @@ class _Document:
 
 
 class ConfigPoller:
-    """What Moesif said last, and the thread that asks.
+    """Holds the last configuration and rules, and runs the thread that fetches them.
 
     Args:
-        settings: The pipeline's; `EXPORT_TIMEOUT` bounds a request.
-        transport: Asks Moesif.
-        clock: Monotonic seconds.
+        settings: The pipeline's settings; `EXPORT_TIMEOUT` limits a request.
+        transport: Makes the requests.
+        clock: Returns monotonic seconds.
 
-    Thread-safe and fork-safe. Nothing is started or asked at construction.
+    Thread-safe and fork-safe. Construction starts nothing and sends nothing.
 
     Attributes:
-        config: The last good configuration; before the first answer everything is kept.
-        rules: The last good rules; none before the first answer.
+        config: The last good configuration; until the first answer, one that keeps every call.
+        rules: The last good rules; none until the first answer.
     """
 
     def __init__(
@@ -151,15 +150,15 @@ class ConfigPoller:
         self._wakes: _Wakes = queue.SimpleQueue()
 
     def ensure_started(self) -> None:
-        """Start the thread in this process, if it does not run: cheap, for every event. Never raises."""
+        """Start the thread in this process unless it runs. Cheap enough for every event; never raises."""
         pid = os.getpid()
         if self._running_pid == pid or self._released or self._clock() < self._start_again_s:
             return
-        # A lock for each process: a parent's may be held for ever in a forked child.
+        # A lock for each process: in a forked child, the parent's may be held forever.
         with self._locks.setdefault(pid, threading.Lock()):
             if self._running_pid == pid or self._released:
                 return
-            # A queue of its own for each thread: nothing of a parent process, or of a thread that is ending, is in it.
+            # A new queue for each thread, without entries from a parent process or for a thread that is ending.
             self._wakes = queue.SimpleQueue()
             thread = threading.Thread(
                 target=_poll, args=(weakref.ref(self), self._wakes), name="moesif-otel-config", daemon=True
@@ -167,13 +166,13 @@ class ConfigPoller:
             try:
                 thread.start()
             except RuntimeError as exc:  # no more threads for now, or the process ends (Python 3.12 and later)
-                self._skips.caught("starting the thread that asks Moesif for rules and sampling", exc)
+                self._skips.caught("starting the thread that fetches sampling rates and rules", exc)
                 self._start_again_s = self._clock() + _START_AGAIN_S
             else:
                 self._running_pid = pid
 
     def note_tags(self, config_etag: str | None, rules_tag: str | None) -> None:
-        """Take note of the tags of an answer to events; a new one has its document asked for soon.
+        """Note the tags of an answer to a batch; a new one causes a request soon.
 
         Never blocks and never raises; called by sender threads.
         """
@@ -183,16 +182,16 @@ class ConfigPoller:
             self._wakes.put(True)
 
     def counts(self) -> dict[str, int]:
-        """Return the number of pieces left out, and of failed answers, by kind."""
+        """Return the number of ignored parts, and of failed requests, by kind."""
         return self._skips.counts()
 
     def release(self) -> None:
-        """End the thread; what was known can still be read. Idempotent."""
+        """End the thread; `config` and `rules` can still be read. Idempotent."""
         self._released = True
         self._wakes.put(False)
 
     def step(self) -> float:
-        """Ask for whatever is due; return the seconds until something is. Runs on the poller's thread."""
+        """Fetch what is due, and return the seconds until something is. Runs on the poller's thread."""
         for document, take in ((self._config_document, self._take_config), (self._rules_document, self._take_rules)):
             if document.wait_s(self._clock()) <= 0:
                 self._refresh(document, take)
@@ -223,33 +222,35 @@ class ConfigPoller:
                 document.worked(headers, self._clock(), changed=False)
                 return
             retry_after_s = retry_after_seconds(headers.get("retry-after"), time.time())
-            self._say(document, f"status {status}", common=status in _SAID_FOR_EVENTS or status >= 500)
+            self._report(document, f"status {status}", common=status in _LOGGED_BY_DELIVERY or status >= 500)
         except MalformedError as exc:
-            self._say(document, str(exc), common=False)
+            self._report(document, str(exc), common=False)
         except OSError as exc:
-            self._say(document, f"no answer ({type(exc).__name__})", common=True)
-        except Exception as exc:  # ours to mend
+            self._report(document, f"no answer ({type(exc).__name__})", common=True)
+        except Exception as exc:  # a defect of ours
             self._skips.caught(f"{document.name} request", exc)
         document.failed(retry_after_s, self._clock())
 
-    def _say(self, document: _Document, why: str, *, common: bool) -> None:
-        """Count an answer that was none. What fails for events as well (`common`) delivery says, with what to do."""
+    def _report(self, document: _Document, why: str, *, common: bool) -> None:
+        """Count a failed request, and log it, unless it fails for events as well (`common`): delivery logs that."""
         kind, address = f"{document.name} request", f"{self._address.rstrip('/')}{document.path}"
         if common:
             self._skips.count(kind)
             _logger.debug("moesif_otel: no %s from %s: %s", document.name, address, why)
         else:
             self._skips.note(
-                kind, f"no {document.name} from {address} ({why}); what was known before applies. Check BASE_URI"
+                kind,
+                f"could not get {document.name} from {address} ({why}); the last ones that were received stay in use, "
+                "and it is tried again. Check BASE_URI",
             )
 
     def _note_stale(self) -> None:
-        # Before both have been read one of them is empty, which is not stale.
+        # Until both have been received, one of them is empty, which does not mean stale.
         if self.rules is not NO_RULES and self.config is not DEFAULT_CONFIG and self.rules.has_unknown_ids(self.config):
             self._skips.note(
                 "cohort entry of an unknown rule",
-                "Moesif's configuration names a governance rule that is not among the rules: one of both is older, "
-                "which the next minutes mend",
+                "Moesif's configuration names a governance rule that Moesif's rules do not have, so that rule does not "
+                "apply yet; if the rule exists, this resolves itself within minutes",
             )
 
     def __del__(self) -> None:
@@ -258,7 +259,7 @@ class ConfigPoller:
 
 
 def _poll(reference: weakref.ref[ConfigPoller], wakes: _Wakes) -> None:
-    """Run a poller's thread. It holds the poller only while it asks."""
+    """Run a poller's thread. It holds the poller only during a request."""
     with suppress_instrumentation():
         while True:
             poller = reference()
@@ -266,8 +267,8 @@ def _poll(reference: weakref.ref[ConfigPoller], wakes: _Wakes) -> None:
                 return
             try:
                 wait_s = poller.step()
-            except Exception as exc:  # ours to mend; the thread lives on
-                poller._skips.caught("asking Moesif for rules and sampling", exc)
+            except Exception as exc:  # a defect of ours; the thread goes on
+                poller._skips.caught("fetching sampling rates and rules", exc)
                 wait_s = POLL_INTERVAL_S
             del poller
             try:

@@ -1,7 +1,7 @@
-"""One governance rule, compiled: whom it is for, which requests it matches, what it answers.
+"""One compiled governance rule: whom it applies to, which requests it matches, what it answers.
 
-Rules are read on the poller's thread, strictly, so that a request meets no surprise later; what cannot be used is left
-out, counted and logged once a kind (`Skips`). Nothing in a `Rule` changes afterwards.
+Rules are parsed strictly on the poller's thread, so that errors show there and not in a request. A rule that cannot be
+used is ignored, counted, and logged once per kind (`Skips`). A `Rule` is immutable.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ __all__ = [
 
 _logger: Final = get_logger(__name__)
 _KINDS: Final = frozenset({"regex", "company", "user"})
-# `100 Continue` and the like would not end a call, but any three digits are a status that a rule may ask for.
+# `100 Continue` and the like would not end a call, but a rule may ask for any status of three digits.
 _LOWEST_STATUS: Final = 100
 _HIGHEST_STATUS: Final = 999
-# Spaces inside the braces make it somebody else's template language.
+# With spaces inside the braces it is the syntax of another template language.
 _TAG: Final = re.compile(r"\{\{([^{}\s](?:[^{}]*[^{}\s])?)\}\}")
 _UNKNOWN: Final = "UNKNOWN"  # what a tag without a value becomes (Moesif's API documentation)
 # orjson writes at most 254 levels, and a tag may stand at any of them.
 _MAX_BODY_DEPTH: Final = 200
 _MAX_ID_CHARS: Final = 60
-# A set of rules is Moesif's own, or that of whoever answers in its place: what it may cost a request is bounded.
-_MAX_CONDITIONS: Final = 2_000  # different ones: compiling them is Python's work, in which no request is served
+# Rules come from Moesif, or from whatever answers in its place: their cost for a request is bounded.
+_MAX_CONDITIONS: Final = 2_000  # distinct ones: compiling them holds the interpreter lock
 _MAX_USES: Final = 20_000  # of conditions in groups
 _MAX_HEADERS: Final = 100  # of one rule
 _MAX_BODY_BYTES: Final = 256 * 1024  # of one rule, as JSON, before tags are replaced
@@ -53,7 +53,7 @@ MAX_VALUE_CHARS: Final = 1_000
 
 
 class MalformedError(ValueError):
-    """An answer of Moesif as a whole is not what it should be; the last good one stays. Fixed text."""
+    """A whole answer of Moesif is malformed; the last good one stays in use. The message is fixed text."""
 
 
 class RuleError(ValueError):
@@ -61,7 +61,10 @@ class RuleError(ValueError):
 
 
 class Skips(Guard):
-    """Counts what is left out of rules and configuration, and logs the first of a kind. Thread-safe, takes no lock."""
+    """Counts parts of rules and configuration that are ignored, and logs the first of each kind.
+
+    Thread-safe; takes no lock.
+    """
 
     __slots__ = ("_told",)
 
@@ -70,31 +73,34 @@ class Skips(Guard):
         self._told: set[str] = set()
 
     def note(self, kind: str, sentence: str) -> None:
-        """Count one piece that is left out.
+        """Count one part that is ignored, and log the first of its kind.
 
         Args:
-            kind: What was left out; from a closed vocabulary of ours.
-            sentence: What that means, for the log; in words of ours, with nothing of a request.
+            kind: What is ignored; from a closed vocabulary of ours.
+            sentence: What that means, for the log; fixed text and ids of rules, no data of a request.
         """
         self.count(kind)
         if kind not in self._told:
             self._told.add(kind)
-            _logger.warning("moesif_otel: %s. Further ones are only counted, in stats()", sentence)
+            _logger.warning("moesif_otel: %s. Further ones are only counted, in stats()['errors']", sentence)
 
     def note_rule(self, raw: object, reason: str) -> None:
         """Count a rule that cannot be used."""
         rule_id = raw.get("_id") if isinstance(raw, dict) else None
         name = f" {shown(rule_id)}" if isinstance(rule_id, str) and rule_id else ""
-        self.note("governance rule", f"governance rule{name} cannot be used ({reason}); the other rules apply")
+        self.note(
+            "governance rule",
+            f"governance rule{name} from Moesif cannot be used ({reason}) and is ignored; the other rules apply",
+        )
 
 
 def shown(rule_id: str) -> str:
-    """Return Moesif's id of a rule as a message has it."""
+    """Return Moesif's id of a rule, shortened and quoted for a message."""
     return repr(rule_id[:_MAX_ID_CHARS])
 
 
 class Conditions:
-    """Every condition of a set of rules, by path and expression, so that equal ones are compiled and asked once."""
+    """All conditions of a set of rules, so that equal ones are compiled once, and evaluated once per request."""
 
     __slots__ = ("_conditions", "_fields", "_uses")
 
@@ -104,7 +110,7 @@ class Conditions:
         self._fields: dict[str, Field] = {}
 
     def get_or_make(self, path: str, expression: str) -> Condition:
-        """Return the one condition of this path and expression. Raises `PatternError`."""
+        """Return the condition for this path and expression. Raises `PatternError`."""
         self._uses += 1
         if self._uses > _MAX_USES:
             raise PatternError(f"over {_MAX_USES:,} conditions")
@@ -119,13 +125,13 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What a rule adds to a response, and what is sent instead of the application's.
+    """What a rule adds to a response, or sends instead of the application's response.
 
     Attributes:
-        headers: Name and value of each.
-        status: Status of the response; None: the rule does not block.
-        body: JSON; None where the rule has none, or it has tags.
-        body_template: The body where it has tags: it is then made for each request.
+        headers: Name and value of each header.
+        status: Status of the response; None if the rule does not block.
+        body: The body as JSON; None if the rule has no body, or one with tags.
+        body_template: A body with tags, which is filled in for each request.
         header_tags: Whether headers have tags.
     """
 
@@ -142,7 +148,7 @@ class Action:
         return tuple((_filled(name, values), _filled(value, values)) for name, value in self.headers)
 
     def body_for(self, values: Mapping[str, str]) -> bytes | None:
-        """Return the body as JSON with its tags replaced; None when the rule has no body."""
+        """Return the body as JSON with its tags replaced; None if the rule has no body."""
         return self.body if self.body_template is None else orjson.dumps(_filled(self.body_template, values))
 
 
@@ -151,12 +157,12 @@ class Rule:
     """A compiled rule.
 
     Attributes:
-        rule_id: Moesif's id of it, the event's `blocked_by`.
+        rule_id: Moesif's id of the rule, the event's `blocked_by`.
         kind: `regex`, `company` or `user`.
-        for_others: `applied_to` is `not_matching`: it applies to those outside the cohort.
-        for_unidentified: It applies to calls without an identity.
-        groups: Any of these groups must hold, in it all conditions; None matches every request.
-        action: What it does.
+        for_others: `applied_to` is `not_matching`: the rule applies to those outside the cohort.
+        for_unidentified: The rule applies to calls without an identity.
+        groups: All conditions of at least one group must hold; None matches every request.
+        action: What the rule does.
     """
 
     rule_id: str
@@ -197,7 +203,7 @@ def read_conditions(raw: object, conditions: Conditions) -> tuple[Condition, ...
     """Compile the conditions of one group.
 
     Raises:
-        RuleError: They are no list of path and expression, or an expression cannot be used.
+        RuleError: They are not a list of paths and expressions, or an expression cannot be used.
     """
     if not isinstance(raw, dict) or not isinstance(raw.get("conditions"), list):
         raise RuleError("conditions are not a list")
@@ -207,7 +213,7 @@ def read_conditions(raw: object, conditions: Conditions) -> tuple[Condition, ...
             raise RuleError("a condition without a path")
         expression = as_text(entry.get("value"))
         if expression is None:
-            raise RuleError("a condition whose value is no text")
+            raise RuleError("a condition whose value is not text")
         try:
             found.append(conditions.get_or_make(entry["path"], expression))
         except PatternError as exc:
@@ -246,7 +252,7 @@ def _action(raw: dict[str, Any]) -> Action:
     if not blocks:
         return Action(headers=headers, header_tags=header_tags)
     body = response.get("body")
-    tagged = _has_tags(body, 0) and bool(variables)  # looked at in any case: it must not be too deep to be written
+    tagged = _has_tags(body, 0) and bool(variables)  # checked first in any case: it may be too deep to be written
     written = orjson.dumps(body)
     if len(written) > _MAX_BODY_BYTES:
         raise RuleError("response body over 256 KiB")
@@ -266,7 +272,7 @@ def _headers(raw: object) -> tuple[tuple[str, str], ...]:
         raise RuleError("response headers are not an object")
     if len(raw) > _MAX_HEADERS:
         raise RuleError(f"over {_MAX_HEADERS} response headers")
-    # A value that is no text at all is kept as a line break, which no header can hold: that header alone is left out.
+    # A value that is not text becomes a line break, which no header may contain: only that header is left out later.
     return tuple((name, "\n" if (text := as_text(value)) is None else text) for name, value in raw.items())
 
 
@@ -279,19 +285,19 @@ def _status(raw: object) -> int:
 
 
 def _has_tags(value: Any, depth: int) -> bool:
-    """Return whether there is a merge tag in a JSON value, keys included. Raises `RuleError` for one too deep."""
+    """Return whether a JSON value, keys included, has a merge tag. Raises `RuleError` if it is nested too deeply."""
     if isinstance(value, str):
         return "{{" in value
     if isinstance(value, (dict, list)):
         if depth >= _MAX_BODY_DEPTH:
             raise RuleError("response body nested too deeply")
         parts = [*value, *value.values()] if isinstance(value, dict) else value
-        return any([_has_tags(part, depth + 1) for part in parts])  # noqa: C419 - all of it, for its depth
+        return any([_has_tags(part, depth + 1) for part in parts])  # noqa: C419 - visits all, to check the depth
     return False
 
 
 def _filled(value: Any, values: Mapping[str, str]) -> Any:
-    """Return a JSON value with every tag `{{name}}` replaced; what is put in is not looked through for tags again."""
+    """Return a JSON value with every tag `{{name}}` replaced; tags in the replacements are not replaced again."""
     if isinstance(value, str):
         return _TAG.sub(lambda tag: values.get(tag.group(1), _UNKNOWN), value) if "{{" in value else value
     if isinstance(value, dict):

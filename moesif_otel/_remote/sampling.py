@@ -1,4 +1,4 @@
-"""Sampling: whether a call is kept, and how many calls it then stands for, as Moesif's API documentation says it."""
+"""Sampling: whether a call is kept, and the weight of its event, as Moesif's API documentation specifies."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["Sampled", "decide", "rate_for", "weight_for"]
 
 _FULL_RATE: Final = 100.0
-# A rate so small that its weight would be no sensible number (1e-300 per cent) is not a rate anyone means.
+# Limits the weight for absurdly small rates, such as 1e-300 percent.
 _MAX_WEIGHT: Final = 1_000_000_000
-# Not the application's generator, whose numbers are its own; nor the system's, which gives up the interpreter's lock.
+# Not the application's generator, whose sequence we must not change; nor the system's, which releases the GIL.
 _generator: Final = Random()  # noqa: S311 - no secret
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_generator.seed)
@@ -44,8 +44,8 @@ def decide(
     """Decide whether a call is kept. Thread-safe; never raises.
 
     Args:
-        config: The configuration; its default keeps everything.
-        facts: What entries of `regex_config` look at.
+        config: The configuration; the default keeps everything.
+        facts: The facts that entries of `regex_config` test.
         user_id: The user's id, if known.
         company_id: The company's id, if known.
         random: Returns a number from 0 up to, not including, 1.
@@ -54,13 +54,13 @@ def decide(
         Keep when `random() * 100 < rate`; weight `floor(100 / rate)`, 1 at rate 0.
     """
     rate = rate_for(config, facts, user_id, company_id)
-    # At the full rate, by far the most common, no number is drawn.
+    # No random number at the full rate, which is by far the most common.
     keep = rate >= _FULL_RATE or random() * 100 < rate
     return Sampled(keep, weight_for(rate))
 
 
 def rate_for(config: RemoteConfig, facts: CallFacts, user_id: object = None, company_id: object = None) -> float:
-    """Return a call's rate: that of the first matching entry, else the user's, the company's, the general one."""
+    """Return a call's rate: that of the first matching entry, else the user's, the company's or the general rate."""
     if config.sample_rules:
         allowance = Allowance()
         for rule in config.sample_rules:
@@ -71,7 +71,7 @@ def rate_for(config: RemoteConfig, facts: CallFacts, user_id: object = None, com
                 ):
                     return rule.rate
             except OutOfTimeError:
-                continue  # that entry alone is skipped
+                continue  # only that entry is skipped
     for identity, rates in ((user_id, config.user_sample_rates), (company_id, config.company_sample_rates)):
         if rates:
             key = _safe_id(identity)
@@ -81,14 +81,14 @@ def rate_for(config: RemoteConfig, facts: CallFacts, user_id: object = None, com
 
 
 def weight_for(rate: float) -> int:
-    """Return the weight of an event kept at a rate in per cent."""
+    """Return the weight of an event that was kept at a rate in percent."""
     if rate <= 0:
         return 1
     return max(1, math.floor(min(_FULL_RATE / rate, float(_MAX_WEIGHT))))
 
 
 def _fact(facts: CallFacts, field: Field) -> str | None:
-    # Only these four: the kinds of other fields (`header`, `body`) are nothing that sampling may look at.
+    # Only the four fields of `CallFacts`: sampling does not test headers or bodies.
     value = getattr(facts, field.kind, None)
     return str(value) if value is not None and value != "" else None
 
@@ -96,5 +96,5 @@ def _fact(facts: CallFacts, field: Field) -> str | None:
 def _safe_id(identity: object) -> str | None:
     try:
         return as_id(identity)
-    except Exception:  # an identity object of the user's whose __str__ raises is no identity
+    except Exception:  # an identity whose __str__ raises is none
         return None

@@ -307,8 +307,8 @@ def test_not_modified_without_a_document_is_a_failure(stepped: ConfigPoller, ans
 @pytest.mark.parametrize(
     ("status", "document", "told"),
     [
-        (404, None, "no configuration from http://(hidden)@127.0.0.1:9/v1/config (status 404)"),
-        (200, b"<html>", "no configuration from http://(hidden)@127.0.0.1:9/v1/config (configuration is not JSON)"),
+        (404, None, "could not get configuration from http://(hidden)@127.0.0.1:9/v1/config (status 404)"),
+        (200, b"<html>", "could not get configuration from http://(hidden)@127.0.0.1:9/v1/config (configuration is not JSON)"),
         (0, None, None),
         (401, None, None),
         (503, None, None),
