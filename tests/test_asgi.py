@@ -373,7 +373,8 @@ def test_other_middlewares_around_and_inside(sandbox: Sandbox) -> None:
         middleware=[Middleware(Outer), Middleware(MoesifMiddleware, settings=settings), Middleware(Outer)],
     )
     for _ in range(2):
-        assert answer(call(app, request(), path="/"))[1][b"x-outer"] == b"1"
+        connection = asyncio.run(Connection(request()).serve(app, http_scope(path="/")))
+        assert answer(connection)[1][b"x-outer"] == b"1"
     events = sandbox.wait_for_events(2)
     assert [event["user_id"] for event in events] == ["mary", "mary"]
     assert events[1]["response"]["headers"]["x-outer"] == "1"  # from the second call on we stand outside of it
