@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from moesif_otel._autoinstrument.targets import NOT_CAPTURED, NOT_CAPTURED_CLIENTS
 from moesif_otel.settings import OPTIONS, ImportedCallback, Settings, nearest, unknown_variables, variable_of
 
 if TYPE_CHECKING:
@@ -59,12 +60,11 @@ class Finding:
 
 
 class _Package(NamedTuple):
-    """A package whose calls are captured, or are not."""
+    """A package whose calls are captured."""
 
     module: str
     distribution: str
     how: str
-    captured: bool = True
 
 
 _PACKAGES: Final = (
@@ -90,13 +90,6 @@ _PACKAGES: Final = (
     _Package("requests", "requests", "outgoing calls"),
     _Package("httpx", "httpx", "outgoing calls"),
     _Package("aiohttp", "aiohttp", "outgoing calls (the client)"),
-    _Package("sanic", "sanic", "use moesif_otel.asgi.MoesifMiddleware around its ASGI application", captured=False),
-    _Package(
-        "cherrypy", "cherrypy", "use moesif_otel.wsgi.MoesifMiddleware around its WSGI application", captured=False
-    ),
-    _Package("grpc", "grpcio", "gRPC is no HTTP API for Moesif", captured=False),
-    _Package("pycurl", "pycurl", "outgoing calls of pycurl are not met", captured=False),
-    _Package("httplib2", "httplib2", "outgoing calls of httplib2 are not met", captured=False),
 )
 
 
@@ -177,18 +170,14 @@ def _packages(settings: Settings | None) -> Iterator[Finding]:
         if not _is_installed(package.module):
             continue
         version = _version(package.distribution)
-        if not package.captured:
-            yield Finding(
-                "info",
-                "capture",
-                f"{package.module} {version}: not captured by itself",
-                f"{package.how[0].upper()}{package.how[1:]}",
-            )
-        elif package.how.startswith("outgoing") and not outgoing:
+        if package.how.startswith("outgoing") and not outgoing:
             advice = "Set MOESIF_CAPTURE_OUTGOING_REQUESTS=true to record the calls that the service makes"
             yield Finding("info", "capture", f"{package.module} {version}: {package.how} are off", advice)
         else:
             yield Finding("ok", "capture", f"{package.module} {version}: {package.how}")
+    for module, advice in (NOT_CAPTURED | NOT_CAPTURED_CLIENTS).items():
+        if _is_installed(module):
+            yield Finding("info", "capture", f"{module}: not captured by itself", f"{advice[0].upper()}{advice[1:]}")
 
 
 def _is_installed(module: str) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import trace
 
-from moesif_otel._autoinstrument.targets import install
+from moesif_otel._autoinstrument.targets import install, say_what_is_not_captured
 from moesif_otel._capture.patching import when_imported
 from moesif_otel._guard import PROCESS_GUARD, get_logger
 from moesif_otel.errors import install_command
@@ -90,6 +90,7 @@ class Instrumentation:
         if self.settings.capture_outgoing_requests:
             # Calls may be made where nothing is ever served.
             PROCESS_GUARD.run("capture of outgoing calls", self._start_outgoing)
+            say_what_is_not_captured(clients=True)
         if self._made:
             # Applications may be there already. Otherwise the first one that is made begins it (`auto_rows`).
             when_imported("tornado.web", _weakly(self, Instrumentation.prepare_tornado))

@@ -14,13 +14,24 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import wrapt
 
 from moesif_otel._capture.asgi import INTERNAL
-from moesif_otel._capture.patching import Patch, PatchSet
-from moesif_otel._guard import PROCESS_GUARD
+from moesif_otel._capture.patching import Patch, PatchSet, when_imported
+from moesif_otel._guard import PROCESS_GUARD, get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ROWS", "ServedApplication", "ServedAsgiApplication", "Serving", "install"]
+__all__ = [
+    "NOT_CAPTURED",
+    "NOT_CAPTURED_CLIENTS",
+    "ROWS",
+    "ServedApplication",
+    "ServedAsgiApplication",
+    "Serving",
+    "install",
+    "say_what_is_not_captured",
+]
+
+_logger: Final = get_logger(__name__)
 
 
 class Serving(Protocol):
@@ -189,11 +200,31 @@ ROWS: Final = (
 """Tried with the versions of the day; a row whose place is not there any more is logged once and left out."""
 
 
+NOT_CAPTURED: Final = {
+    "sanic": "put moesif_otel.asgi.MoesifMiddleware around its ASGI application",
+    "cherrypy": "put moesif_otel.wsgi.MoesifMiddleware around its WSGI application",
+}
+"""Frameworks that are not captured by themselves, and what to do."""
+
+NOT_CAPTURED_CLIENTS: Final = dict.fromkeys(("pycurl", "httplib2"), "use requests, httpx or aiohttp where calls matter")
+"""The same for clients; said where outgoing calls are asked for."""
+
 _installed: Final[list[tuple[Serving, PatchSet]]] = []
+
+
+@functools.cache
+def say_what_is_not_captured(*, clients: bool) -> None:
+    """Log one line, once, for each framework (or client) that the process imports and that is not captured."""
+    for module, advice in (NOT_CAPTURED_CLIENTS if clients else NOT_CAPTURED).items():
+        what = "calls made with" if clients else "calls of"
+        when_imported(
+            module, functools.partial(_logger.warning, "moesif_otel: %s %s are not captured: %s", what, module, advice)
+        )
 
 
 def install(serving: Serving) -> None:
     """Put every row on for good: now where its module is there, else when it is imported. Never raises."""
+    say_what_is_not_captured(clients=False)
     for row in ROWS:
         # A set for each: one whose place is gone does not keep the others from their work.
         patches = PatchSet([row._replace(around=functools.partial(row.around, serving))])

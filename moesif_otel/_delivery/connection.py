@@ -242,9 +242,10 @@ class Connections:
 
     def _take(self, deadline_s: float) -> _Connection:
         while True:
-            try:
+            connection = None
+            with contextlib.suppress(IndexError):
                 connection = self._idle.pop()
-            except IndexError:
+            if connection is None:  # apart from the pop: what fails here has one cause
                 return self._connect(deadline_s)
             if connection.is_fresh:
                 connection.deadline_s = deadline_s

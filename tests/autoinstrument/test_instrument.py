@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from wsgiref.util import setup_testing_defaults
 
@@ -275,3 +277,36 @@ def test_outgoing_calls_of_every_client(sandbox: Sandbox, client: str) -> None:
         handle.stop()
         library.get(other.url + "/not-captured")
     assert [event["request"]["uri"].rpartition("/")[2] for event in sandbox.events()] == ["captured"]
+
+
+def test_a_framework_that_is_not_captured_is_named_once(tmp_path: Path) -> None:
+    """One line with what to use, when it is imported; clients only where outgoing calls are asked for."""
+    for name in ("sanic", "httplib2", "pycurl"):
+        (tmp_path / f"{name}.py").write_text("")
+    program = """
+        import logging
+        logging.basicConfig(format="%(message)s")
+        import moesif_otel
+        moesif_otel.instrument({"APPLICATION_ID": "a", "BASE_URI": "http://127.0.0.1:9"})
+        import sanic, pycurl
+        options = {"APPLICATION_ID": "b", "BASE_URI": "http://127.0.0.1:9", "CAPTURE_OUTGOING_REQUESTS": True}
+        for _ in range(2):
+            moesif_otel.instrument(options)
+        import httplib2
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    lines = [line for line in ended.stderr.splitlines() if "not captured" in line]
+    assert [line.split(" are not ")[0] for line in lines] == [
+        "moesif_otel: calls of sanic",
+        "moesif_otel: calls made with pycurl",
+        "moesif_otel: calls made with httplib2",
+    ]
+    assert "moesif_otel.asgi.MoesifMiddleware" in lines[0]
