@@ -43,7 +43,7 @@ class MoesifSpanExporter(SpanExporter):
     """
 
     def __init__(self, application_id: str | None = None, **options: Any) -> None:
-        self._set_up(EventSink(Settings.from_keywords({"application_id": application_id, **options})))
+        self._set_up(EventSink(Settings.of({"application_id": application_id, **options})))
 
     @classmethod
     def of(cls, sink: EventSink) -> MoesifSpanExporter:

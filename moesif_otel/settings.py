@@ -483,16 +483,6 @@ class Settings:
         return settings
 
     @classmethod
-    def from_mapping(cls, settings: Mapping[str, Any] | None, *, batch_size_default: int | None = None) -> Settings:
-        """Make settings from a dict; an older name of `of`."""
-        return cls.of(settings, defaults=None if batch_size_default is None else {"batch_size": batch_size_default})
-
-    @classmethod
-    def from_keywords(cls, keywords: Mapping[str, Any], *, environ: Mapping[str, str] | None = None) -> Settings:
-        """Make settings from keywords; an older name of `of`."""
-        return cls.of(keywords, environ=environ)
-
-    @classmethod
     def of_any(
         cls, given: Mapping[str, Any] | None = None, *, environ: Mapping[str, str] | None = None
     ) -> tuple[Settings | None, list[MoesifConfigError]]:

@@ -33,7 +33,7 @@ class Calls:
     @staticmethod
     def options(**options: Any) -> Settings:
         """Settings from options in upper case, validated as users' are."""
-        return Settings.from_mapping({"APPLICATION_ID": "app-1", **options})
+        return Settings.of({"APPLICATION_ID": "app-1", **options})
 
     def body(self, data: bytes, *, kept: int | None = None) -> CapturedBody:
         """A captured body of which at most `kept` bytes were kept."""

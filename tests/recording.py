@@ -17,7 +17,7 @@ class RecordingPipeline:
     """Fulfils `capture.exchange.Pipeline`; `calls` holds what was finished, in order."""
 
     def __init__(self, **options: object) -> None:
-        self.settings = Settings.from_mapping({"APPLICATION_ID": "recording", **options})
+        self.settings = Settings.of({"APPLICATION_ID": "recording", **options})
         self.guard = Guard()
         self.budget = ByteBudget(self.settings.event_queue_bytes)
         self.generation = 0

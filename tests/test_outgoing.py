@@ -330,7 +330,7 @@ def test_wrong_options(settings, provider):
 def test_starting_starts_no_thread(sandbox):
     """Nothing runs before the first call: it may be started before a fork."""
     before = our_threads()
-    with start_capture_outgoing(Settings.from_mapping(options(sandbox))):
+    with start_capture_outgoing(Settings.of(options(sandbox))):
         assert our_threads() == before
 
 

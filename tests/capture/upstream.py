@@ -235,7 +235,7 @@ class RecordingPipeline:
     """Fulfils `Pipeline` and keeps what the tap hands it, with what a callback and a converter would see."""
 
     def __init__(self, **options):
-        self.settings = Settings.from_mapping({"APPLICATION_ID": "recording", **options})
+        self.settings = Settings.of({"APPLICATION_ID": "recording", **options})
         self.guard = Guard()
         self.budget = ByteBudget(self.settings.event_queue_bytes)
         self.generation = 0

@@ -44,7 +44,7 @@ def test_public_objects() -> None:
     """Middlewares, exporter, processor, client, capture, settings and counters."""
     callback = functools.partial(print, SECRET)
     options = {"APPLICATION_ID": APPLICATION_ID, "BASE_URI": f"http://ann:{SECRET}@127.0.0.1:9", "IDENTIFY_USER": callback}
-    settings = Settings.from_mapping(options)
+    settings = Settings.of(options)
     things: list[Any] = [
         settings,
         MoesifMiddleware(lambda *_: [], options),
@@ -92,7 +92,7 @@ def test_the_application_id_is_in_no_error(name: str, monkeypatch: pytest.Monkey
     wrong: Any = object()
     options = {"APPLICATION_ID": APPLICATION_ID, name: wrong}
     with pytest.raises(MoesifError) as told:
-        Settings.from_mapping(options)
+        Settings.of(options)
     text = "".join(traceback.format_exception(told.value))
     assert_absent("the error", [text, repr(told.value)], [APPLICATION_ID])
     assert name in str(told.value)
@@ -107,10 +107,10 @@ def test_the_application_id_is_in_no_error(name: str, monkeypatch: pytest.Monkey
 def test_a_wrong_application_id_is_not_quoted(wrong: Any) -> None:
     """Not even one of another type, nor settings that are none."""
     with pytest.raises(MoesifConfigError) as told:
-        Settings.from_mapping({"APPLICATION_ID": wrong})
+        Settings.of({"APPLICATION_ID": wrong})
     assert_absent("the error", _forms(told.value), [APPLICATION_ID])
     with pytest.raises(MoesifConfigError) as told_again:
-        Settings.from_mapping(wrong if not isinstance(wrong, dict) else [APPLICATION_ID])  # type: ignore[arg-type]
+        Settings.of(wrong if not isinstance(wrong, dict) else [APPLICATION_ID])  # type: ignore[arg-type]
     assert_absent("the error", _forms(told_again.value), [APPLICATION_ID])
 
 

@@ -191,13 +191,13 @@ def test_an_address_with_a_password_is_not_quoted(address: str, monkeypatch: pyt
     password = text_for("password of a proxy")
     written = address.format(password)
     with pytest.raises(MoesifConfigError) as told:
-        Settings.from_mapping({"APPLICATION_ID": "transport", "BASE_URI": written})
+        Settings.of({"APPLICATION_ID": "transport", "BASE_URI": written})
     assert_absent("the error", [str(told.value), repr(told.value)], [password])
     monkeypatch.setenv("MOESIF_BASE_URI", written)
     with pytest.raises(MoesifConfigError) as told_again:
         MoesifSpanExporter("transport")
     assert_absent("the error", str(told_again.value), [password])
-    right = Settings.from_mapping({"APPLICATION_ID": "transport", "BASE_URI": f"https://ann:{password}@moesif.example"})
+    right = Settings.of({"APPLICATION_ID": "transport", "BASE_URI": f"https://ann:{password}@moesif.example"})
     assert_absent("the settings", repr(right), [password])
     assert password in right.base_uri
 

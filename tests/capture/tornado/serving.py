@@ -118,7 +118,7 @@ class Recorder:
 
 def recorder(**options: Any) -> Recorder:
     """Make a recording pipeline of the given options."""
-    return Recorder(Settings.from_mapping({"APPLICATION_ID": "an application id of tests", **options}))
+    return Recorder(Settings.of({"APPLICATION_ID": "an application id of tests", **options}))
 
 
 @contextlib.contextmanager

@@ -1009,7 +1009,7 @@ def test_a_pipeline_that_fails_does_not_reach_the_application():
         def opened(self, exchange: Exchange) -> None:
             raise RuntimeError
 
-    pipeline = Failing(Settings.from_mapping({"APPLICATION_ID": "x"}))
+    pipeline = Failing(Settings.of({"APPLICATION_ID": "x"}))
 
     async def serve(tap: TornadoCapture) -> bytes:
         async with serving(web.Application([("/orders", Orders)], log_function=tap.log_event)) as port:
