@@ -6,6 +6,8 @@ import base64
 import binascii
 import quopri
 import re
+from email.errors import HeaderParseError
+from email.header import decode_header, make_header
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
@@ -35,7 +37,7 @@ _LINE_ENDS: Final = re.compile(r"(\r\n|\r|\n)")
 # What a form and an event stream are made of, whatever the type says; anything else is looked into as a text.
 _FORM: Final = re.compile(r"[^\s\"'<>{}()\\]*\Z")
 _STREAM: Final = re.compile(r"\ufeff?(?:(?:(?:data|event|id|retry)?:[^\r\n]*|data)?(?:\r\n|\r|\n|\Z)){1,10000}\Z")
-_PARAMETER: Final = re.compile(r';[ \t]*([A-Za-z0-9*_-]+)[ \t]*=[ \t]*("(?:[^"\\]|\\.)*"|[^\s;]*)')
+_PARAMETER: Final = re.compile(r';\s*([A-Za-z0-9*_-]+)[ \t]*=[ \t]*("(?:[^"\\]|\\.)*"|[^\s;]*)')
 _EXTENDED: Final = re.compile(r"[\w\-]*'[\w\-]*'")
 _PART_HEADER: Final = re.compile(
     r"^[ \t]*(content-[a-z-]+)[ \t]*:[ \t]*([^\r\n]*(?:\r?\n[ \t][^\r\n]*)*)", re.IGNORECASE | re.MULTILINE
@@ -110,7 +112,7 @@ def _by_format(look: Inspection, text: str, media: Media, *, whole: bool) -> str
     if json_like and is_json_text(text):
         # Whatever its type says. A cut text, or one that is broken somewhere: its last string may be half of one.
         return redact_json(look, text, inspect_text, cut=True)
-    if media.format is Format.EVENT_STREAM:
+    if media.format is Format.EVENT_STREAM or text.startswith(("data:", "event:", "id:")):
         if _STREAM.match(text) is not None:
             return _event_stream(look, text, whole=whole)
         return inspect_prose(look, text, cut=not whole)
@@ -256,11 +258,19 @@ def _field_names(disposition: str) -> set[str]:
         if base == "name":
             text = re.sub(r"\\(.)", r"\1", value[1:-1]) if value.startswith('"') else value
             plain = unquote(_EXTENDED.sub("", text, count=1)) if star else text
-            found |= {text, unquote(text), plain}
+            found |= {text.strip("'"), unquote(text), plain, _decoded_words(text)}
             pieces[number] = plain
     if len(pieces) > 1:
         found.add("".join(pieces[number] for number in sorted(pieces)))
     return found
+
+
+def _decoded_words(text: str) -> str:
+    """Undo RFC 2047's `=?utf-8?q?password?=`, which mail programs write."""
+    try:
+        return str(make_header(decode_header(text))) if "=?" in text else text
+    except (HeaderParseError, LookupError, ValueError):
+        return text
 
 
 def _transfer_decoded(content: bytes, coding: str) -> bytes | None:

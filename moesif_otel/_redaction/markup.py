@@ -13,7 +13,7 @@ from urllib.parse import unquote_plus
 
 from moesif_otel._redaction.cards import has_card_number
 from moesif_otel._redaction.names import HIDDEN, Verdict
-from moesif_otel._redaction.prose import QUOTE, hide_pairs, is_label, next_concerned
+from moesif_otel._redaction.prose import QUOTE, hide_pairs, is_card_label, is_label, next_concerned
 from moesif_otel._redaction.urls import hide_user_info
 
 if TYPE_CHECKING:
@@ -203,6 +203,8 @@ class _Markup:
                 self._out.append(node)
                 return True
             self._label = True
+        # The cells below it, wherever they are, may hold card numbers.
+        self._card = self._card or (self._within.lower() in _CELLS and is_card_label(self._look, node))
         card = self._card or self._card_depth > 0
         if node.lstrip()[:1] in {"{", "["}:
             node = self._leaf(self._look, node, card)

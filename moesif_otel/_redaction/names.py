@@ -190,7 +190,7 @@ _SECRET_ENDS: Final = ("password", "passwd", "passphrase")
 _COOKIE_ENDS: Final = ("session", "sessionid", "sessid", "sessiontoken", "authtoken")
 _HEADER_ENDS: Final = (
     *("-token", "-authorization", "-secret", "-password", "-api-key", "-apikey", "-access-key", "-private-key"),
-    "-credentials",
+    *("-credentials", "-assertion", "-accesstoken", "-oidc-data"),
 )
 _HARMLESS_HEADER_ENDS: Final = ("page-token", "continuation-token", "sync-token", "next-token", "cursor-token")
 _WORDS: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
@@ -243,7 +243,8 @@ def is_secret_cookie(name: str) -> bool:
     for prefix in ("host", "secure"):
         if name.startswith("__"):
             folded = folded.removeprefix(prefix)
-    if folded in _COOKIES or folded.endswith(_COOKIE_ENDS) or folded.startswith("aspsessionid"):
+    folded = folded.removesuffix("cookie").rstrip("0123456789")
+    if folded in _COOKIES or folded.replace(".", "").endswith(_COOKIE_ENDS) or folded.startswith("aspsessionid"):
         return True
     return is_secret_name(folded)
 

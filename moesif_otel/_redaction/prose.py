@@ -9,20 +9,22 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from moesif_otel._redaction.cards import has_card_number
-from moesif_otel._redaction.names import HIDDEN, Verdict
+from moesif_otel._redaction.names import HIDDEN, Verdict, is_card_name
 
 if TYPE_CHECKING:
     from moesif_otel._redaction.budget import Inspection
 
-__all__ = ["QUOTE", "hide_pairs", "is_label", "next_concerned"]
+__all__ = ["QUOTE", "hide_pairs", "is_card_label", "is_label", "next_concerned"]
 
 # One start a run of name characters, so that the search is linear. Behind the name: a quote, escaped or not, a bracket,
-# and `=`, `:`, `=>` or `:=`.
+# and `=`, `:`, `=>` or `:=`; also `is:` and `?:`.
 _KEY: Final = re.compile(
-    r"""(?<![\w.\-])([\w.\-]+)[\])]{0,4}(?:\\{0,31}["'`*]{1,2})?[\])\s]{0,4}(:=|={1,3}>?|:(?!:))[ \t\u00a0]{0,8}"""
+    r"""(?<![\w.\-])([\w.\-]+)[\])]{0,4}(?:\\{0,31}["'`*]{1,2})?[\])\s]{0,4}(?:is[ \t]?|\?)?(:=|={1,3}>?|:(?!:)|\uff1a)[ \t\u00a0]{0,8}"""
 )
 _FLAG: Final = re.compile(r"""(?<![\w\-])--([A-Za-z][\w\-]*)[ \t]{1,8}(?![\s\-])(\\{0,31}["'])?""")
 _LISTED: Final = re.compile(r"""\\{0,31}["']([\w.\- ]{1,64})\\{0,31}["'][ \t]{0,4}(?:[,;|]|\\{0,31}["'])""")
+# The first cell of a row, its value in the next: `password,x`, `| password | x |`. Prose has a blank behind its commas.
+_ROW: Final = re.compile(r"""^[ \t|]{0,16}["']?([\w.\-][\w.\- ]{0,63})["']?[ \t]{0,4}(?:[\t|]|[,;](?=[^\s,;]))""", re.MULTILINE)
 _WORD: Final = re.compile(r"\S*")
 _NAME_TAIL: Final = re.compile(r"[\w.\-]+\Z")
 _MAX_BEFORE: Final = 80
@@ -55,7 +57,7 @@ def hide_pairs(look: Inspection, text: str, *, card: bool, cut: bool, more: bool
     """Return a text without markup, hidden, and whether what follows the text must be hidden, too."""
     if card and has_card_number(text, cut=cut):
         return HIDDEN, False
-    end = _end_of_table_head(look, text)
+    end = _end_of_table_head(look, text, cut=cut)
     if end is None and "form-data" in text:
         end = _end_of_part_head(look, text)
     if end is not None:
@@ -123,6 +125,8 @@ def _verdict(look: Inspection, text: str, match: re.Match[str]) -> Verdict:
     name = match[1].lstrip("-")
     before = text[match.start() - 1] if match.start() else ""
     verdict = (rules.query_verdict if before in _QUERY_MARKS else rules.verdict)(name)
+    if verdict is Verdict.KEEP and before == ";" and name.lower() == "jsessionid" and rules.auto:
+        return Verdict.HIDE
     if verdict is Verdict.KEEP and name[:1] in _ESCAPED and before == "\\":
         verdict = rules.verdict(name[1:])  # behind a line end that JSON wrote as an escape
     if verdict is Verdict.KEEP:
@@ -176,7 +180,7 @@ def _value(text: str, key: re.Match[str], at: int, *, more: bool) -> tuple[int, 
         return at, whole.end(), whole[1]
     if _OPENS.match(text, at) is not None:
         return None
-    colon = key[2] == ":"
+    colon = key[2] in {":", "\uff1a"}
     found = (_LINE if colon else _PARAMETER).match(text, at)
     end = at if found is None else found.end()
     if text.endswith("\\", at, end):
@@ -200,7 +204,7 @@ def _value(text: str, key: re.Match[str], at: int, *, more: bool) -> tuple[int, 
     return at, end, ""
 
 
-def _end_of_table_head(look: Inspection, text: str) -> int | None:
+def _end_of_table_head(look: Inspection, text: str, *, cut: bool) -> int | None:
     """Return where the first line ends if it names the columns of a table, one of which counts."""
     start = len(text) - len(text.lstrip("\ufeff\r\n \t"))
     head = _LINE.match(text, start, start + _MAX_HEADER_LINE)
@@ -209,12 +213,16 @@ def _end_of_table_head(look: Inspection, text: str) -> int | None:
     line = head[0]
     if is_label(look, line):
         return head.end()  # a table of one column, or a label over its value
+    cells = [line]
     following = text[head.end() : head.end() + _MAX_HEADER_LINE].lstrip("\r\n")
     for delimiter in _DELIMITERS:
         if delimiter in line and delimiter in following.partition("\n")[0]:
             look.spend(0, line.count(delimiter))
             if any(is_label(look, cell) for cell in line.split(delimiter)):
                 return head.end()
+            cells += line.split(delimiter)
+    if any(is_card_label(look, cell) for cell in cells) and has_card_number(text[head.end() :], cut=cut):
+        return head.end()
     return None
 
 
@@ -231,6 +239,12 @@ def is_label(look: Inspection, label: str) -> bool:
     """Whether a cell, or the text of an element, is nothing but a name whose value is hidden."""
     label = label.strip().strip("\"'`*:").strip()
     return _LABEL.match(label) is not None and look.rules.is_label(label)
+
+
+def is_card_label(look: Inspection, label: str) -> bool:
+    """Whether a cell is nothing but a name below which card numbers are expected."""
+    label = label.strip().strip("\"'`*:").strip()
+    return look.rules.auto and _LABEL.match(label) is not None and is_card_name(label)
 
 
 def _without_flags(look: Inspection, text: str) -> str:
@@ -257,9 +271,10 @@ def _without_flags(look: Inspection, text: str) -> str:
 
 
 def _listed_at(look: Inspection, text: str) -> int | None:
-    """Return where a quoted name ends that is followed by a comma or another quoted text: `"password";s:7:"x"`."""
-    for match in _LISTED.finditer(text):
-        look.spend(0)
-        if look.rules.verdict(match[1]) in {Verdict.HIDE, Verdict.REMOVE}:
-            return match.end(1)
+    """Return where a name ends that is followed by its value in a list or a row: `"password";s:7:"x"`, `| password | x |`."""
+    for pattern in (_LISTED, _ROW):
+        for match in pattern.finditer(text):
+            look.spend(0)
+            if look.rules.verdict(match[1]) in {Verdict.HIDE, Verdict.REMOVE}:
+                return match.end(1)
     return None

@@ -32,7 +32,7 @@ _SEARCHES: Final = tuple(
         rb"c(?:rd|r(?<=scr)t|v[vc]|cnr)",  # credential and card, secret, cvv and cvc, ccnumber
         rb"z(?<=trz)tn",  # authorization
         rb"gn(?<=sgn)tr",  # signature
-        rb"=(?:(?<=[sc][gd]=)|(?<=rtn=))",  # of a query: sig, code, assertion
+        rb"=(?:(?<=[sc][gd]=)|(?<=rtn=)|(?<=snd=))",  # of a query: sig, code, assertion; of a path: jsessionid
     )
 )
 _IGNORED: Final = b"\0_-+ \t"

@@ -98,6 +98,17 @@ def left(
         ("<card><number>4111 1111 1111 1111</number></card>", "text/xml", "<card><number>(hidden)</number></card>"),
         ('query { a(password: "S", c: "d") }', "application/graphql", 'query { a(password: "(hidden)", c: "d") }'),
         ("grant_type=x&code=S&c=d", "application/x-www-form-urlencoded", "grant_type=x&code=(hidden)&c=d"),
+        ("a\npassword,S\nc,d", "text/csv", "a\npassword(hidden)"),
+        ("name\tjoe\npassword\tS\n", "text/plain", "name\tjoe\npassword(hidden)"),
+        ("| a | b |\n| API Key | S |", "text/markdown", "| a | b |\n| API Key (hidden)"),
+        ("Your password is: S", "text/plain", "Your password is: (hidden)"),
+        ("Password?: S", "text/plain", "Password?: (hidden)"),
+        ("password\uff1aS", "text/plain", "password\uff1a(hidden)"),
+        ("see /x;jsessionid=S;b", "text/plain", "see /x;jsessionid=(hidden);b"),
+        ("name,card_number\nJoe,4111111111111111\n", "text/csv", "name,card_number(hidden)"),
+        ("card\n4111 1111 1111 1111\n", "text/csv", "card(hidden)"),
+        ("<th>Card</th><td>joe</td><td>4111111111111111</td>", "text/html", "<th>Card</th><td>joe</td><td>(hidden)</td>"),
+        ('data: {"password":\ndata: "S"}\n\n', "text/plain", 'data: {"password":\ndata: "(hidden)"}\n\n'),
         ("code=DE&c=d&password2=S", "application/x-www-form-urlencoded", "code=DE&c=d&password2=(hidden)"),
     ],
 )
@@ -400,3 +411,36 @@ def test_json_as_text_is_json_as_values(value: Any, indent: int | None, ascii_on
         assert found == expected
     if found == json.loads(text) and "\\ud" not in text:
         assert shown == text
+
+
+@pytest.mark.parametrize(
+    "disposition",
+    ['form-data;\r\n name="password"', "form-data; name='password'", 'form-data; name="=?utf-8?q?pass=77ord?="'],
+)
+def test_names_of_parts_however_written(disposition: str) -> None:
+    """The name of a part counts on a line of its own (RFC 5322), in single quotes, and encoded (RFC 2047)."""
+    body = f"--B\r\nContent-Disposition: {disposition}\r\n\r\n{SECRET}\r\n--B--\r\n"
+    assert left(body, "multipart/form-data; boundary=B") == body.replace(SECRET, "(hidden)")
+
+
+@pytest.mark.parametrize("name", ["my.session.id", "sessionid2", "access_token_cookie"])
+def test_more_session_cookies(name: str) -> None:
+    """Session cookies with dots, numbers and `_cookie` in their names are hidden, their neighbours are not."""
+    assert redact_headers(AUTO, [("Cookie", f"{name}={SECRET}; a=b")]) == [("Cookie", f"{name}=(hidden); a=b")]
+
+
+@pytest.mark.parametrize(
+    "name", ["X-Goog-Iap-Jwt-Assertion", "Cf-Access-Jwt-Assertion", "X-Amzn-Oidc-Data", "X-Amzn-Oidc-Accesstoken"]
+)
+def test_tokens_of_gateways(name: str) -> None:
+    """The token with which a gateway vouches for a user is a credential."""
+    assert redact_headers(AUTO, [(name, SECRET)]) == [(name, "(hidden)")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["name,scorecard\njoe,4111111111111111\n", "The user, password, and token are wrong,\nplease try again", "wrong token;\nb"],
+)
+def test_rows_that_stay(text: str) -> None:
+    """A list in prose is no row, and a score card is no card."""
+    assert left(text, "text/plain") == text
