@@ -6,7 +6,6 @@ bad data raises nothing.
 
 from __future__ import annotations
 
-import json
 import re
 from binascii import b2a_base64
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import orjson
 
 from moesif_otel._capture.body import LeftOut
 from moesif_otel._events.codings import decode_content
+from moesif_otel._events.serialize import parsed_json
 from moesif_otel._redaction.bodies import looks_like_json, redact_body, redact_json_body
 from moesif_otel._redaction.budget import MAX_DECODED_BYTES, MAX_DEPTH
 from moesif_otel._redaction.charsets import utf8_of
@@ -38,7 +38,6 @@ _STRINGS: Final = re.compile(rb'"[^"]*"')
 _OPENINGS: Final = frozenset({b"{", b"["})
 _ROUNDS: Final = 8
 _STEPS: Final = tuple(1 if code in b"[{" else -1 for code in range(256))
-_LONG_INTEGER: Final = re.compile(rb"[0-9]{19}")
 _SURROGATES: Final = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)"
 )
@@ -151,19 +150,7 @@ def _as_json(data: bytes, media: Media, *, parse: bool, rules: Rules | None) -> 
         if isinstance(hidden, LeftOut):
             return Body(None, None, hidden.value)
         text = hidden
-    return Body(_parsed(text) if parse else orjson.Fragment(text), "json", None)
-
-
-def _parsed(text: bytes) -> Any:
-    """Parse valid JSON; whole numbers keep their digits, which orjson makes floats beyond 64 bits."""
-    if _LONG_INTEGER.search(text) is None:
-        return orjson.loads(text)
-    return json.loads(text, parse_int=_integer)
-
-
-def _integer(digits: str) -> int | float:
-    # Python's own conversion is quadratic, and refuses thousands of digits.
-    return int(digits) if len(digits) <= 1_000 else float(digits)
+    return Body(parsed_json(text) if parse else orjson.Fragment(text), "json", None)
 
 
 def _is_too_deep(text: bytes) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from typing import Any, Final
 
 import orjson
@@ -11,6 +13,7 @@ __all__ = [
     "OUR_KEY",
     "as_mapping",
     "json_bytes",
+    "parsed_json",
     "plain",
     "serialize",
     "snapshot",
@@ -31,6 +34,8 @@ _TOO_MANY: Final = "(too many values)"
 _CYCLE: Final = "(refers to itself)"
 _INT64: Final = 1 << 63
 _UINT64: Final = 1 << 64
+_LONG_INTEGER: Final = re.compile(rb"[0-9]{19}")
+_WITH_BODIES: Final = frozenset({"request", "response"})
 
 
 def sound_text(text: str) -> str:
@@ -46,7 +51,8 @@ def serialize(event: dict[str, Any]) -> bytes:
     """Return an event as the JSON object that Moesif takes.
 
     What JSON cannot hold is turned into the nearest thing that it can: dates and UUIDs into text, sets into lists,
-    bytes into text, NaN and infinities into null, numbers beyond 64 bits into text, other objects into `str(value)`.
+    bytes into text, NaN and infinities into null, metadata's numbers beyond 64 bits into text (a body's stay numbers),
+    other objects into `str(value)`.
 
     Args:
         event: What `EventBuilder.build` made, or `model.as_dictionary` of what a mask returned.
@@ -58,10 +64,22 @@ def serialize(event: dict[str, Any]) -> bytes:
         text = orjson.dumps(event, default=_default)
     except (TypeError, ValueError, RecursionError):
         # One by one, so that metadata without end leaves the other fields alone.
-        text = orjson.dumps({name: plain(value) for name, value in event.items()})
+        text = orjson.dumps({name: plain(value, digits=name in _WITH_BODIES) for name, value in event.items()})
     # A copy of the right size: orjson cuts its result from a larger block, and the cuttings lie idle between events
     # that wait (4.6 KB of memory for an event of 0.5 KB, measured with 10,000 of them; 1.0 KB so).
     return bytes(memoryview(text))
+
+
+def parsed_json(text: bytes) -> Any:
+    """Parse valid JSON; whole numbers keep their digits, which orjson makes floats beyond 64 bits."""
+    if _LONG_INTEGER.search(text) is None:
+        return orjson.loads(text)
+    return json.loads(text, parse_int=_integer)
+
+
+def _integer(digits: str) -> int | float:
+    # Python's own conversion is quadratic, and refuses thousands of digits.
+    return int(digits) if len(digits) <= 1_000 else float(digits)
 
 
 def snapshot(value: Any) -> Any:
@@ -120,20 +138,25 @@ def text_of(value: Any) -> str:
         return f"({type(value).__name__})"
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, *, digits: bool = False) -> Any:
     """Return a copy of `value` made of what orjson is sure to take; cycles, depth and size are bounded.
 
     Slower than orjson's own way, for what that refused.
+
+    Args:
+        value: Anything.
+        digits: Whether whole numbers beyond 64 bits stay numbers, as JSON that orjson only embeds, instead of text.
     """
-    return _Plainer().convert(value, 0)
+    return _Plainer(digits=digits).convert(value, 0)
 
 
 class _Plainer:
     """One conversion: remembers what it is inside of, and how much it has made."""
 
-    __slots__ = ("_inside", "_left")
+    __slots__ = ("_digits", "_inside", "_left")
 
-    def __init__(self) -> None:
+    def __init__(self, *, digits: bool) -> None:
+        self._digits = digits
         self._inside: set[int] = set()
         self._left = _MAX_NODES
 
@@ -144,7 +167,10 @@ class _Plainer:
         if value is None or kind is bool or kind is orjson.Fragment:
             return value
         if kind is int:
-            return value if -_INT64 <= value < _UINT64 else text_of(value)
+            if -_INT64 <= value < _UINT64:
+                return value
+            text = text_of(value)
+            return orjson.Fragment(text) if self._digits and text[-1].isdigit() else text
         if kind is float:
             return value if math.isfinite(value) else None
         if depth >= _MAX_DEPTH:
@@ -190,7 +216,7 @@ def without_bodies(payload: bytes) -> bytes:
     Called again with what it returned it leaves out the other body, too; with no body left it returns its argument.
     `metadata.moesif_otel` says what was left out. Never raises for what `serialize` made.
     """
-    event = orjson.loads(payload)
+    event = parsed_json(payload)
     parts = [event[name] for name in ("request", "response") if isinstance(event.get(name), dict)]
     parts = [part for part in parts if part.get("body") is not None]
     if not parts:
@@ -206,9 +232,9 @@ def without_bodies(payload: bytes) -> bytes:
     metadata[OUR_KEY] = ours = ours if isinstance(ours, dict) else {}
     said = ours.get(side)
     ours[side] = {"size_bytes": size_bytes, **(said if isinstance(said, dict) else {}), "left_out": "event_too_large"}
-    return orjson.dumps(plain(event))
+    return serialize(event)
 
 
 def _body_bytes(part: dict[str, Any]) -> int:
     body = part["body"]
-    return len(body) if isinstance(body, str) else len(orjson.dumps(body))
+    return len(body) if isinstance(body, str) else len(orjson.dumps(plain(body)))

@@ -265,7 +265,7 @@ def _text_of_body(part: dict[str, Any]) -> str | None:
     if body is None:
         return None
     if part["transfer_encoding"] != "base64":
-        return orjson.dumps(plain(body)).decode()
+        return orjson.dumps(plain(body, digits=True)).decode()
     data = b64decode(body)
     try:
         return data.decode()

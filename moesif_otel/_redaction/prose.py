@@ -19,12 +19,15 @@ __all__ = ["QUOTE", "hide_pairs", "is_card_label", "is_label", "next_concerned"]
 # One start a run of name characters, so that the search is linear. Behind the name: a quote, escaped or not, a bracket,
 # and `=`, `:`, `=>` or `:=`; also `is:` and `?:`.
 _KEY: Final = re.compile(
-    r"""(?<![\w.\-])([\w.\-]+)[\])]{0,4}(?:\\{0,31}["'`*]{1,2})?[\])\s]{0,4}(?:is[ \t]?|\?)?(:=|={1,3}>?|:(?!:)|\uff1a)[ \t\u00a0]{0,8}"""
+    r"""(?<![\w.\-])([\w.\-]+)[\])]{0,4}(?:\\{0,31}["'`*]{1,2})?[\])\s]{0,4}"""
+    r"""(?:is[ \t]?|\?)?(:=|={1,3}>?|:(?!:)|\uff1a)[ \t\u00a0]{0,8}"""
 )
 _FLAG: Final = re.compile(r"""(?<![\w\-])--([A-Za-z][\w\-]*)[ \t]{1,8}(?![\s\-])(\\{0,31}["'])?""")
 _LISTED: Final = re.compile(r"""\\{0,31}["']([\w.\- ]{1,64})\\{0,31}["'][ \t]{0,4}(?:[,;|]|\\{0,31}["'])""")
 # The first cell of a row, its value in the next: `password,x`, `| password | x |`. Prose has a blank behind its commas.
-_ROW: Final = re.compile(r"""^[ \t|]{0,16}["']?([\w.\-][\w.\- ]{0,63})["']?[ \t]{0,4}(?:[\t|]|[,;](?=[^\s,;]))""", re.MULTILINE)
+_ROW: Final = re.compile(
+    r"""^[ \t|]{0,16}["']?([\w.\-][\w.\- ]{0,63})["']?[ \t]{0,4}(?:[\t|]|[,;](?=[^\s,;]))""", re.MULTILINE
+)
 _WORD: Final = re.compile(r"\S*")
 _NAME_TAIL: Final = re.compile(r"[\w.\-]+\Z")
 _MAX_BEFORE: Final = 80
@@ -271,7 +274,7 @@ def _without_flags(look: Inspection, text: str) -> str:
 
 
 def _listed_at(look: Inspection, text: str) -> int | None:
-    """Return where a name ends that is followed by its value in a list or a row: `"password";s:7:"x"`, `| password | x |`."""
+    """Return where a name ends that is followed by its value in a list or a row: `"password";s:7:"x"`, `password,x`."""
     for pattern in (_LISTED, _ROW):
         for match in pattern.finditer(text):
             look.spend(0)

@@ -19,7 +19,7 @@ from moesifapi.models import EventModel, EventRequestModel, EventResponseModel
 
 from moesif_otel._events import serialize as json_of
 from moesif_otel._events.model import MoesifEvent, as_dictionary, hide_absent_bodies, show_absent_bodies
-from moesif_otel._events.serialize import plain, snapshot, sound_text, without_bodies
+from moesif_otel._events.serialize import parsed_json, plain, snapshot, sound_text, without_bodies
 
 
 def event(**fields: Any) -> MoesifEvent:
@@ -183,6 +183,17 @@ def test_fragments_survive_the_slow_way() -> None:
     made = event(metadata={"x": "\ud800"})
     made.request.body = orjson.Fragment(b'{"big": 123456789012345678901234567890}')
     assert b"123456789012345678901234567890" in serialize(made)
+
+
+def test_numbers_beyond_64_bits_stay_numbers_in_bodies() -> None:
+    """A body that a mask has seen keeps its digits, also when the larger body beside it is left out."""
+    big = b"123456789012345678901234567890"
+    made = event()
+    made.request.body = parsed_json(b'{"big":%s,"more":[-%s]}' % (big, big))
+    made.response = EventResponseModel(time="2024-10-30T04:45:42.914", status=200, headers={}, body={"long": "x" * 500})
+    payload = serialize(made)
+    assert b'{"big":%s,"more":[-%s]}' % (big, big) in payload
+    assert b'{"big":%s,"more":[-%s]}' % (big, big) in without_bodies(payload)
 
 
 ODD = st.recursive(

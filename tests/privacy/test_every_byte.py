@@ -378,7 +378,7 @@ def test_failing_masks(watch: Watch, relay: Relay, mask: Callable[[Any], Any]) -
     assert not any(request.body for request in relay.sent)
     assert_absent("logs", watch.logs.lines, _controls(cases))
     watch.assert_silent(cases)
-    failures = [line for line in watch.logs.ours if "MASK_EVENT_MODEL" in line]
+    failures = [line for line in watch.logs.ours if "MASK_EVENT_MODEL" in line and "first call" not in line]
     assert len(failures) == 1
     assert "test_every_byte.py:" in failures[0] or "mask.py:" in failures[0]
 
