@@ -1,8 +1,6 @@
 """API analytics for Python services: captured with OpenTelemetry, delivered to Moesif.
 
-Owns: the public names, each imported when it is first asked for, so that a door brings only what it needs.
-Threads: any.
-Never: imports a framework, or anything that delivers, by itself.
+Each public name is imported when it is first used, so that nothing imports a framework, or delivery, without need.
 """
 
 from __future__ import annotations

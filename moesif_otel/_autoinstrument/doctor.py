@@ -1,8 +1,8 @@
-"""`moesif-otel doctor`: what is set, what is met, and whether Moesif can be reached, one finding a line.
+"""`moesif-otel doctor`: checks the options, what is captured, and whether Moesif can be reached.
 
-Needs no extra. Each check returns findings and raises nothing: what a check itself cannot do is a finding too. A value
-that may be secret is never shown, only whether it is set. A program that is named is run by
-`moesif_otel._autoinstrument.dry_run`, in a process of its own.
+Needs no extra. Each check yields findings; if a check itself fails, that is a finding too. Of a value that may be
+secret, only whether it is set is shown. A program is run in a process of its own, by
+`moesif_otel._autoinstrument.dry_run`.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ _MOST_CLOCK_SKEW_S: Final = 60.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found.
+    """One finding.
 
     Attributes:
         level: `error` makes the command end with status 1.
-        check: What was looked at.
+        check: Name of the check.
         text: What was found, in one line.
-        advice: What to do; empty where there is nothing.
+        advice: What to do; empty if there is nothing to do.
     """
 
     level: Level
@@ -94,7 +94,7 @@ _PACKAGES: Final = (
 
 
 def diagnose(program: Sequence[str] = (), *, send: bool = False) -> list[Finding]:
-    """Look at everything and return what was found.
+    """Run the checks and return their findings.
 
     Args:
         program: A command such as `python app.py`, or one word `module:application`; empty for none.
@@ -124,12 +124,12 @@ def diagnose(program: Sequence[str] = (), *, send: bool = False) -> list[Finding
         try:
             found.extend(check())
         except Exception as exc:
-            found.append(Finding("warning", name, f"this check failed: {type(exc).__qualname__}"))
+            found.append(Finding("warning", name, f"this check could not be completed: {type(exc).__qualname__}"))
     return found
 
 
 def report(findings: Sequence[Finding], *, as_json: bool) -> str:
-    """Return the findings as text: one a line, or JSON."""
+    """Return the findings as text, one per line, or as JSON."""
     if as_json:
         return json.dumps(
             {"ok": not any(f.level == "error" for f in findings), "findings": [asdict(f) for f in findings]}
@@ -149,16 +149,20 @@ def _options(settings: Settings | None, errors: list[MoesifConfigError]) -> Iter
     for prefix, name in unknown_variables(os.environ):
         near = nearest(name)
         advice = f"Did you mean {prefix}{near}?" if near else "Remove it, or correct its name"
-        yield Finding("warning", "options", f"{prefix}{name} is no option and is ignored", advice)
+        yield Finding("warning", "options", f"{prefix}{name} is not an option and is ignored", advice)
     if settings is None:
-        yield Finding("error", "options", "without these nothing is captured under opentelemetry-instrument")
+        yield Finding(
+            "error", "options", "opentelemetry-instrument captures nothing", "Correct the options that are named above"
+        )
         return
     changed = {"APPLICATION_ID": "set", **settings.changed()}
     for name, shown in changed.items():
         source = variable_of(name, os.environ)
         yield Finding("ok", "options", f"{name} = {shown} ({source[0] if source else 'given'})")
     left = len(OPTIONS) - len(changed)
-    yield Finding("info", "options", f"{left} other options have their defaults; a dict in the code wins over these")
+    yield Finding(
+        "info", "options", f"{left} other options have their defaults; options in the code take precedence over these"
+    )
 
 
 # What is there to capture.
@@ -171,13 +175,13 @@ def _packages(settings: Settings | None) -> Iterator[Finding]:
             continue
         version = _version(package.distribution)
         if package.how.startswith("outgoing") and not outgoing:
-            advice = "Set MOESIF_CAPTURE_OUTGOING_REQUESTS=true to record the calls that the service makes"
-            yield Finding("info", "capture", f"{package.module} {version}: {package.how} are off", advice)
+            advice = "Set MOESIF_CAPTURE_OUTGOING_REQUESTS=true to record the calls that your service makes"
+            yield Finding("info", "capture", f"{package.module} {version}: {package.how} are not captured", advice)
         else:
             yield Finding("ok", "capture", f"{package.module} {version}: {package.how}")
     for module, advice in (NOT_CAPTURED | NOT_CAPTURED_CLIENTS).items():
         if _is_installed(module):
-            yield Finding("info", "capture", f"{module}: not captured by itself", f"{advice[0].upper()}{advice[1:]}")
+            yield Finding("info", "capture", f"{module}: not captured automatically", f"{advice[0].upper()}{advice[1:]}")
 
 
 def _is_installed(module: str) -> bool:
@@ -199,13 +203,13 @@ def _version(distribution: str) -> str:
 
 def _opentelemetry() -> Iterator[Finding]:
     if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
-        yield Finding("error", "opentelemetry", "OTEL_SDK_DISABLED is true: nothing is captured", "Unset it")
+        yield Finding("error", "opentelemetry", "OTEL_SDK_DISABLED is true, so nothing is captured", "Unset it")
     if not _is_installed("opentelemetry.instrumentation.auto_instrumentation"):
         yield Finding(
             "info",
             "opentelemetry",
             "the command opentelemetry-instrument is not installed",
-            "For a run with no code change: pip install opentelemetry-instrumentation",
+            "To capture without code changes: pip install opentelemetry-instrumentation",
         )
         return
     names = [point.name for point in importlib.metadata.entry_points(group="opentelemetry_instrumentor")]
@@ -214,19 +218,24 @@ def _opentelemetry() -> Iterator[Finding]:
         yield Finding(
             "error",
             "opentelemetry",
-            "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS switches us off",
-            "Take moesif, or *, out of it",
+            "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS turns moesif-otel off, so nothing is captured",
+            "Remove moesif, or *, from it",
         )
     in_order = ", ".join(name for name in names if name not in disabled)
-    yield Finding("ok", "opentelemetry", f"instrumentations in the order they load: {in_order or 'none'}")
+    yield Finding("ok", "opentelemetry", f"instrumentations, in the order they load: {in_order or 'none'}")
     yield from _pipeline()
 
 
 def _pipeline() -> Iterator[Finding]:
-    """What the zero-code run would make: asked of a process that it starts."""
+    """Yield what `opentelemetry-instrument` would set up, found out by a trial run in a process of its own."""
     found = _dry_run([])
     if found is None:
-        yield Finding("warning", "opentelemetry", "the zero-code set-up failed in a trial run", "Look at its output")
+        yield Finding(
+            "warning",
+            "opentelemetry",
+            "a trial run of opentelemetry-instrument failed",
+            "Run it with a program of yours and look at its output",
+        )
         return
     yield Finding("ok", "opentelemetry", f"tracer provider: {found['provider']}; sampler: {found['sampler']}")
     for exporter in ("TRACES", "METRICS", "LOGS"):
@@ -265,20 +274,18 @@ def _spool(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "info",
             "spool",
-            "off: events that are undelivered when the process ends are lost",
-            "SPOOL_DIRECTORY keeps them",
+            "off: events that cannot be delivered before the process ends are lost",
+            "Set SPOOL_DIRECTORY to keep them",
         )
         return
     folder = Path(settings.spool_directory)
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        yield Finding(
-            "error", "spool", f"{folder} cannot be written by this user", "Change its owner, or SPOOL_DIRECTORY"
-        )
+        yield Finding("error", "spool", f"this user cannot write to {folder}", "Change its owner, or SPOOL_DIRECTORY")
         return
     files = [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
     size = sum(path.stat().st_size for path in files)
-    yield Finding("ok", "spool", f"{folder} can be written; {len(files)} files of {size} bytes lie in it")
+    yield Finding("ok", "spool", f"{folder} is writable, and contains {len(files)} files ({size} bytes)")
 
 
 # The way to Moesif.
@@ -291,7 +298,7 @@ def _address(settings: Settings) -> Iterator[Finding]:
     proxy = None if proxy_bypass(host) else getproxies().get(address.scheme.lower())
     if proxy:
         shown = urlsplit(proxy)
-        yield Finding("info", "address", f"goes through the proxy {shown.hostname}:{shown.port} (from the environment)")
+        yield Finding("info", "address", f"uses the proxy {shown.hostname}:{shown.port} (from the environment)")
     else:
         yield from _connect(host, port, secure=secure)
     yield from _probe(settings)
@@ -302,7 +309,7 @@ def _connect(host: str, port: int, *, secure: bool) -> Iterator[Finding]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as exc:
         yield Finding(
-            "error", "address", f"DNS: {host} has no address ({exc.strerror})", "Check BASE_URI and the name server"
+            "error", "address", f"DNS: {host} cannot be resolved ({exc.strerror})", "Check BASE_URI and the name server"
         )
         return
     yield Finding("ok", "address", f"DNS: {host} is {', '.join(sorted({str(entry[4][0]) for entry in found}))}")
@@ -316,7 +323,7 @@ def _connect(host: str, port: int, *, secure: bool) -> Iterator[Finding]:
             "error",
             "address",
             f"TCP: {host} port {port}: {exc.strerror or exc}",
-            "Check BASE_URI and the firewall; is the server running?",
+            "Check BASE_URI and the firewall, and that the server is running",
         )
 
 
@@ -324,13 +331,13 @@ def _tls(connection: socket.socket, host: str) -> Finding:
     authorities = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or _certifi()
     try:
         with ssl.create_default_context(cafile=authorities).wrap_socket(connection, server_hostname=host) as tls:
-            return Finding("ok", "address", f"TLS: {tls.version()}, certificate is valid")
+            return Finding("ok", "address", f"TLS: {tls.version()}, the certificate is valid")
     except ssl.SSLError as exc:
         return Finding(
             "error",
             "address",
             f"TLS: {exc.reason or exc}",
-            "Behind a proxy that opens TLS set REQUESTS_CA_BUNDLE to its certificate",
+            "If a proxy intercepts TLS, set REQUESTS_CA_BUNDLE to its certificate",
         )
 
 
@@ -344,10 +351,10 @@ def _certifi() -> str | None:
 
 _ANSWERS: Final = {
     401: ("error", "the application id is not accepted", "Copy it again from the Moesif portal"),
-    402: ("error", "the subscription is not active", "Look at the plan in the Moesif portal"),
-    403: ("error", "access is refused", "Is a proxy or firewall in between?"),
-    404: ("error", "there is no Moesif at this path", "Check the path of BASE_URI"),
-    407: ("error", "the proxy wants a password", "Put it into the proxy's address"),
+    402: ("error", "the Moesif subscription is not active", "See the billing page of the Moesif portal"),
+    403: ("error", "access is refused", "Check APPLICATION_ID, and whether a proxy or firewall refuses the request"),
+    404: ("error", "Moesif's API is not at this path", "Check the path of BASE_URI"),
+    407: ("error", "the proxy requires a password", "Add user and password to the proxy's address"),
 }
 
 
@@ -365,7 +372,7 @@ def _probe(settings: Settings) -> Iterator[Finding]:
             "error",
             "address",
             f"no answer from {settings.shown_address}: {type(exc).__name__}",
-            "Events wait until it answers",
+            "Check BASE_URI, the network and the proxy; until it answers, events wait in memory",
         )
         return
     took_millis = (time.monotonic() - started_s) * 1_000
@@ -375,7 +382,7 @@ def _probe(settings: Settings) -> Iterator[Finding]:
         )
     else:
         level, meaning, advice = _ANSWERS.get(
-            answer.status_code, ("warning", "not what Moesif answers", "Is this address a Moesif, or a secure proxy?")
+            answer.status_code, ("warning", "an unexpected answer", "Check that BASE_URI is Moesif or a secure proxy")
         )
         yield Finding(level, "address", f"{settings.shown_address} answers {answer.status_code}: {meaning}", advice)  # type: ignore[arg-type]
     date = email.utils.parsedate_to_datetime(answer.headers["Date"]) if "Date" in answer.headers else None
@@ -386,7 +393,7 @@ def _probe(settings: Settings) -> Iterator[Finding]:
                 "warning",
                 "address",
                 f"this machine's clock is off by {skew_s:.0f} s",
-                "Events are shown at the wrong time: set the clock",
+                "Set the clock: Moesif would show events at the wrong time",
             )
         else:
             yield Finding("ok", "address", "the clocks agree within a minute")
@@ -394,7 +401,7 @@ def _probe(settings: Settings) -> Iterator[Finding]:
 
 def _send(settings: Settings | None) -> Iterator[Finding]:
     if settings is None:
-        yield Finding("error", "send", "nothing sent: the options are wrong")
+        yield Finding("error", "send", "nothing was sent, because options are wrong", "See the check named options")
         return
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -403,7 +410,7 @@ def _send(settings: Settings | None) -> Iterator[Finding]:
     from moesif_otel._pipeline.sink import EventSink
     from moesif_otel.exporter import MoesifSpanExporter
 
-    # What the user's callbacks would do to a call that is none is not what is asked.
+    # Without the user's callbacks: they expect a real call.
     exporter = MoesifSpanExporter.of(
         EventSink(settings.with_changes(skip=None, mask_event_model=None, spool_directory=None))
     )
@@ -422,10 +429,10 @@ def _send(settings: Settings | None) -> Iterator[Finding]:
     stats = exporter.stats()
     exporter.shutdown(1_000)
     if stats["delivered"] == 1:
-        yield Finding("ok", "send", "one event was sent and acknowledged: look for GET /moesif-otel/doctor")
+        yield Finding("ok", "send", "one event was sent and acknowledged: look for GET /moesif-otel/doctor in Moesif")
     else:
         why = ", ".join(stats["dropped"]) or "no answer came in time"
-        yield Finding("error", "send", f"the event was not delivered: {why}")
+        yield Finding("error", "send", f"the event was not delivered: {why}", "See the check named address")
 
 
 # The program.
@@ -434,7 +441,12 @@ def _send(settings: Settings | None) -> Iterator[Finding]:
 def _program(program: Sequence[str]) -> Iterator[Finding]:
     found = _dry_run(program)
     if found is None:
-        yield Finding("error", "program", f"{' '.join(program)} did not run to a report", "Run it without us first")
+        yield Finding(
+            "error",
+            "program",
+            f"{' '.join(program)} ended before it could be examined",
+            "Check that it runs without opentelemetry-instrument",
+        )
         return
     if found["error"]:
         yield Finding("error", "program", f"it ended with {found['error']}")
@@ -457,7 +469,7 @@ def _dry_run(program: Sequence[str]) -> dict[str, Any] | None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "report.json")
         command = [sys.executable, "-m", "moesif_otel._autoinstrument.dry_run", str(path), *program]
-        # A program that ignores its end has written its report before.
+        # A program that does not end has written its report before.
         with contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run(  # noqa: S603 - the user's own program
                 command,

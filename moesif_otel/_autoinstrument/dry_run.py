@@ -1,8 +1,8 @@
-"""Runs a program as `opentelemetry-instrument` would, for some seconds, and reports what is in it: for the doctor.
+"""Runs a program as `opentelemetry-instrument` would, for a few seconds, and reports what is in it to the doctor.
 
-A process of its own: `python -m moesif_otel._autoinstrument.dry_run REPORT [PROGRAM …]`. The program is a command such
-as `python app.py`, or one word `module:application`, which is imported and not served. The report is JSON, written
-when the program has ended or its time is over; then the process ends at once.
+It runs as a process of its own: `python -m moesif_otel._autoinstrument.dry_run REPORT [PROGRAM …]`. The program is a
+command such as `python app.py`, or one word `module:application`, which is imported but not served. The report is JSON.
+It is written when the program has ended or its time is over; then the process exits at once.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _REPLACED: Final = ("moesifwsgi", "moesiftornado", "moesifpythonrequest", "moesi
 
 
 class _Report:
-    """What is written, once."""
+    """Collects the report, and writes it once."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -51,7 +51,7 @@ class _Report:
         self.application: list[str] = []
 
     def write(self, error: str = "") -> None:
-        """Write the report and end the process, whatever runs in it."""
+        """Write the report and exit the process, whatever is running in it."""
         if not self._once.acquire(blocking=False):
             threading.Event().wait()  # another thread is writing, and ends the process
         try:
@@ -96,7 +96,7 @@ _EMPTY: Final[dict[str, Any]] = {
 
 
 def _middlewares() -> tuple[list[str], list[str]]:
-    """Describe the middlewares that live in the process, and what records calls a second time."""
+    """Describe the middlewares in the process, and what records calls a second time."""
     classes = tuple(
         found
         for name in ("wsgi", "tornado", "asgi", "django")
@@ -110,7 +110,7 @@ def _middlewares() -> tuple[list[str], list[str]]:
         inner, depth = getattr(each, "app", None), 0
         while inner is not None and depth < 50:
             if type(inner) in classes and inner.settings.pipeline_key == each.settings.pipeline_key:
-                twice.append("a MoesifMiddleware lies around another one of the same application id")
+                twice.append("a MoesifMiddleware wraps another one with the same application id")
                 break
             inner, depth = getattr(inner, "wsgi_app", None) or getattr(inner, "app", None), depth + 1
     twice += [f"{name} is loaded too, and records the same calls" for name in _REPLACED if name in sys.modules]
@@ -118,10 +118,10 @@ def _middlewares() -> tuple[list[str], list[str]]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the program for `RUN_S` seconds at most, and write the report.
+    """Run the program for at most `RUN_S` seconds, and write the report.
 
     Args:
-        arguments: The report's path, then the program; without one the set-up alone is reported.
+        arguments: The path of the report, then the program; without a program only the setup is reported.
     """
     report = _Report(arguments[0])
     program = list(arguments[1:])

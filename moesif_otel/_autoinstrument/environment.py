@@ -1,9 +1,8 @@
-"""What `opentelemetry-instrument` loads before it starts the program: our options as flags, and exporters that exist.
+"""Runs in the command `opentelemetry-instrument`, before it starts the program.
 
-Owns: one constant `OTEL_MOESIF_<OPTION>` for each option, its value the name of its environment variable (so that
-`--help` shows `--moesif_application_id` and so on); `leave_out_missing_exporters`.
-Threads: none; runs in the command's own process, which then becomes the program.
-Never: overrides what somebody has set.
+It defines a constant `OTEL_MOESIF_<OPTION>` for each option, from which the command makes flags such as
+`--moesif_application_id`. It also turns off default exporters that are not installed. It never overrides a variable
+that is set.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ __all__: list[str] = []
 globals().update({f"OTEL_MOESIF_{name}": f"OTEL_MOESIF_{name}" for name in OPTIONS})
 
 _SIGNALS: Final = ("traces", "metrics", "logs")
-_DEFAULT_EXPORTER: Final = "otlp_proto_grpc"  # what opentelemetry-distro chooses for a signal that nothing is said of
+_DEFAULT_EXPORTER: Final = "otlp_proto_grpc"  # opentelemetry-distro's default for every signal
 _OTEL_DISTRO: Final = "opentelemetry.distro"
 
 
@@ -33,12 +32,12 @@ def leave_out_missing_exporters(
 ) -> None:
     """Choose no exporter for each signal whose default exporter is not installed.
 
-    OpenTelemetry's distro chooses OTLP over gRPC where nothing is chosen, and where that package is missing the whole
-    run stays without instrumentation, ours included, behind a long traceback that says nothing of it.
+    OpenTelemetry's distro uses OTLP over gRPC by default. If that package is missing, no instrumentation is loaded at
+    all, ours included, and the long traceback does not say why.
 
     Args:
         environ: The environment that the program will have.
-        distros: Modules of the installed distros; another one than OpenTelemetry's has defaults of its own.
+        distros: Modules of the installed distros; distros other than OpenTelemetry's have their own defaults.
         present: The signals whose default exporter is installed.
     """
     chosen = any(name.startswith("OTEL_EXPORTER_OTLP") and name.endswith("PROTOCOL") for name in environ)
@@ -62,7 +61,7 @@ def _signals_with_default_exporter() -> list[str]:
 
 
 def prepare(environ: MutableMapping[str, str]) -> None:
-    """Do what is needed before OpenTelemetry's set-up reads the environment."""
+    """Prepare the environment before OpenTelemetry's setup reads it."""
     leave_out_missing_exporters(environ, _installed_distros(), _signals_with_default_exporter())
 
 

@@ -1,8 +1,7 @@
-"""The exporter that `OTEL_TRACES_EXPORTER=moesif` and configuration files name.
+"""The exporter for `OTEL_TRACES_EXPORTER=moesif` and configuration files.
 
-Owns: `AutoSpanExporter`: `MoesifSpanExporter` for a process that must start whatever its options are.
-Threads: like `exporter.MoesifSpanExporter`.
-Never: raises; delivers through a second pipeline where the zero-code capture has one with equal options.
+`AutoSpanExporter` is a `MoesifSpanExporter` for a process that must start even if its options are wrong. If the capture
+without code changes has a pipeline with equal options, it delivers through that one. It never raises.
 """
 
 from __future__ import annotations
@@ -32,21 +31,21 @@ __all__ = ["AutoSpanExporter"]
 
 
 class AutoSpanExporter(SpanExporter):
-    """Sends HTTP spans to Moesif, as `moesif_otel.MoesifSpanExporter` does; without an application id none.
+    """Sends HTTP spans to Moesif as `moesif_otel.MoesifSpanExporter` does, or nothing without an application id.
 
     Args:
-        options: Options in lower case; absent ones are read from the environment. A wrong one is logged, and its
-            default used.
+        options: Options in lower case; absent ones are read from the environment. A wrong one is logged, see
+            `read_settings`.
 
     Thread-safe.
     """
 
     def __init__(self, **options: Any) -> None:
         self._settings = read_settings(options)
-        # Filled once, by `dict.setdefault`, and late: see `auto`.
+        # Filled once, by `dict.setdefault`, and late, as in `instrument`.
         self._made: dict[str, tuple[MoesifSpanExporter, bool]] = {}
         if self._settings is not None and os.environ.get("OTEL_CONFIG_FILE"):
-            # A configuration file's provider is made before us, so its exit handler runs after delivery has ended.
+            # The provider of a configuration file is created first, so its exit handler runs after delivery has ended.
             atexit.register(self._flush_provider)
 
     def _exporter(self) -> tuple[MoesifSpanExporter, bool] | None:
@@ -61,17 +60,17 @@ class AutoSpanExporter(SpanExporter):
         return made
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Take spans; returns at once."""
+        """Submit spans for delivery; return at once."""
         found = PROCESS_GUARD.run("making the exporter", self._exporter)
         return SpanExportResult.SUCCESS if found is None else found[0].export(spans)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Deliver everything that was exported, within the time."""
+        """Deliver everything that was exported, within the time limit."""
         found = self._made.get("made")
         return found is None or found[0].force_flush(timeout_millis)
 
     def shutdown(self) -> None:
-        """Deliver what is pending; end the delivery unless it is the zero-code capture's."""
+        """Deliver what is pending; end delivery unless it is shared with the capture."""
         found = self._made.get("made")
         if found is None or self._settings is None:
             return

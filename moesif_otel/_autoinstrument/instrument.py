@@ -1,9 +1,7 @@
-"""Capture without a change in the application: `instrument`, and what the zero-code run is made of.
+"""Capture without code changes: `instrument` and its handle, which `opentelemetry-instrument` uses too.
 
-Owns: `instrument` and its handle, the handles that are active, which of them takes which call, joining a live pipeline.
-Threads: any; calls come in all of a server's.
-Never: starts a span (nobody can be certain that no instrumentor makes one), adds a header, raises into a request or an
-import; imports what delivers before the application's first server or request needs it, unless told to.
+Calls come from any thread of a server. Nothing here starts a span (an instrumentor may make one), adds a header, or
+raises into a request or an import. Delivery is imported late, when the first server or request needs it.
 """
 
 from __future__ import annotations
@@ -40,21 +38,22 @@ _FRAMEWORK_KEY: Final = "moesif_otel.framework"
 
 
 def instrument(settings: Mapping[str, Any] | Settings | None = None) -> Instrumentation:
-    """Capture the calls of this process, as `opentelemetry-instrument` does, from code.
+    """Capture the calls of this process from code, as `opentelemetry-instrument` does.
 
-    WSGI and ASGI frameworks and servers, and Tornado, wherever they are imported, before or after; with
-    `CAPTURE_OUTGOING_REQUESTS` also calls made with `requests`. No span is made and none is changed: spans of
-    OpenTelemetry's instrumentations decorate the events where the global tracer provider, or one with a
-    `MoesifSpanProcessor` of the same settings, shows them.
+    This captures WSGI and ASGI frameworks and servers, and Tornado, imported before or after. With
+    `CAPTURE_OUTGOING_REQUESTS` it also captures calls made with `requests`, `httpx` and `aiohttp`. No span is made or
+    changed. Spans of OpenTelemetry's instrumentations add detail to the events, if they are made on the global tracer
+    provider or on one with a `MoesifSpanProcessor` of the same settings.
 
-    Call it before servers are made; frameworks are met from the next request on. Where a `MoesifSpanProcessor` with
-    equal settings lives, that one takes the calls: one pipeline, also when it delivers through another exporter.
+    Call it before a server is created; frameworks are captured from the next request on. If there is a
+    `MoesifSpanProcessor` with equal settings, it delivers the calls: they share one pipeline, even if that uses another
+    exporter.
 
     Args:
-        settings: The dict of options that Moesif users know, or a `Settings`; None reads the environment.
+        settings: The dict of options, or a `Settings`; None reads the environment.
 
     Returns:
-        What stops it, flushes it and tells its counters.
+        A handle with `stop`, `force_flush` and `stats`.
 
     Raises:
         MoesifConfigError: An option is wrong; nothing has been changed or started.
@@ -68,7 +67,7 @@ def instrument(settings: Mapping[str, Any] | Settings | None = None) -> Instrume
 
 
 class Instrumentation:
-    """Capture of this process for one settings value; made by `instrument`. Thread-safe.
+    """The capture of this process for one settings value, created by `instrument`. Thread-safe.
 
     Args:
         settings: The options.
@@ -85,25 +84,25 @@ class Instrumentation:
         self._tornado: TornadoCapture | None = None
 
     def start(self) -> None:
-        """Begin to capture. Never raises."""
+        """Start capturing. Never raises."""
         _add(self)
         if self.settings.capture_outgoing_requests:
             # Calls may be made where nothing is ever served.
             PROCESS_GUARD.run("capture of outgoing calls", self._start_outgoing)
             say_what_is_not_captured(clients=True)
         if self._made:
-            # Applications may be there already. Otherwise the first one that is made begins it (`auto_rows`).
+            # Applications may exist already. Otherwise the first one that is created starts it (`targets`).
             when_imported("tornado.web", _weakly(self, Instrumentation.prepare_tornado))
         when_imported("tornado.autoreload", _weakly(self, Instrumentation._flush_before_reload))
 
     def pipeline(self) -> Pipeline:
-        """Give the pipeline, joining a live one of equal settings or making one."""
+        """Return the pipeline: a live one of equal settings, or a new one."""
         return self._pipeline()[0]
 
     def _pipeline(self) -> tuple[Pipeline, WsgiCapture]:
         made = self._made.get("made")
         if made is None:
-            # Late imports: what delivers brings `requests`, and locks that belong on the far side of gevent's patches.
+            # Late imports: delivery imports `requests`, and makes locks that must come after gevent's patches.
             from moesif_otel._capture.wsgi.capture import WsgiCapture
             from moesif_otel._pipeline.pipeline import Pipeline, live_pipeline
             from moesif_otel._pipeline.sink import EventSink
@@ -119,14 +118,14 @@ class Instrumentation:
         PROCESS_GUARD.run("preparing the capture", self._pipeline)
 
     def wrapped(self, app: Any, callback_app: Any) -> Any:
-        """Give the application with our tap around it, for one call. Never raises."""
+        """Return the WSGI application with our capture around it, for one call. Never raises."""
         try:
-            pipeline, tap = self._pipeline()
+            pipeline, capture = self._pipeline()
             self._watch_provider(pipeline)
         except Exception as exc:
             PROCESS_GUARD.caught("preparing the capture", exc)
             return app
-        return functools.partial(tap.call, app, callback_app=callback_app)
+        return functools.partial(capture.call, app, callback_app=callback_app)
 
     def wrapped_asgi(self, app: Any) -> Any:
         """Return the ASGI application with our capture around it, for one connection. Never raises."""
@@ -143,7 +142,7 @@ class Instrumentation:
         return functools.partial(self._asgi.serve, app)
 
     def _watch_provider(self, pipeline: Pipeline) -> None:
-        """See to it that our dispatcher is on the global provider, once that is an SDK provider."""
+        """Add our dispatcher to the global provider, once that is an SDK provider."""
         provider = trace.get_tracer_provider()
         if provider is self._provider:
             return
@@ -159,14 +158,15 @@ class Instrumentation:
         add_route(self._route)
 
     def prepare_tornado(self) -> None:
-        """Begin to capture every Tornado application, unless it has begun."""
+        """Start capturing every Tornado application, unless that has started."""
         if self._tornado is not None:
             return
         try:
             from moesif_otel._capture.tornado.capture import TornadoCapture
         except ImportError as exc:
             _logger.error(
-                "moesif_otel: calls to this Tornado are not captured (%s is missing); for a version that is known: %s",
+                "moesif_otel: calls to Tornado applications are not captured, because %s cannot be imported; install a "
+                "supported version: %s",
                 exc.name,
                 install_command("tornado"),
             )
@@ -200,9 +200,9 @@ class Instrumentation:
         return self.pipeline().force_flush(timeout_millis / 1_000)
 
     def stop(self, timeout_millis: int = 5_000) -> None:
-        """Stop capturing; the application is served on, unobserved. Idempotent.
+        """Stop capturing; the application goes on without it. Idempotent.
 
-        What is pending is delivered, and the pipeline ends, if nobody else uses it.
+        Pending events are delivered, and the pipeline ends if nothing else uses it.
 
         Args:
             timeout_millis: Return after this time at the latest.
@@ -220,12 +220,12 @@ class Instrumentation:
             self.pipeline().leave(self, timeout_millis / 1_000)
 
     def stats(self) -> Stats:
-        """Give the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
+        """Return the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
         return self.pipeline().stats()
 
 
 def _weakly(handle: Instrumentation, method: Callable[[Instrumentation], None]) -> Callable[[], None]:
-    """Make a function for an import hook, which cannot be taken back, that does nothing once the handle has stopped."""
+    """Make a function for an import hook, which cannot be removed, that does nothing once the handle has stopped."""
     reference = weakref.ref(handle)
 
     def run() -> None:
@@ -246,8 +246,8 @@ def _add(handle: Instrumentation) -> None:
     global _handles  # noqa: PLW0603 - replaced as a whole, so that calls read it without a lock
     handle._active = True
     if handle not in _handles:
-        # The newest is the outermost. Of two with the same application id the outermost takes the call, so what an
-        # application says in code, later than the environment, is what counts.
+        # The newest is the outermost. Of two with the same application id the outermost captures the call, so options
+        # in code, set later than the environment, take precedence.
         _handles = (handle, *_handles)
     if not _installed:
         _installed.append(True)
@@ -261,15 +261,15 @@ def _remove(handle: Instrumentation) -> None:
 
 
 class _EveryHandle:
-    """Serves a call for all handles (`auto_rows.Serving`)."""
+    """Serves a call for all handles (`targets.Serving`)."""
 
     def prepare(self) -> None:
-        """Make every pipeline ready."""
+        """Prepare every pipeline."""
         for handle in _handles:
             handle.prepare()
 
     def prepare_tornado(self) -> None:
-        """Begin to capture Tornado for every handle."""
+        """Start capturing Tornado for every handle."""
         for handle in _handles:
             PROCESS_GUARD.run("capture of Tornado", handle.prepare_tornado)
 
@@ -293,7 +293,7 @@ class _EveryHandle:
 
 
 def _name_application(environ: dict[str, Any], app: Any) -> None:
-    """Tell calls that a server's row opened the framework's application object, which callbacks take."""
+    """Set on calls that were opened at the server the framework's application object, for their callbacks."""
     if _FRAMEWORK_KEY in environ:  # applications in applications: the outermost is the one
         return
     environ[_FRAMEWORK_KEY] = True
@@ -303,7 +303,7 @@ def _name_application(environ: dict[str, Any], app: Any) -> None:
 
 
 def sink_of(settings: Settings) -> EventSink | None:
-    """Return the sink of an active capture with equal settings, or None; for spans that no tap has met."""
+    """Return the sink of an active capture with equal settings, or None; for spans that were not captured."""
     for handle in _handles:
         if handle.settings == settings:
             sink = handle.pipeline().sink

@@ -1,8 +1,7 @@
-"""The entry point that `opentelemetry-instrument` and configuration files start us by.
+"""The entry point for `opentelemetry-instrument` and configuration files.
 
-Owns: `MoesifInstrumentor` and the type of its options.
-Threads: the one that starts the process.
-Never: raises (an instrumentor that does ends all later ones); imports what delivers before it is needed.
+It runs on the thread that starts the process. It never raises, since that would keep OpenTelemetry from loading the
+other instrumentors, and it does not import delivery before that is needed.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _logger: Final = get_logger(__name__)
 
 
 def _take_options(self: Any, **options: Any) -> None:
-    """Take options of a configuration file; an unknown one must not keep the others from working."""
+    """Set the options of a configuration file; an unknown one must not prevent the others."""
     for option in OPTIONS.values():
         setattr(self, option.field_name, options.pop(option.field_name, None))
     for name in options:
@@ -48,7 +47,7 @@ MoesifOptions: Final = dataclasses.make_dataclass(
     init=False,
     repr=False,  # it holds the application id
     namespace={
-        "__doc__": "Every option by its name in lower case, as a configuration file gives it; None: the environment's.",
+        "__doc__": "Every option by its name in lower case, from a configuration file; None if it is not set there.",
         "__init__": _take_options,
         "__module__": __name__,
     },
@@ -56,11 +55,11 @@ MoesifOptions: Final = dataclasses.make_dataclass(
 
 
 class MoesifInstrumentor(BaseInstrumentor):  # type: ignore[misc] # opentelemetry.instrumentation has partial types
-    """Captures the calls of a process that knows nothing of Moesif.
+    """Captures the calls of a process without a change to its code.
 
     Started by `opentelemetry-instrument` (options from the environment), or by `instrumentation/development` of a
-    declarative configuration file (options from there). From code, `moesif_otel.instrument(settings)` is the same and
-    raises for wrong options; here they are logged, and the application starts.
+    declarative configuration file (options from that file). `moesif_otel.instrument(settings)` does the same from code.
+    It raises for wrong options; here they are logged, and the application starts.
     """
 
     configuration = MoesifOptions
@@ -69,7 +68,7 @@ class MoesifInstrumentor(BaseInstrumentor):  # type: ignore[misc] # opentelemetr
     _handle: Instrumentation | None = None
 
     def instrumentation_dependencies(self) -> Collection[str]:
-        """Need nothing: rows wait for modules that may never be imported."""
+        """Return no dependencies: patches wait for modules that may never be imported."""
         return ()
 
     def instrument(self, **kwargs: Any) -> None:
@@ -79,9 +78,9 @@ class MoesifInstrumentor(BaseInstrumentor):  # type: ignore[misc] # opentelemetr
             kwargs: Options in lower case; absent ones are read from the environment.
         """
         if self.is_instrumented_by_opentelemetry and self._handle is not None:
-            return  # a configuration file has done it, and `opentelemetry-instrument` comes by once more
+            return  # a configuration file has started it, and `opentelemetry-instrument` calls it again
         start = functools.partial(super().instrument, **kwargs)
-        PROCESS_GUARD.run("starting the zero-code capture", start)
+        PROCESS_GUARD.run("starting the capture", start)
 
     def _instrument(self, **kwargs: Any) -> None:
         if is_switched_off():
@@ -92,8 +91,8 @@ class MoesifInstrumentor(BaseInstrumentor):  # type: ignore[misc] # opentelemetr
             return
         if not tuple(entry_points(group="opentelemetry_configurator")):
             _logger.info(
-                "moesif_otel: no OpenTelemetry distro is installed: calls are captured, no spans are made "
-                "(pip install opentelemetry-distro, for a pipeline beside Moesif)"
+                "moesif_otel: calls are captured, but no spans are made, because no OpenTelemetry distro is installed "
+                "(if you also want OpenTelemetry's own exporters: pip install opentelemetry-distro)"
             )
         self._handle = Instrumentation(settings)
         self._handle.start()
@@ -102,4 +101,4 @@ class MoesifInstrumentor(BaseInstrumentor):  # type: ignore[misc] # opentelemetr
         del kwargs
         handle, self._handle = self._handle, None
         if handle is not None:
-            PROCESS_GUARD.run("stopping the zero-code capture", handle.stop)
+            PROCESS_GUARD.run("stopping the capture", handle.stop)

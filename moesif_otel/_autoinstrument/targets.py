@@ -1,8 +1,8 @@
-"""Where calls are met in an application that knows nothing of Moesif: the table of frameworks and servers.
+"""The table of frameworks and servers that are patched to capture calls without code changes.
 
-Frameworks are met at their `__call__`, servers where they learn of their application, for applications of no framework.
-A layer stays where it is once put on, and passes through while nobody captures: others may have wrapped it since.
-Nothing here imports a framework or a server, or raises into an import or a request.
+Frameworks are patched at their `__call__`. Servers are patched where they get their application, for applications
+without a framework. A patch is never removed, since others may have wrapped it; while nothing captures, it passes calls
+through. Nothing here imports a framework or a server, or raises into an import or a request.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _logger: Final = get_logger(__name__)
 
 
 class Serving(Protocol):
-    """Who takes the calls that the rows meet (`instrument`)."""
+    """The receiver of the calls that the patches capture (`instrument`)."""
 
     def prepare(self) -> None:
-        """Get ready: a server is about to serve. Never raises."""
+        """Prepare: a server is about to serve. Never raises."""
         ...
 
     def prepare_tornado(self) -> None:
-        """Get ready for Tornado: an application of it was made. Never raises."""
+        """Prepare for Tornado: an application was created. Never raises."""
         ...
 
     def serve(self, app: Any, environ: Any, start_response: Any, framework_app: Any = None) -> Any:
@@ -91,7 +91,7 @@ def _replace_application(serving: Serving, server: Any, attribute: str, *, asgi:
             setattr(server, attribute, served(app, serving))
             serving.prepare()
     except Exception as exc:
-        PROCESS_GUARD.caught("meeting the application of a server", exc)
+        PROCESS_GUARD.caught("capturing the application of a server", exc)
 
 
 # Other workers of gunicorn take ASGI or Tornado applications, or WSGI ones that they put into something else.
@@ -197,17 +197,17 @@ ROWS: Final = (
     Patch("granian.server.mt", "_asgi_call_wrap", _granian_wrap),
     Patch("granian.server.embed", "_asgi_call_wrap", _granian_wrap),
 )
-"""Tried with the versions of the day; a row whose place is not there any more is logged once and left out."""
+"""Tested with current versions; if a patched attribute does not exist, that is logged once and the row is skipped."""
 
 
 NOT_CAPTURED: Final = {
-    "sanic": "put moesif_otel.asgi.MoesifMiddleware around its ASGI application",
-    "cherrypy": "put moesif_otel.wsgi.MoesifMiddleware around its WSGI application",
+    "sanic": "wrap its ASGI application in moesif_otel.asgi.MoesifMiddleware",
+    "cherrypy": "wrap its WSGI application in moesif_otel.wsgi.MoesifMiddleware",
 }
-"""Frameworks that are not captured by themselves, and what to do."""
+"""Frameworks that are not captured automatically, and what to do."""
 
-NOT_CAPTURED_CLIENTS: Final = dict.fromkeys(("pycurl", "httplib2"), "use requests, httpx or aiohttp where calls matter")
-"""The same for clients; said where outgoing calls are asked for."""
+NOT_CAPTURED_CLIENTS: Final = dict.fromkeys(("pycurl", "httplib2"), "only requests, httpx, aiohttp and urllib3 are supported")
+"""The same for clients; logged only if outgoing calls are captured."""
 
 _installed: Final[list[tuple[Serving, PatchSet]]] = []
 
@@ -223,10 +223,10 @@ def say_what_is_not_captured(*, clients: bool) -> None:
 
 
 def install(serving: Serving) -> None:
-    """Put every row on for good: now where its module is there, else when it is imported. Never raises."""
+    """Apply every patch for good: now if its module is loaded, else when it is imported. Never raises."""
     say_what_is_not_captured(clients=False)
     for row in ROWS:
-        # A set for each: one whose place is gone does not keep the others from their work.
+        # A set for each row: one that fails does not prevent the others.
         patches = PatchSet([row._replace(around=functools.partial(row.around, serving))])
-        _installed.append((serving, patches))  # which hold each other weakly
+        _installed.append((serving, patches))  # which refer to each other weakly
         PROCESS_GUARD.run(f"preparing for {row.module}", patches.hold, serving)

@@ -1,1 +1,1 @@
-"""Taps: they see what passes between a server and an application, and note it in an Exchange."""
+"""Captures: they record what passes between a server and an application in an Exchange."""

@@ -1,1 +1,1 @@
-"""The same calls through somebody else's span exporter."""
+"""Delivery through another OpenTelemetry span exporter."""

@@ -1,9 +1,8 @@
-"""Calls through somebody else's OpenTelemetry exporter: bodies and identity by OTLP to a Collector, for one.
+"""Delivers calls through another OpenTelemetry exporter, such as OTLP to a Collector.
 
 `ExporterSink` gives any exporter the queue, bounds, retries and deadlines of our delivery. A call becomes a masked copy
-of its span on our intake thread, and only there; one sender thread exports, since an exporter's `export` is never
-called twice at a time (OpenTelemetry specification, "Span Exporter"). Sampling and governance do not apply here
-(Moesif's API documentation, OTLP).
+of its span, only on our intake thread. One sender thread exports, since `export` must not be called concurrently
+(OpenTelemetry specification, "Span Exporter"). Sampling and governance do not apply (Moesif's API documentation, OTLP).
 """
 
 from __future__ import annotations
@@ -50,13 +49,13 @@ class ExporterSink:
 
     Args:
         exporter: Any `SpanExporter`, for example OTLP.
-        settings: The pipeline's settings. Options that only Moesif's own format can honour are refused.
+        settings: The pipeline's settings. Options that need Moesif's own format are refused.
 
     Raises:
         MoesifConfigError: MASK_EVENT_MODEL or SPOOL_DIRECTORY is set: there is no event model here, and the Collector
-            keeps what is undelivered.
+            is what queues on disk.
 
-    Thread-safe; after a fork the child has a queue and, for OTLP over HTTP, connections of its own.
+    Thread-safe. After a fork, the child has its own queue and, for OTLP over HTTP, its own connections.
     """
 
     remote: ConfigPoller | None = None
@@ -65,14 +64,14 @@ class ExporterSink:
         for name in _NOT_HONOURED:
             if getattr(settings, name) is not None:
                 raise MoesifConfigError(
-                    f"{name.upper()}: cannot be honoured with exporter={type(exporter).__name__}; "
-                    "use the *_MASKS options, and let the Collector queue on disk",
+                    f"{name.upper()}: does not work with exporter={type(exporter).__name__}; hide data with the "
+                    "*_MASKS options, and let the Collector queue on disk",
                     option=name.upper(),
                 )
         self.settings = settings
         self.guard = Guard()
         self.budget = ByteBudget(settings.event_queue_bytes - settings.event_queue_bytes // EVENTS_SHARE)
-        self.profiles = Profiles(settings, MoesifTransport(settings), self.guard)  # they go to Moesif itself
+        self.profiles = Profiles(settings, MoesifTransport(settings), self.guard)  # sent to Moesif directly
         self._hide = Hide(settings)
         self._transport = _ExporterTransport(exporter, self.guard)
         self.delivery: Delivery[Exchange] = Delivery(
@@ -88,11 +87,11 @@ class ExporterSink:
         self.delivery.ensure_started()
 
     def count(self, name: str) -> None:
-        """Count something that is no call's fate."""
+        """Count something in `stats()` that is not a delivery or a drop."""
         self.delivery.count(name)
 
     def submit(self, exchange: Exchange) -> None:
-        """Take over a finished call with its captured bytes; its span is `exchange.span`. Never raises, never waits."""
+        """Take over a finished call, its captured bytes and its span `exchange.span`. Never raises, never waits."""
         try:
             held_bytes = EVENT_OVERHEAD_BYTES + held_by_texts(exchange)
             limit_bytes = self.settings.event_queue_bytes
@@ -107,7 +106,7 @@ class ExporterSink:
             if not self.delivery.submit(exchange, held_bytes):
                 exchange.discard()
         except Exception as exc:
-            self.guard.caught("taking a call", exc)
+            self.guard.caught("submitting a call", exc)
         self.delivery.settle_at_exit()
 
     submit_later = submit
@@ -125,7 +124,7 @@ class ExporterSink:
             timeout_s: Return after this time at the latest.
 
         Returns:
-            True if everything submitted before was taken by the exporter or is counted as dropped.
+            True if everything submitted before was accepted by the exporter or is counted as dropped.
         """
         deadline_s = time.monotonic() + timeout_s
         done = self.delivery.force_flush(timeout_s) and self._transport.flush(deadline_s - time.monotonic())
@@ -152,9 +151,9 @@ class ExporterSink:
 
 
 def http_session(exporter: SpanExporter) -> requests.Session | None:
-    """Find the `requests.Session` of OTLP's HTTP exporter; None for any other exporter, or a shape we do not know.
+    """Return the `requests.Session` of OTLP's HTTP exporter; None for any other exporter, or an unknown version.
 
-    Half private: `tests/otlp/test_sink.py` is its canary. Without it a refused span is found out more slowly.
+    It is private: `tests/otlp/test_sink.py` is its canary. Without it, refused spans are found more slowly.
     """
     older = getattr(exporter, "_session", None)  # up to 1.44
     newer = getattr(getattr(getattr(exporter, "_client", None), "_transport", None), "_session", None)
@@ -162,7 +161,7 @@ def http_session(exporter: SpanExporter) -> requests.Session | None:
 
 
 class _ExporterTransport:
-    """Delivery's transport over an exporter: what its `FAILURE` means for a batch, and an end to its waiting."""
+    """Delivery's transport over an exporter; interprets its `FAILURE`, and limits how long we wait for it."""
 
     def __init__(self, exporter: SpanExporter, guard: Guard) -> None:
         self.close_by_s: float | None = None
@@ -178,7 +177,7 @@ class _ExporterTransport:
         self._last.retry_after = response.headers.get("Retry-After")
 
     def send(self, payloads: Sequence[ReadableSpan], timeout_s: float) -> Answer:
-        """Export one batch; the exporter's own timeout is the one that counts."""
+        """Export one batch; the exporter's own timeout applies."""
         del timeout_s
         self._last.status = self._last.retry_after = None
         if self._exporter.export(payloads) is SpanExportResult.SUCCESS:
@@ -187,29 +186,29 @@ class _ExporterTransport:
         if status is not None and status >= 400:
             wait_s = retry_after_seconds(self._last.retry_after, time.time())
             return Answer(outcome_of_status(status), status, retry_after_s=wait_s)
-        # No status (gRPC, a user's own exporter, no answer): nothing says that it is the spans. They wait, in the
-        # bounds of the queue; delivery itself finds out a batch that fails while others are taken.
+        # No status (gRPC, a user's own exporter, no answer): the spans may be fine. They wait within the bounds of the
+        # queue; delivery itself finds a batch that fails while others are accepted.
         return Answer(Outcome.RETRY, detail=f"{type(self._exporter).__name__} failed")
 
     def flush(self, timeout_s: float) -> bool:
-        """Flush the exporter; False where it says so, or does not come back in time."""
+        """Flush the exporter; return False if it returns False, or does not return in time."""
         if timeout_s <= 0:
             return False
         results: list[Any] = []
         millis = int(timeout_s * 1_000)
         ended = self._run_apart("flush of the exporter", lambda: results.append(self._exporter.force_flush(millis)))
-        # `SpanExporter.force_flush` as OTel defines it returns None; only a plain False says that something is left.
+        # `SpanExporter.force_flush` as OTel defines it returns None; only False means that something is left.
         return ended.wait(timeout_s) and results != [False]
 
     def close(self) -> None:
-        """Shut the exporter down, and wait for it no longer than for the rest."""
+        """Shut the exporter down, and wait for it until the deadline at most."""
         if self._session is not None and self._note in self._session.hooks["response"]:
             self._session.hooks["response"].remove(self._note)
         timeout_s = _CLOSE_S if self.close_by_s is None else self.close_by_s - time.monotonic()
         self._run_apart("shutdown of the exporter", self._exporter.shutdown).wait(max(0.0, timeout_s))
 
     def _run_apart(self, kind: str, function: Callable[[], Any]) -> threading.Event:
-        """Run what may take any time on a thread of its own, or here where there are no more threads."""
+        """Run a function that may take any time on a thread of its own, or here if no thread can be started."""
         ended = threading.Event()
 
         def run() -> None:
@@ -224,7 +223,7 @@ class _ExporterTransport:
         return ended
 
     def after_fork(self) -> None:
-        """Give a forked child connections of its own; the parent's are released, not closed."""
+        """Replace the connections in a forked child; the parent's are released, not closed."""
         self._last = threading.local()
         session = self._session
         if session is not None:

@@ -1,8 +1,8 @@
-"""The copy of a call that goes to somebody else's exporter: a plain span that any encoder can take.
+"""Builds the private copy of a call for another exporter: a plain span that any encoder accepts.
 
-It has what the event of the call would carry and what the span itself says, all of it inspected: attributes and their
-names, span events, status, resource. Values are such as OTLP's encoder takes; others it would drop with a log line that
-quotes them, or refuse together with their whole batch.
+It has the data of the call's event and of the span itself, all of it inspected: attributes and their names, span
+events, status, resource. Values are limited to types that OTLP's encoder accepts. Others it would drop with a log line
+that quotes them, or it would refuse the whole batch.
 """
 
 from __future__ import annotations
@@ -40,26 +40,26 @@ _SPAN_BYTES: Final = 1_024
 # OTLP receiver over gRPC takes by default (Collector: max_recv_msg_size_mib; over HTTP it is 20 MiB).
 _MARGIN: Final = 1.25
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
-# What the event says itself, inspected; the span's own may hold the same unmasked.
+# The event has these, inspected; the span's own attributes may hold the same data unmasked.
 _REPLACED: Final = (
     *("http.request.header.", "http.response.header.", "http.request.body.content", "http.response.body.content"),
     *("http.url", "http.target", "url.full", "url.query", "url.path", "user.id", "enduser.id", "company.id"),
     *("session.id", "http.user_agent", "user_agent.original"),
 )
-# How a process was started may hold anything (`-p hunter2`), in a form that nobody can know.
+# A command line may hold secrets (`-p hunter2`), in a form that cannot be recognized.
 _COMMAND: Final = "process.command"
 _INT64: Final = 1 << 63
 
 
 def private_copy(exchange: Exchange, hide: Hide) -> tuple[ReadableSpan, int]:
-    """Return a finished call as a plain span, with everything hidden that the settings say, and its weight in bytes.
+    """Return a finished call as a plain span, with everything hidden that the settings require, and its size in bytes.
 
     Args:
         exchange: The finished Exchange, its ids fixed; it is not needed afterwards. Its span may be None or live.
         hide: What to hide.
 
     Returns:
-        The span, which refers to nothing of the application's request, and about what its OTLP form weighs.
+        The span, which has no references to the application's request, and roughly the size of its OTLP form.
     """
     span: Any = exchange.span
     attributes = redacted_attributes(exchange, span, hide)
@@ -72,7 +72,7 @@ def private_copy(exchange: Exchange, hide: Hide) -> tuple[ReadableSpan, int]:
             name=hide.text(exchange.method),
             context=SpanContext(exchange.trace_id, exchange.span_id, is_remote=False, trace_flags=_SAMPLED),
             parent=_parent_context(exchange),
-            # A call without a span of its own has the resource of the spans around it.
+            # A call without a span gets the resource of the global provider, as the spans around it have.
             resource=hide.resource(getattr(trace.get_tracer_provider(), "resource", None)),
             start_time=exchange.started_ns,
             end_time=exchange.ended_ns,
@@ -85,7 +85,7 @@ def private_copy(exchange: Exchange, hide: Hide) -> tuple[ReadableSpan, int]:
             parent=span.parent,
             resource=hide.resource(span.resource),
             events=redacted_events(span.events, hide),
-            # What links say beyond their ids is the application's own, and was not inspected.
+            # Attributes of links were not inspected: only their ids are copied.
             links=[Link(link.context) for link in span.links],
             status=_status(span.status or Status(), hide),
             start_time=span.start_time,
@@ -98,7 +98,7 @@ def private_copy(exchange: Exchange, hide: Hide) -> tuple[ReadableSpan, int]:
 
 
 def redacted_attributes(captured: Exchange | None, span: ReadableSpan | None, hide: Hide) -> dict[str, Any]:
-    """Return all attributes of a private copy: the span's own and what was captured, with everything hidden.
+    """Return all attributes of a private copy: those of the span and those captured, with everything hidden.
 
     Args:
         captured: The finished Exchange, or None for a bare span.
@@ -109,7 +109,7 @@ def redacted_attributes(captured: Exchange | None, span: ReadableSpan | None, hi
         By the HTTP semantic conventions: `http.request.method`, `url.full`, `http.request.header.<name>` (lists),
         `http.request.body.content` (text; a binary body is left out), `http.request.body.size` where that is not all,
         the same for the response, `client.address`, `user.id`, `company.id`, `session.id`; the application's metadata
-        under its own keys and ours as JSON under `moesif_otel`. Values are what OTLP can carry. Thread-safe.
+        under its own keys, and ours as JSON under `moesif_otel`. OTLP can carry all values. Thread-safe.
     """
     own = {} if span is None else attributes_of(span)
     attributes = hide.attributes({name: value for name, value in own.items() if not name.startswith(_REPLACED)})
@@ -127,12 +127,12 @@ def redacted_attributes(captured: Exchange | None, span: ReadableSpan | None, hi
 
 
 def redacted_events(events: Sequence[Event], hide: Hide) -> list[Event]:
-    """Return a span's events without the attributes in which a name that counts occurs: messages quote data freely."""
+    """Return a span's events, without attributes that contain a secret's name: messages may quote any data."""
     return [Event(hide.text(event.name), hide.quoting(event.attributes or {}), event.timestamp) for event in events]
 
 
 class Hide:
-    """Hides what the settings say in the parts of a span that no event has. For one thread."""
+    """Hides secrets, as the settings require, in the parts of a span that events do not have. Not thread-safe."""
 
     __slots__ = ("_resource", "_rules", "settings")
 
@@ -142,16 +142,16 @@ class Hide:
         self._resource: tuple[Any, Resource] = (None, Resource.get_empty())
 
     def text(self, text: str) -> str:
-        """Return a name or a message with everything hidden: some have a whole URL in it."""
+        """Return a name or a message with its secrets hidden; some contain a whole URL."""
         return sound_text(redact_text(self._rules.response, redact_url(self._rules.request, text)))
 
     def keeps(self, name: str) -> bool:
-        """Return whether an attribute's name has nothing to hide: an application may put data into names."""
+        """Return whether an attribute's name has nothing to hide; applications may put data into names."""
         name = sound_text(name)
         return self.text(name) == name
 
     def values(self, given: Mapping[Any, Any]) -> dict[str, Any]:
-        """Return a mapping's values inspected by their names, as a JSON body's are."""
+        """Return a mapping with values inspected by their names, as in a JSON body."""
         found: dict[str, Any] = plain(dict(given))
         for side in self._rules:
             found = redact_value(side, found)
@@ -163,7 +163,7 @@ class Hide:
         return {name: value for name, value in found.items() if value is not None}
 
     def resource(self, resource: Any) -> Resource:
-        """Return what made the spans, inspected; a process has one, so the last one is remembered."""
+        """Return a resource, inspected; the last one is cached, since a process usually has one."""
         if resource is not self._resource[0]:
             found = Resource.get_empty()
             if isinstance(resource, Resource):
@@ -173,7 +173,7 @@ class Hide:
         return self._resource[1]
 
     def quoting(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return attributes that quote data freely: what names a secret anywhere is left out whole."""
+        """Return attributes that may quote any data, without those in which a secret's name occurs."""
 
         def safe(name: str, value: Any) -> bool:
             texts = (name, text_of(value))
@@ -198,7 +198,7 @@ def _parent_context(exchange: Exchange) -> SpanContext | None:
 def _status(status: Status, hide: Hide) -> Status:
     if status.status_code is not StatusCode.ERROR or not status.description:
         return Status(status.status_code)
-    # Usually an exception's message, which quotes data freely.
+    # Usually an exception's message, which may quote any data.
     return Status(status.status_code, hide.quoting({"description": status.description}).get("description"))
 
 
@@ -251,7 +251,7 @@ def _add_url_parts(found: dict[str, Any], uri: str) -> None:
         found["server.address"] = parts.hostname
         found["server.port"] = parts.port
     except ValueError:
-        # An odd authority: the full URL is there all the same.
+        # A malformed authority: the full URL is still there.
         return
 
 
@@ -290,7 +290,7 @@ def _from_metadata(event: dict[str, Any], hide: Hide) -> list[tuple[str, Any]]:
 
 
 def _carried(value: Any) -> Any:
-    """Return a value as OTLP can carry it: text, bool, 64-bit int, float, a list of one of these; else JSON text."""
+    """Return a value in a type that OTLP has: text, bool, 64-bit int, float or a list of one of these; else as JSON."""
     if value is None or isinstance(value, (bool, float)):
         return value
     if isinstance(value, str):

@@ -142,7 +142,7 @@ class Rules:
         return Verdict.HIDE if found is Verdict.KEEP and self.auto and is_secret_cookie(name) else found
 
     def query_verdict(self, name: str) -> Verdict:
-        """Judge the name of a query parameter: fields' names, and what opens a door in a URL."""
+        """Judge the name of a query parameter: fields' names, and names of credentials in URLs."""
         return self._judged_query(name) if len(name) <= MAX_REMEMBERED else self._judge_query(name)
 
     def _judge_query(self, name: str) -> Verdict:

@@ -102,10 +102,10 @@ def test_options_say_where_they_come_from(doctor: Doctor) -> None:
         ({"MOESIF_LOG_BODY": "maybe"}, "LOG_BODY: got 'maybe' from MOESIF_LOG_BODY, takes True or False"),
         ({"MOESIF_APPLICATION_ID": "another"}, "answers 401: the application id is not accepted"),
         ({"MOESIF_SKIP": "program:absent"}, "SKIP: program:absent cannot be imported"),
-        ({"MOESIF_BASE_URI": "http://no.such.host.invalid"}, "DNS: no.such.host.invalid has no address"),
-        ({"MOESIF_SPOOL_DIRECTORY": "/dev/null/spool"}, "/dev/null/spool cannot be written"),
+        ({"MOESIF_BASE_URI": "http://no.such.host.invalid"}, "DNS: no.such.host.invalid cannot be resolved"),
+        ({"MOESIF_SPOOL_DIRECTORY": "/dev/null/spool"}, "this user cannot write to /dev/null/spool"),
         ({"OTEL_SDK_DISABLED": "true"}, "OTEL_SDK_DISABLED is true"),
-        ({"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "flask,moesif"}, "Take moesif, or *, out of it"),
+        ({"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "flask,moesif"}, "Remove moesif, or *, from it"),
     ],
 )
 def test_what_is_wrong_is_an_error(
@@ -139,7 +139,7 @@ def test_an_application_is_looked_into(doctor: Doctor) -> None:
     assert status == 0
     assert "moesif_otel.wsgi.MoesifMiddleware to" in doctor.output
     assert "REQUEST_BODY_MASKS = ('ssn',)" in doctor.output
-    assert "lies around another one of the same application id" in doctor.output
+    assert "wraps another one with the same application id" in doctor.output
 
 
 def test_a_program_is_run_and_ended(doctor: Doctor) -> None:
