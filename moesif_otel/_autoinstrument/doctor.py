@@ -181,7 +181,8 @@ def _packages(settings: Settings | None) -> Iterator[Finding]:
             yield Finding("ok", "capture", f"{package.module} {version}: {package.how}")
     for module, advice in (NOT_CAPTURED | NOT_CAPTURED_CLIENTS).items():
         if _is_installed(module):
-            yield Finding("info", "capture", f"{module}: not captured automatically", f"{advice[0].upper()}{advice[1:]}")
+            sentence = f"{advice[0].upper()}{advice[1:]}"
+            yield Finding("info", "capture", f"{module}: not captured automatically", sentence)
 
 
 def _is_installed(module: str) -> bool:

@@ -206,7 +206,7 @@ NOT_CAPTURED: Final = {
 }
 """Frameworks that are not captured automatically, and what to do."""
 
-NOT_CAPTURED_CLIENTS: Final = dict.fromkeys(("pycurl", "httplib2"), "only requests, httpx, aiohttp and urllib3 are supported")
+NOT_CAPTURED_CLIENTS: Final = dict.fromkeys(("pycurl", "httplib2"), "use requests, httpx or aiohttp")
 """The same for clients; logged only if outgoing calls are captured."""
 
 _installed: Final[list[tuple[Serving, PatchSet]]] = []
