@@ -75,14 +75,14 @@ def start_capture_outgoing(
 def _checked(clients: Iterable[str]) -> tuple[str, ...]:
     known = ", ".join(CLIENTS)
     if isinstance(clients, str):
-        raise MoesifConfigError(f"clients: got the text {clients!r}, takes a list of names: {known}")
+        raise MoesifConfigError(f"clients: got the string {clients!r}, takes a list of names: {known}")
     try:
         names = tuple(dict.fromkeys(clients))
     except TypeError:
         raise MoesifConfigError(f"clients: got {type(clients).__name__}, takes a list of names: {known}") from None
     for name in names:
         if name not in CLIENTS:
-            raise MoesifConfigError(f"clients: {name!r} is not a client that is known: {known}")
+            raise MoesifConfigError(f"clients: got {name!r}, takes a list of names: {known}")
     return names
 
 

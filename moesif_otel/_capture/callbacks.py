@@ -189,10 +189,11 @@ class _Callback:
             if not self.is_missing:
                 self.is_missing = True
                 _logger.error(
-                    "moesif_otel: callback %r cannot be imported (%s); calls are %s",
+                    "moesif_otel: callback %r cannot be imported (%s); calls are %s. Check %s",
                     function.path,
                     _words_of(exc),
                     "not sent" if self.name.startswith("SKIP") else "recorded without it",
+                    self.name,
                 )
             raise _NotImportedError from exc
         self.is_missing = False

@@ -1,7 +1,7 @@
-"""What is logged about delivery, and how often: the first line of each cause in full, then one line a minute at most.
+"""Logs what happens to events: the first failure of each kind at once, then at most one line per minute.
 
-A line says what failed, at which address, what it means and what to do. No line has a body, a header, an identity, a
-credential, the application id, or an exception's message as it stands.
+A line says what failed, at which address, what it means and what to do. No line contains a body, a header, an identity,
+a credential, the application id, or an unedited exception message.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _MAX_CAUSES: Final = 6
 
 
 def describe(exc: BaseException) -> str:
-    """Say what failed on the way to the server: type names from the outside in, and the system's own words.
+    """Describe a failed connection: the exception types from the outside in, and the system's error text.
 
-    Messages of HTTP libraries quote addresses and headers; those of the operating system and of TLS quote no data.
+    Messages of HTTP libraries quote addresses and headers; those of the operating system and of TLS do not.
     """
     names: list[str] = []
     words = ""
@@ -53,7 +53,7 @@ def _words_of(exc: BaseException) -> str:
 
 _WHAT_TO_DO: Final = {
     401: "does not know this application id (401): check APPLICATION_ID",
-    402: "says that the Moesif subscription is not active (402): see the billing page of the Moesif portal",
+    402: "reports that the Moesif subscription is not active (402): see the billing page of the Moesif portal",
     403: "refuses this application id (403): check APPLICATION_ID, and BASE_URI if that is a proxy",
 }
 
@@ -63,11 +63,11 @@ def _number_of(events: int) -> str:
 
 
 class DeliveryLog:
-    """Writes the lines of one pipeline.
+    """Writes the log lines of one pipeline.
 
     Args:
-        clock: For the minute between lines.
-        address: Where events go, as users know it, without credentials.
+        clock: Measures the time between lines.
+        address: The address that events are sent to, without credentials.
     """
 
     def __init__(self, clock: Clock, address: str = "Moesif") -> None:
@@ -76,13 +76,13 @@ class DeliveryLog:
         self.after_fork()
 
     def after_fork(self) -> None:
-        """Start anew in a forked child."""
+        """Start from zero in a forked child."""
         self._lock = threading.Lock()
         self._next_line_at: dict[str, float] = {}
         self._unsaid: dict[str, int] = {}
 
     def failure(self, kind: str, text: str, level: int = logging.WARNING) -> None:
-        """Log a failure of `kind`: the first at once, then at most one line a minute with the number left out."""
+        """Log a failure: the first of a kind at once, then at most one per minute, with the number not logged."""
         now = self._clock.monotonic()
         with self._lock:
             due_at = self._next_line_at.get(kind)
@@ -95,12 +95,13 @@ class DeliveryLog:
         _logger.log(level, "moesif_otel: %s%s", text, more)
 
     def not_taken(self, answer: Answer, events: int) -> None:
-        """Log that events wait for a server that is not there, or are dropped by one that wants none of ours."""
+        """Log that events wait for a server that does not answer, or are dropped since it does not accept any."""
         if answer.outcome is Outcome.SUSPENDED:
-            what = _WHAT_TO_DO.get(answer.status or 0, f"takes no events of ours (status {answer.status})")
+            what = _WHAT_TO_DO.get(answer.status or 0, f"does not accept events (status {answer.status})")
             self.failure(
                 f"suspended {answer.status}",
-                f"{self.address} {what}; events are dropped and counted, it is asked again about once a minute",
+                f"{self.address} {what}; until then events are dropped and counted, and one batch is tried about once "
+                "a minute",
                 logging.ERROR,
             )
             return
@@ -110,7 +111,7 @@ class DeliveryLog:
             self.failure(
                 f"unreachable {detail}",
                 f"{self.address} did not answer ({detail}): {waiting}; "
-                "check BASE_URI, and that this machine (its proxy, its firewall) lets the connection through",
+                "check BASE_URI, and that the network, proxy and firewall allow the connection",
             )
             return
         asked = f" and asks to wait {answer.retry_after_s:.0f} s" if answer.retry_after_s is not None else ""
@@ -119,44 +120,44 @@ class DeliveryLog:
         )
 
     def refused(self, events: int, status: int | None) -> None:
-        """Log that the server refuses events for good."""
-        whole = "; it refuses all of them: check BASE_URI" if events > 1 else ""
+        """Log that the server refuses events, which are dropped."""
+        whole = " and any other; check BASE_URI" if events > 1 else "; it is dropped, and counted as rejected"
         self.failure(f"rejected {status}", f"{self.address} refuses {_number_of(events)} (status {status}){whole}")
 
     def waiting(self, events: int, timeout_s: float) -> None:
-        """Log what a shutdown waits for."""
+        """Log that a shutdown waits for the server."""
         _logger.info(
-            "moesif_otel: waiting up to %.1f s (SHUTDOWN_TIMEOUT) for %s to take %s events",
+            "moesif_otel: waiting up to %.1f s (SHUTDOWN_TIMEOUT) for %s to accept %s events",
             timeout_s,
             self.address,
             events,
         )
 
     def recovered(self) -> None:
-        """Log that the server takes events again."""
-        _logger.info("moesif_otel: %s takes events again", self.address)
+        """Log that the server accepts events again."""
+        _logger.info("moesif_otel: %s accepts events again", self.address)
 
     def batch(self, events: int, status: int | None, duration_s: float, outcome: str) -> None:
         """Log one POST, for `DEBUG`."""
         _logger.debug("moesif_otel: %s events, status %s, %s in %.0f ms", events, status, outcome, duration_s * 1000)
 
     def ended(self, stats: Stats) -> None:
-        """Log at shutdown what was lost, if anything was; what is on disk is no loss."""
+        """Log at shutdown what was lost, if anything; events on disk are not lost."""
         spooled = stats["dropped"].get("spooled", 0)
         lost = {r: n for r, n in stats["dropped"].items() if r not in _NO_LOSS}
         if lost or stats["pending"]:
             reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(lost.items())) or "none"
             _logger.warning(
-                "moesif_otel: shut down; of %s events %s were delivered, dropped: %s; pending %s; kept on disk %s",
-                stats["accepted"],
+                "moesif_otel: at shutdown, %s of %s events were delivered; dropped: %s; pending: %s; kept on disk: %s",
                 stats["delivered"],
+                stats["accepted"],
                 reasons,
                 stats["pending"],
                 spooled,
             )
         elif spooled:
-            _logger.info("moesif_otel: shut down; %s events are kept on disk for the next process", spooled)
+            _logger.info("moesif_otel: at shutdown, %s events are kept on disk for the next process", spooled)
 
 
-# Left out because somebody asked for it, or not lost.
+# Left out on purpose, or not lost.
 _NO_LOSS: Final = frozenset({"sampled_out", "masked_away", "skip_unknown", "spooled"})

@@ -207,8 +207,8 @@ class Sender:
         ):
             self._parts.log.failure(
                 "failed on",
-                f"{_cause(answer)} for one event, {batch.failures} times, while {self._parts.log.address} took others; "
-                "it is dropped (rejected)",
+                f"{self._parts.log.address} failed {batch.failures} times on one event ({_cause(answer)}) while it "
+                "accepted others; that event is dropped, and counted as rejected",
             )
             self._settle(state, disk, batch, DropReason.REJECTED)
             return
@@ -227,7 +227,7 @@ class Sender:
         if smaller is None:
             self._parts.log.failure(
                 "too large",
-                f"an event is more than {self._parts.log.address} takes, even without its bodies; it is dropped",
+                f"an event is larger than {self._parts.log.address} accepts, even without its bodies; it is dropped",
             )
             self._settle(state, disk, batch, DropReason.TOO_LARGE)
             return

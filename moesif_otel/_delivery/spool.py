@@ -286,8 +286,8 @@ class Spool:
             self._told_foreign = True
             self._ledger.count("spool_foreign")
             _logger.warning(
-                "moesif_otel: SPOOL_DIRECTORY has files of another user, or that others may write: they are not sent; "
-                "give this service a directory of its own"
+                "moesif_otel: SPOOL_DIRECTORY contains files that belong to another user or that other users can write "
+                "to, so they are not sent; use a directory that only this service can write to"
             )
 
     def _expire_orphan(self, file: _File) -> None:

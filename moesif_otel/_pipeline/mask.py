@@ -130,8 +130,8 @@ class EventMask:
         self._returned_none += 1
         if self._returned_none == 1:
             _logger.warning(
-                "moesif_otel: MASK_EVENT_MODEL returned None, so this event is not sent (counted as %s), nor are "
-                "others for which it does; if that is not meant, let the mask return the event",
+                "moesif_otel: MASK_EVENT_MODEL returned None, so this event is not sent (counted as %s); if you did "
+                "not intend that, return the event. Further ones are only counted, in stats()",
                 DropReason.MASKED_AWAY.value,
             )
 
@@ -139,8 +139,8 @@ class EventMask:
         """Say, when the pipeline or the process ends, that the mask has let no event pass."""
         if self._returned_none and not self._returned_events:
             _logger.warning(
-                "moesif_otel: MASK_EVENT_MODEL returned None for every event (%d), so none was sent; does it lack a "
-                "`return event`?",
+                "moesif_otel: MASK_EVENT_MODEL returned None for every event (%d), so none was sent; check that it "
+                "ends with `return event`",
                 self._returned_none,
             )
         _masks.discard(self)

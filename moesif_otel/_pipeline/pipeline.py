@@ -229,7 +229,7 @@ class Pipeline:
         settings = self.settings
         options = ", ".join(f"{name}={text}" for name, text in settings.changed().items() if name not in _SAID_APART)
         _logger.info(
-            "moesif_otel: the first call is captured (%s, %s), for %s; options: %s",
+            "moesif_otel: captured the first call (%s, %s); events are sent to %s; options: %s",
             exchange.direction.lower(),
             _name_of(exchange),
             settings.shown_address,

@@ -136,7 +136,7 @@ class EventSink:
             self._submit(exchange, held_bytes)
 
     def _give_up(self, exchange: Exchange, exc: Exception) -> None:
-        self.guard.caught("taking a call", exc)
+        self.guard.caught("submitting a call", exc)
         exchange.discard()
         self._drop(DropReason.NOT_CONVERTIBLE)
 
@@ -266,8 +266,9 @@ class EventSink:
         if name not in self._told:
             self._told.add(name)
             _logger.warning(
-                "moesif_otel: %s cannot be asked about spans alone, so they are not sent (counted as %s); "
-                "use MASK_EVENT_MODEL, which may return None, or a capture of ours",
+                "moesif_otel: spans that moesif_otel did not capture are not sent, because %s is set and there is no "
+                "request to call it with (counted as %s); capture the calls with a middleware or "
+                "moesif_otel.instrument(), or use MASK_EVENT_MODEL instead, which may return None",
                 name,
                 DropReason.SKIP_UNKNOWN.value,
             )

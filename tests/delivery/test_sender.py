@@ -250,7 +250,7 @@ def test_logs_say_it_once_a_minute_and_never_the_secret(caplog) -> None:
         assert "xxxxx" not in caplog.text
         transport.then = None
         r.delivery.force_flush(100)
-        assert "takes events again" in caplog.records[-1].message
+        assert "accepts events again" in caplog.records[-1].message
 
 
 @pytest.mark.parametrize("failure", [Answer(Outcome.RETRY, 500), Answer(Outcome.RETRY, 503), Answer(Outcome.RETRY)], ids=["500", "503", "no answer"])
@@ -334,4 +334,4 @@ def test_one_line_for_one_cause(caplog) -> None:
     assert len(lines) == 2
     assert "https://moesif.example/path did not answer (ConnectionRefusedError" in lines[0]
     assert "check BASE_URI" in lines[0]
-    assert lines[1].endswith("https://moesif.example/path takes events again")
+    assert lines[1].endswith("https://moesif.example/path accepts events again")

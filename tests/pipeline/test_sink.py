@@ -199,7 +199,7 @@ def test_a_call_that_cannot_be_converted_is_counted(later: bool) -> None:
     exchange.request_headers = 5
     (rig.sink.submit_later if later else rig.sink.submit)(exchange)
     assert rig.stats["dropped"] == {DropReason.NOT_CONVERTIBLE.value: 1}
-    assert list(rig.stats["errors"]) == ["taking a call"]
+    assert list(rig.stats["errors"]) == ["submitting a call"]
     assert exchange.request_body is None
     assert rig.stats["held_bytes"] == 0
     rig.sink.shutdown(0.1)
