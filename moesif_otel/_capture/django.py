@@ -244,7 +244,7 @@ def _exchange_of_test_client(request: Any, pipeline: Pipeline) -> Exchange:
         headers: Callable[[], Headers] = functools.partial(list, environ.headers_of(request.META))
         exchange.peer_address = request.META.get("REMOTE_ADDR") or None
     else:
-        pairs = tuple(scope["headers"])
+        pairs = asgi_scope.repeatable(scope.get("headers"))
         exchange.url = asgi_scope.url_source(scope, pairs)
         headers = asgi_scope.header_source(pairs)
         exchange.peer_address = asgi_scope.peer_address(scope)

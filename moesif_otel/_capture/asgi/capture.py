@@ -167,9 +167,9 @@ class AsgiCapture:
     ) -> tuple[Exchange, HttpCall]:
         pipeline = self._pipeline
         is_http = scope["type"] == "http"
-        exchange = Exchange(pipeline, "Incoming", scope["method"] if is_http else "GET")
+        exchange = Exchange(pipeline, "Incoming", (scope.get("method") if is_http else None) or "GET")
         exchange.provisional = self._provisional
-        headers = tuple(scope["headers"])
+        headers = repeatable(scope.get("headers"))
         exchange.url = url_source(scope, headers)
         exchange.request_headers = header_source(headers)
         exchange.peer_address = peer_address(scope)

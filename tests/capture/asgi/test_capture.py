@@ -494,3 +494,19 @@ def test_the_refusal_of_a_lifespan_passes() -> None:
     """Servers go on without one then."""
     connection = call(captured(RecordingPipeline(), fails_at_once), scope={"type": "lifespan"})
     assert connection.ended[0] == "raised"
+
+
+def test_a_scope_with_parts_missing_costs_what_is_missing() -> None:
+    """A test client's scope of hardly anything is a call all the same; headers that can be read once are the application's."""
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(list(scope.get("headers", "none")))
+        await hello(scope, receive, send)
+
+    for scope in ({"type": "http"}, {"type": "http", "method": "PUT", "headers": iter([(b"a", b"b")])}):
+        pipeline = RecordingPipeline()
+        asyncio.run(Connection().serve(captured(pipeline, app), scope))
+        assert [call.method for call in pipeline.calls] == [scope.get("method", "GET")]
+        assert pipeline.guard.counts() == {}
+    assert seen == [list("none"), [(b"a", b"b")]]
