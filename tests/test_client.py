@@ -365,7 +365,7 @@ def test_a_batch_that_the_server_finds_too_large_is_halved(client: MoesifClient,
         client.update_users_batch(users(10))
     assert caught.value.undelivered == (7,)
     assert str(caught.value).startswith(
-        "update_users_batch: 1 of 10 users were not taken (indexes 7): Moesif answered 413"
+        "update_users_batch: 1 of 10 users were not accepted (indexes 7): Moesif answered 413"
     )
 
 
@@ -408,7 +408,7 @@ def test_on_a_middleware_a_failure_is_logged_and_counted(
     assert middleware.guard.counts() == {f"sending {kind}": 3}
     first, second = (record.getMessage() for record in caplog.records)
     assert first.startswith(f"moesif_otel: {one}: ")
-    assert second.startswith(f"moesif_otel: {batch}: 2 of 2 {kind} were not taken")
+    assert second.startswith(f"moesif_otel: {batch}: 2 of 2 {kind} were not accepted")
     assert f"Moesif answered 500 at https://api.moesif.net/v1/{kind}; try again later" in first
     assert not any(secret in caplog.text for secret in ("12345", "67890", "acme"))
     server.answer = lambda items: 201
@@ -583,7 +583,7 @@ def test_a_failure_says_which_call_where_and_what_to_do() -> None:
     with MoesifClient("app", **options) as client, pytest.raises(MoesifDeliveryError) as caught:
         client.update_user(USER_PROFILE)
     text = str(caught.value)
-    assert text.startswith("update_user: the user was not taken: no answer came from http://")
+    assert text.startswith("update_user: the user was not accepted: no answer came from http://")
     assert "127.0.0.1:9/proxy/v1/users" in text
     assert "check BASE_URI" in text
     assert not any(secret in text for secret in ("hunter2", "12345", "joe"))

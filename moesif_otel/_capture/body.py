@@ -1,8 +1,8 @@
 """The captured part of a body, and the memory that all captured bodies may take together.
 
-Owns: `CapturedBody` (what one tee keeps) and `ByteBudget` (what a pipeline holds, first byte seen to delivered).
-Threads: a body is fed by the thread that serves its request; a budget is shared by every thread of the process.
-Never: copies more than the captured part, reads a stream, blocks in `release` (a finalizer may call it).
+A `CapturedBody` is what a tee keeps of one body. A `ByteBudget` limits what a pipeline holds, from the first byte
+captured until delivery. A body is filled by the thread that serves its request; a budget is shared by all threads.
+Nothing here copies more than the captured part or reads a stream, and `release` does not block: a finalizer may call it.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class ByteBudget:
         self._held.add("bytes", count_bytes)
 
     def release(self, count_bytes: int) -> None:
-        """Give bytes back."""
+        """Return bytes to the budget."""
         self._held.add("bytes", -count_bytes)
 
     def after_fork(self) -> None:

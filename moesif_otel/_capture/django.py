@@ -129,7 +129,7 @@ def _note_exception(**_facts: Any) -> None:
 
 
 def _offer_unreached(exchange: Exchange) -> None:
-    """Give callbacks a request and a bare response where an outer middleware answered, and ours was never reached."""
+    """Set a request and a bare response for the callbacks, if an outer middleware answered before ours was reached."""
     handler, variables = exchange.callback_arguments
     response = _bare_response(exchange.status, exchange.response_headers)
     exchange.callback_arguments = exchange.identify_arguments = (handler.request_class(variables), response)

@@ -450,14 +450,14 @@ class Exchange:
         return sum(body.kept_bytes for body in (self.request_body, self.response_body) if body is not None)
 
     def leave_bodies_out(self, reason: LeftOut) -> None:
-        """Give the captured bytes back and let the event say why; their sizes stay known."""
+        """Release the captured bytes and note the reason for the event; the sizes of the bodies stay known."""
         for body in (self.request_body, self.response_body):
             if body is not None and body.kept_bytes:
                 body.discard()
                 body.left_out = reason
 
     def discard(self) -> None:
-        """Give the captured bytes back; the Exchange will not be delivered."""
+        """Release the captured bytes; the Exchange will not be delivered."""
         self.release()
         for body in (self.request_body, self.response_body):
             if body is not None:

@@ -28,7 +28,7 @@ class ServerSpanChoice:
 
     Args:
         provider: SDK tracer provider.
-        app: The application, looked through for an OpenTelemetry middleware inside it.
+        app: The application, searched for an OpenTelemetry middleware inside it.
         given: Whether the user named the provider for us, which asks for spans from the first call on.
         middleware_class: OpenTelemetry's middleware of the protocol.
         instrumentations: Modules that make the SERVER span of a framework, where they are imported.

@@ -114,7 +114,7 @@ class _Connection:
         self._idle_since = (0.0, 0.0)
 
     def arm(self) -> None:
-        """Give the next step on the socket what is left of the deadline."""
+        """Set the socket's timeout for the next step to the time that is left until the deadline."""
         left_s = self.deadline_s - time.monotonic()
         if left_s <= 0:
             raise TimeoutError("the deadline of this request is over")

@@ -1,8 +1,7 @@
 """The ledgers of this process as OpenTelemetry metrics, through the meter provider in use.
 
-Owns: the instruments and the sum over all pipelines of the process.
-Threads: the metric reader's, the one that starts a delivery, senders for the duration.
-Never: keeps a pipeline alive (a ledger at most, until the next look); lets a counter go back when a pipeline is gone.
+The metric reader's thread reads the sums over all pipelines; senders record durations. A pipeline that is gone is not
+kept alive (its ledger is, until the next read), and its counts stay in the sums, so that no counter decreases.
 
 Instruments: `moesif.events.accepted`, `.delivered`, `.dropped` (attribute `reason`), `.pending`, `moesif.held_bytes`,
 `moesif.export.duration`, `moesif.export.retries`, `moesif.spool.size`. Created once, on the global meter provider: with
@@ -47,7 +46,7 @@ class _Sources:
     def add(self, owner: object, ledger: Ledger) -> None:
         with self._here():
             self._sources.append((weakref.ref(owner), ledger))
-        self.read()  # lets go of ledgers whose owner is gone, also where no reader ever looks
+        self.read()  # releases ledgers whose owner is gone, even if no metric reader is configured
 
     def read(self) -> Stats:
         with self._here():

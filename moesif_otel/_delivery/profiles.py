@@ -1,9 +1,9 @@
-"""Profiles and actions: what each may hold, its JSON, and how it reaches Moesif, waited for or queued.
+"""Validates profiles and actions, writes them as JSON, and sends or queues them.
 
-An argument is checked whole before anything is sent, and a wrong one is named by its place (`users[3].metadata.plan`),
-never by its value. A call that waits makes its POSTs in its caller's thread, once. One that does not is queued,
-retried and counted as events are, by a delivery of its own; it is not written to the spool, since a profile is made
-again by who made it.
+An argument is validated as a whole before anything is sent. Errors name the place (`users[3].metadata.plan`), never the
+value. A call that waits makes its POSTs in the caller's thread, once. A call that does not wait is queued, retried and
+counted as events are, by a delivery of its own. It does not use the spool, since the application can send a profile
+again.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ __all__ = ["ACTION", "COMPANY", "SUBSCRIPTION", "USER", "Post", "ProfileKind", "
 _MAX_BATCH_ITEMS: Final = 1_000
 _MAX_QUEUED: Final = 100_000
 _QUEUE_SHARE: Final = 8
-"""Queued profiles may take this part of `EVENT_QUEUE_BYTES`, beside the events."""
+"""Queued profiles may use this fraction of `EVENT_QUEUE_BYTES`, in addition to the events."""
 _MAX_NAMED: Final = 20
 _MAX_DEPTH: Final = 100
 _STATUSES: Final = ("active", "cancelled", "paused", "trialing", "pending", "draft", "future")
 _JSON_OPTIONS: Final = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_NON_STR_KEYS
 
-# What may be wrong, by status.
+# What to do about an answer, by status.
 _ADVICE: Final[Mapping[int | None, str]] = {
     None: "check BASE_URI, and that this machine can reach it (proxy, firewall, DNS)",
     400: "check the values of its fields",
     401: "check APPLICATION_ID",
     402: "the subscription is not active: see the billing page of the Moesif portal",
-    403: "check APPLICATION_ID, and any proxy on the way",
+    403: "check APPLICATION_ID, and any proxy in between",
     404: "check BASE_URI",
     413: "make it smaller",
     429: "try again later",
@@ -134,13 +134,13 @@ _PERSON: Final[dict[str, _Check]] = {
 
 @dataclass(frozen=True, slots=True)
 class ProfileKind:
-    """One kind of thing that Moesif keeps beside events.
+    """A kind of data that Moesif stores besides events.
 
     Attributes:
-        path: Where one is posted; several go to `path + "/batch"`.
+        path: Path for one; for several, `path + "/batch"`.
         singular, plural: For messages.
-        required: Fields without which nothing is sent.
-        checks: What a known field takes; other fields are passed on as they are.
+        required: Required fields.
+        checks: Validators of the known fields; other fields are sent as they are.
     """
 
     path: str
@@ -191,12 +191,12 @@ def encode(kind: ProfileKind, profile: Any, place: str) -> bytes:
     """Return a profile as JSON.
 
     Args:
-        kind: What it is.
+        kind: Its kind.
         profile: A dict, a `moesifapi` model, or JSON text of an object.
-        place: What to call it in an error.
+        place: Its name in error messages.
 
     Raises:
-        ValueError: It is none of these, lacks a field, or has a wrong or unwritable value; the message says where.
+        ValueError: It is none of these, lacks a field, or has a wrong value; the message says where.
     """
     profile = _parsed(profile, place)
     found = _as_mapping(profile)
@@ -226,28 +226,28 @@ def _parsed(argument: Any, place: str) -> Any:
 
 
 def _as_mapping(value: Any) -> dict[Any, Any] | None:
-    """Return a dict of a mapping or of a model (`to_dictionary`, as moesifapi's have); None for anything else."""
+    """Return a mapping, or a model with `to_dictionary` (as moesifapi's), as a dict; None for anything else."""
     if isinstance(value, Mapping):
         return dict(value)
     to_dictionary = getattr(value, "to_dictionary", None)
     if callable(to_dictionary) and not isinstance(value, type):
         try:
             made = to_dictionary()
-        except Exception:  # a model that holds what it cannot write is no profile
+        except Exception:  # a model that cannot convert itself is no profile
             return None
         return dict(made) if isinstance(made, Mapping) else None
     return None
 
 
 def _present(fields: dict[str, Any]) -> dict[str, Any]:
-    # A model has every field, most of them None; an upsert that merges must not be told to erase those.
+    # A model has every field, most of them None; an upsert must not erase those.
     return {name: value for name, value in fields.items() if value is not None}
 
 
 def _default(value: Any) -> Any:
-    """Return what orjson can write for a value that it cannot."""
+    """Return a value that orjson can write, for one that it cannot."""
     if isinstance(value, datetime):
-        # As events have it, in UTC with milliseconds; one without a zone is taken as UTC.
+        # As in events: UTC with milliseconds. A datetime without a time zone is taken as UTC.
         if value.tzinfo is not None:
             value = value.astimezone(timezone.utc).replace(tzinfo=None)
         return value.isoformat(timespec="milliseconds")
@@ -260,7 +260,7 @@ def _default(value: Any) -> Any:
 
 
 def _problem(value: Any, place: str, depth: int) -> str | None:
-    """Return where a value cannot be written and why; None where it can."""
+    """Return where a value cannot be written as JSON, and why; None if it can."""
     if depth > _MAX_DEPTH:
         return f"{place:.200}: nested over {_MAX_DEPTH} levels, or in itself"
     found = _as_mapping(value)
@@ -296,13 +296,13 @@ def _type_name(value: Any) -> str:
 
 
 class Post:
-    """One POST: a row of profiles as JSON, in one piece of memory.
+    """One POST: a sequence of profiles as JSON, in one piece of memory.
 
     Args:
-        path: Where to; an array is posted where it ends in `/batch`.
-        joined: The profiles' JSON, with commas between.
-        ends: Where in `joined` each ends.
-        first: Index of the first in the call's argument.
+        path: Its path; if that ends in `/batch`, the body is an array.
+        joined: The JSON of the profiles, separated by commas.
+        ends: The end of each profile in `joined`.
+        first: Index of the first profile in the caller's argument.
     """
 
     __slots__ = ("_ends", "_first", "_joined", "path")
@@ -323,18 +323,18 @@ class Post:
 
     @property
     def indexes(self) -> range:
-        """Which of the call's argument it has."""
+        """The indexes of its profiles in the caller's argument."""
         return range(self._first, self._first + len(self._ends))
 
     def __iter__(self) -> Iterator[bytes]:
-        """Iterate over the JSON of each."""
+        """Iterate over the JSON of each profile."""
         start = 0
         for end in self._ends:
             yield self._joined[start:end]
             start = end + 1
 
     def halves(self) -> tuple[Post, Post]:
-        """Cut in two, for a server that finds it too large."""
+        """Return the two halves, for a server that finds it too large."""
         middle = len(self._ends) // 2
         cut = self._ends[middle - 1]
         moved = array("L", (end - cut - 1 for end in self._ends[middle:]))
@@ -345,12 +345,12 @@ class Post:
 
 
 def posts_of(kind: ProfileKind, argument: Any, *, batch: bool) -> list[Post]:
-    """Check an argument whole and write it.
+    """Validate a whole argument and return it as POSTs.
 
     Args:
-        kind: What it is.
-        argument: A profile as `encode` takes it; with `batch` an iterable of them, or JSON text of an array.
-        batch: Whether it is several.
+        kind: Its kind.
+        argument: A profile as for `encode`; with `batch`, an iterable of them, or JSON text of an array.
+        batch: Whether it has several profiles.
 
     Returns:
         POSTs of at most 1,000 profiles and 5 MB each, in order.
@@ -376,7 +376,7 @@ def posts_of(kind: ProfileKind, argument: Any, *, batch: bool) -> list[Post]:
             joined, ends = bytearray(), array("L")
         if ends:
             joined += b","
-        # Copied into one piece: orjson's small results keep a block of some kilobytes each.
+        # Copied into one piece: each small result of orjson occupies a block of some kilobytes.
         joined += written
         ends.append(len(joined))
     if ends:
@@ -394,14 +394,14 @@ def _check_size(written: bytes, place: str) -> None:
 
 
 class Profiles:
-    """The way of one pipeline's, or one client's, profiles to Moesif.
+    """Sends or queues the profiles of one pipeline or client.
 
     Args:
-        settings: Bounds and times are the events' own.
+        settings: The same limits and timeouts as for events apply.
         transport: Makes the POSTs; shared with the events of a pipeline.
         guard: Where errors are counted.
 
-    Thread-safe and fork-safe; no thread is started before something is queued.
+    Thread-safe and fork-safe. No thread is started until something is queued.
     """
 
     def __init__(self, settings: Settings, transport: MoesifTransport, guard: Guard) -> None:
@@ -412,19 +412,19 @@ class Profiles:
         self._slot: dict[str, Delivery[bytes]] = {}  # a delivery of single profiles, whose batches are POSTs
 
     def send(self, call: str, kind: ProfileKind, posts: Sequence[Post]) -> None:
-        """Send everything, once, in order.
+        """Make all POSTs, once, in order.
 
-        A POST that is too large is halved. One that Moesif refuses does not keep the others from being sent; when
-        Moesif cannot be reached or refuses the application id, the rest is not tried. Everything here is an upsert that
-        merges (actions excepted), so the whole call can be made again.
+        A POST that is too large is halved. If Moesif refuses one, the others are still sent. If Moesif cannot be
+        reached, or refuses the application id, the rest is not tried. All but actions are upserts that merge, so
+        callers can repeat the whole call.
 
         Args:
-            call: Name of the user's call, for messages.
-            kind: What is sent.
-            posts: Of `posts_of`.
+            call: Name of the method that the user called, for messages.
+            kind: The kind of the profiles.
+            posts: From `posts_of`.
 
         Raises:
-            MoesifDeliveryError: Something was not taken; `undelivered` has the indexes.
+            MoesifDeliveryError: Some were not accepted; `undelivered` has their indexes.
         """
         self._notice_fork()
         waiting = list(reversed(posts))
@@ -458,10 +458,10 @@ class Profiles:
         return MoesifDeliveryError(text, status=answer.status, undelivered=tuple(sorted(undelivered)))
 
     def queue(self, kind: ProfileKind, posts: Sequence[Post]) -> bool:
-        """Queue everything; False when there was not room for all of it. What fits is kept, the rest is counted."""
+        """Queue all profiles; return False if there was not room for all. Those without room are counted as dropped."""
         delivery = self._delivery
         if delivery is None:
-            # Of several threads that come here first, `setdefault` lets one win.
+            # If several threads get here at the same time, `setdefault` lets one win.
             delivery = self._slot.setdefault("delivery", self._new_delivery())
         delivery.ensure_started()
         prefix = kind.path.encode() + b"\n"
@@ -493,16 +493,16 @@ class Profiles:
         return delivery.submit_prepared(payload)
 
     def force_flush(self, timeout_s: float) -> bool:
-        """Deliver what is queued, within the time."""
+        """Deliver what is queued, within the time limit."""
         return self._delivery is None or self._delivery.force_flush(timeout_s)
 
     def shutdown(self, timeout_s: float) -> None:
-        """Deliver what is queued within the time, then end the threads."""
+        """Deliver what is queued, within the time limit, then end the threads."""
         if self._delivery is not None:
             self._delivery.shutdown(timeout_s)
 
     def stats(self) -> Stats | None:
-        """Return the counters of what was queued, one for each profile; None when nothing ever was."""
+        """Return the counters of queued profiles; None if none was ever queued."""
         return None if self._delivery is None else self._delivery.stats()
 
     def close(self) -> None:
@@ -518,20 +518,20 @@ class Profiles:
 
 def _what(kind: ProfileKind, undelivered: list[int], total: int) -> str:
     if total == 1:
-        return f"the {kind.singular} was not taken"
+        return f"the {kind.singular} was not accepted"
     some = ", ".join(map(str, sorted(undelivered)[:_MAX_NAMED]))
     more = ", …" if len(undelivered) > _MAX_NAMED else ""
-    return f"{len(undelivered)} of {total} {kind.plural} were not taken (indexes {some}{more})"
+    return f"{len(undelivered)} of {total} {kind.plural} were not accepted (indexes {some}{more})"
 
 
 class _BatchTransport:
-    """Posts a batch of payloads, each the path of its kind, a line break and its JSON."""
+    """Posts batches of payloads; each payload is the path of its kind, a line break and its JSON."""
 
     def __init__(self, transport: MoesifTransport) -> None:
         self._transport = transport
 
     def send(self, payloads: Sequence[bytes], timeout_s: float) -> Answer:
-        """Make one POST; a batch of several kinds is cut until each piece has one."""
+        """Make one POST; a batch of several kinds is halved until each part has one kind."""
         path, _, _ = payloads[0].partition(b"\n")
         prefix = path + b"\n"
         if not all(payload.startswith(prefix) for payload in payloads):
@@ -540,8 +540,8 @@ class _BatchTransport:
         return self._transport.post_json(f"{path.decode()}/batch", body, timeout_s)
 
     def close(self) -> None:
-        """Leave the connections to their owner."""
+        """Do nothing: the connections belong to the transport's owner."""
 
     def after_fork(self) -> None:
-        """Forget the parent's connections, before events do or after them."""
+        """Forget the parent's connections; events may do that too."""
         self._transport.after_fork()

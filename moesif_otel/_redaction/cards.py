@@ -12,7 +12,7 @@ _DIGITS: Final = re.compile(r"[0-9]+(?:[ \-+._\u00a0\t]{1,3}[0-9]+)*", re.ASCII)
 _GROUP: Final = re.compile(r"[0-9]+", re.ASCII)
 _SEPARATORS: Final = re.compile(r"[^0-9]+", re.ASCII)
 _SHORTEST, _LONGEST = 12, 19
-# A longer run is not looked through: where cards are expected it is taken as holding one.
+# A longer run is not inspected: where cards are expected, it counts as one.
 _MAX_RUN_DIGITS: Final = 24
 _MAX_GROUPS: Final = 10
 _DOUBLED: Final = bytes(sum(divmod(2 * (code - 48), 10)) if 48 <= code < 58 else 0 for code in range(256))

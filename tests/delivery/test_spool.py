@@ -360,7 +360,7 @@ def test_a_file_that_others_could_have_written_is_not_sent(kit, tmp_path, caplog
     link.symlink_to(target)
     assert kit.take_all() == [[b"ours"]]
     assert target.exists()
-    assert caplog.text.count("files of another user") == 1
+    assert caplog.text.count("files that belong to another user") == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")

@@ -112,7 +112,7 @@ class ServerSpans(ServerSpanChoice):
 
     Args:
         provider: SDK tracer provider.
-        app: The ASGI application, looked through for an OpenTelemetry middleware inside it.
+        app: The ASGI application, searched for an OpenTelemetry middleware inside it.
         given: Whether the user named the provider for us, which asks for spans from the first call on.
     """
 

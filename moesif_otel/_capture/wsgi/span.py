@@ -132,7 +132,7 @@ class ServerSpans(ServerSpanChoice):
 
     Args:
         provider: SDK tracer provider.
-        app: The WSGI application, looked through for an OpenTelemetry middleware inside it.
+        app: The WSGI application, searched for an OpenTelemetry middleware inside it.
         given: Whether the user named the provider for us, which asks for spans from the first call on.
     """
 
