@@ -2,7 +2,7 @@
 
 A `CapturedBody` is what a tee keeps of one body. A `ByteBudget` limits what a pipeline holds, from the first byte
 captured until delivery. A body is filled by the thread that serves its request; a budget is shared by all threads.
-Nothing here copies more than the captured part or reads a stream, and `release` does not block: a finalizer may call it.
+Nothing here copies more than the captured part or reads a stream. `release` does not block: a finalizer may call it.
 """
 
 from __future__ import annotations
