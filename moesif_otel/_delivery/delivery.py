@@ -48,7 +48,7 @@ _GATHER_S: Final = 0.1
 interpreter away from the requests, and captured objects are held a little longer only."""
 
 _WAKE_AT_BYTES: Final = 512 * 1024  # prepared payloads beyond this are batched at once
-_AGAIN_S: Final = 1.0  # after the system refused a thread, after an error of ours
+_AGAIN_S: Final = 1.0  # after the system refused a thread, after an error of ours; to see whether all is settled
 _JOIN_S: Final = 0.2  # idle threads end at once; one inside a POST is left to end by itself
 _INLINE_WAIT_S: Final = 0.5
 _SAY_AFTER_S: Final = 1.0  # what a shutdown waits for
@@ -652,6 +652,8 @@ def _run_intake(reference: weakref.ref[Delivery[Any]], state: ProcessState[Any],
             state.intake_idle = wait_s is None
             if state.submitted and not state.intake_gathers:  # came before these were set, and did not wake us
                 wait_s = _GATHER_S
+            if keep is not None:  # a sender that settles the last batch does not wake us
+                wait_s = _AGAIN_S if wait_s is None else min(wait_s, _AGAIN_S)
             clock.wait(state.wake_intake, wait_s)
             del keep
     state.stopped = True

@@ -212,7 +212,9 @@ class Sender:
             )
             self._settle(state, disk, batch, DropReason.REJECTED)
             return
-        halve = batch.strikes >= _STRIKES_TO_HALVE or (worked_on and not batch.failures % _FAILURES_TO_HALVE)
+        # Others were taken before: with no more of them to compare with, its own halves are compared with each other.
+        suspect = worked_on or batch.strikes > 0
+        halve = batch.strikes >= _STRIKES_TO_HALVE or (suspect and not batch.failures % _FAILURES_TO_HALVE)
         pieces = batch.halves() if halve and len(batch) > 1 else ()
         self._put_back(state, batch, *pieces, last=True)
 

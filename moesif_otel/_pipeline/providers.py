@@ -45,7 +45,7 @@ class Dispatcher(SpanProcessor):
 
     def __init__(self) -> None:
         self._pipelines: tuple[weakref.ref[Any], ...] = ()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def register(self, pipeline: Any) -> None:
         """Let a pipeline see the provider's spans from now on; twice is once."""
@@ -62,7 +62,7 @@ class Dispatcher(SpanProcessor):
 
     def renew_lock(self) -> None:
         """Replace the lock in a forked child."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Offer a started span to every pipeline."""
@@ -89,13 +89,13 @@ class Dispatcher(SpanProcessor):
 
 
 _dispatchers: Final[weakref.WeakKeyDictionary[Any, Dispatcher]] = weakref.WeakKeyDictionary()
-_dispatchers_lock = threading.Lock()
+_dispatchers_lock = threading.RLock()  # a signal handler may make a call while its own thread is here
 
 
 def _renew_locks() -> None:
     """Replace, in a forked child, locks that a thread of the parent may have held."""
     global _dispatchers_lock  # noqa: PLW0603 - a lock cannot be reset
-    _dispatchers_lock = threading.Lock()
+    _dispatchers_lock = threading.RLock()
     for dispatcher in tuple(_dispatchers.values()):
         dispatcher.renew_lock()
 

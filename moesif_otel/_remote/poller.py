@@ -154,22 +154,30 @@ class ConfigPoller:
         pid = os.getpid()
         if self._running_pid == pid or self._released or self._clock() < self._start_again_s:
             return
-        # A lock for each process: in a forked child, the parent's may be held forever.
-        with self._locks.setdefault(pid, threading.Lock()):
-            if self._running_pid == pid or self._released:
-                return
-            # A new queue for each thread, without entries from a parent process or for a thread that is ending.
-            self._wakes = queue.SimpleQueue()
-            thread = threading.Thread(
-                target=_poll, args=(weakref.ref(self), self._wakes), name="moesif-otel-config", daemon=True
-            )
-            try:
-                thread.start()
-            except RuntimeError as exc:  # no more threads for now, or the process ends (Python 3.12 and later)
-                self._skips.caught("starting the thread that fetches sampling rates and rules", exc)
-                self._start_again_s = self._clock() + _START_AGAIN_S
-            else:
-                self._running_pid = pid
+        # A lock for each process: in a forked child, the parent's may be held forever. Never waited for: whoever has it
+        # starts the thread, and may be this very thread, which a signal handler has interrupted.
+        lock = self._locks.setdefault(pid, threading.Lock())
+        if not lock.acquire(blocking=False):
+            return
+        try:
+            if self._running_pid != pid and not self._released:
+                self._start(pid)
+        finally:
+            lock.release()
+
+    def _start(self, pid: int) -> None:
+        # A new queue for each thread, without entries from a parent process or for a thread that is ending.
+        self._wakes = queue.SimpleQueue()
+        thread = threading.Thread(
+            target=_poll, args=(weakref.ref(self), self._wakes), name="moesif-otel-config", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError as exc:  # no more threads for now, or the process ends (Python 3.12 and later)
+            self._skips.caught("starting the thread that fetches sampling rates and rules", exc)
+            self._start_again_s = self._clock() + _START_AGAIN_S
+        else:
+            self._running_pid = pid
 
     def note_tags(self, config_etag: str | None, rules_tag: str | None) -> None:
         """Note the tags of an answer to a batch; a new one causes a request soon.

@@ -470,6 +470,28 @@ def test_delivery_with_events_outlives_its_user() -> None:
     assert done.wait(5)
 
 
+def test_a_forgotten_delivery_goes_away_once_its_last_batch_is_delivered() -> None:
+    """Forgotten while its last batch is on its way, it ends with its threads when that is settled, unasked."""
+    before = set(threading.enumerate())
+    gate = Gate()
+    rig = Rig(gate, event_batch_timeout=0.02)
+    rig.delivery.ensure_started()
+    rig.submit(1)
+    assert gate.entered.acquire(timeout=10)
+    reference = weakref.ref(rig.delivery)
+    time.sleep(0.3)  # the intake has nothing more to do, and sleeps
+    del rig
+    gate.opened.set()
+    for _ in range(200):
+        gc.collect()
+        if reference() is None and set(threading.enumerate()) <= before:
+            break
+        time.sleep(0.05)
+    assert reference() is None
+    assert set(threading.enumerate()) <= before
+    assert len(gate.delivered) == 1
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_pid_check_alone_makes_a_child_start_anew(monkeypatch) -> None:
     """Where no at-fork hook runs (uWSGI), the first call in the child finds out by the process id."""

@@ -260,9 +260,9 @@ def test_a_batch_that_the_server_fails_on_does_not_hold_up_the_rest(failure) -> 
     with rig(transport, batch_size=20) as r:
         for n in range(400):
             r.submit(n)
-        assert r.delivery.force_flush(3600) == (failure.status == 500)
-        assert len(transport.delivered) >= 380
-        for n in range(400, 420):  # as long as nothing else is sent it may be the server
+        r.delivery.force_flush(3600)
+        assert len(transport.delivered) == 399  # also with nothing else to send: its halves are sent one after the other
+        for n in range(400, 420):
             r.submit(n)
             r.delivery.force_flush(60)
         assert sorted(numbers(transport.delivered)) == [n for n in range(420) if n != 7]

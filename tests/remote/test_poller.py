@@ -113,6 +113,27 @@ def test_before_the_first_answer_everything_is_kept_and_nothing_asked(answers: A
     assert (answers.asked, poller_threads()) == ([], before)
 
 
+def test_a_signal_handler_may_make_a_call_while_the_thread_starts(answers: Answers, monkeypatch: Any) -> None:
+    """A call that a signal handler makes meanwhile, in the very same thread, does not wait for that thread."""
+    poller = ConfigPoller(settings_of("signalled"), answers)
+    start = threading.Thread.start
+    interrupted: list[bool] = []
+
+    def interrupted_start(thread: threading.Thread) -> None:
+        if thread.name == "moesif-otel-config":
+            poller.ensure_started()
+            interrupted.append(True)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted_start)
+    main = threading.Thread(target=poller.ensure_started, daemon=True)
+    main.start()
+    main.join(10)
+    assert interrupted == [True]
+    assert not main.is_alive()
+    poller.release()
+
+
 def test_it_asks_at_once_and_then_every_minute(stepped: ConfigPoller, answers: Answers, clock: Clock) -> None:
     """First both, then with the ETag after 60 s; a 304 keeps what is known."""
     poller = stepped
