@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
@@ -16,7 +17,7 @@ import orjson
 from moesif_otel._remote.expressions import Allowance, OutOfTimeError, Pattern
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from moesif_otel._guard import Guard
 
@@ -34,6 +35,7 @@ _PLAIN_FIELDS: Final = {
 _UNREADABLE: Final = "$unreadable"
 """`request.body.$unreadable` is why a body could not be read as JSON; missing if it could, or if there is no body."""
 _NOT_ASKED: Final = object()
+_SLASHES: Final = re.compile("//+")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -72,6 +74,16 @@ def route_of(uri: str) -> str:
         return urlsplit(uri).path or "/"
     except ValueError:
         return uri.partition("?")[0]
+
+
+def _spellings(route: str) -> Iterator[str]:
+    """Yield a path, and what frameworks make of it: they decode it (`/%61dmin`) and drop slashes (`//admin`)."""
+    yield route
+    decoded = unquote(route)
+    if decoded != route:
+        yield decoded
+    if "//" in decoded:
+        yield _SLASHES.sub("/", decoded)
 
 
 def as_text(value: object) -> str | None:
@@ -139,9 +151,8 @@ class RequestFacts:
         guard: Guard | None = None,
     ) -> None:
         route = route_of(uri)
-        # The path first, so that a long query that makes a search slow hides nothing. The decoded path too, if it
-        # differs: the framework may route by `/admin` what a client wrote as `/%61dmin`.
-        self._routes = (route, unquote(route), uri) if "%" in route else (route, uri)
+        # The path first, so that a long query that makes a search slow hides nothing.
+        self._routes = (*_spellings(route), uri) if "%" in route or "//" in route else (route, uri)
         self._verb = verb
         self._ip = ip_address
         self._header = header
