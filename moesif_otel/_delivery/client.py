@@ -163,7 +163,7 @@ class MoesifTransport:
         answer = _answer_of(attempt.answer)
         if self._on_tags is not None and (answer.config_etag or answer.rules_tag):
             # Not the caller's affair: the batch has been answered, whatever becomes of the tags.
-            PROCESS_GUARD.run("transport.on_tags", self._on_tags, answer.config_etag, answer.rules_tag)
+            PROCESS_GUARD.run("reading the tags of an answer", self._on_tags, answer.config_etag, answer.rules_tag)
         return answer
 
     def post_json(self, path: str, body: bytes, timeout_s: float) -> Answer:

@@ -233,7 +233,7 @@ class Delivery(Generic[T]):
             part.after_fork()
         self._generation += 1
         for run in self._after_fork_runs:
-            self.guard.run("delivery.after_fork", run)
+            self.guard.run("starting again after a fork", run)
         self._begun = {}
 
     def add_after_fork(self, run: Callable[[], object]) -> None:
@@ -268,12 +268,12 @@ class Delivery(Generic[T]):
         except RuntimeError as exc:
             # The process may have no more threads, or ends (Python 3.12 and later): flush and shutdown do the work.
             if state.exit_left_s is None:
-                self.guard.caught("delivery.start_thread", exc)
+                self.guard.caught("starting a delivery thread", exc)
             else:
-                self.guard.count("delivery.start_thread")  # nothing that anybody should hear of
+                self.guard.count("starting a delivery thread")  # nothing that anybody should hear of
             state.start_again_at_s = self._clock.monotonic() + _AGAIN_S
         if self._measure is None:
-            self._measure = self.guard.run("delivery.metrics", export_metrics, self, self.ledger) or _measure_nothing
+            self._measure = self.guard.run("recording metrics", export_metrics, self, self.ledger) or _measure_nothing
 
     def _start_thread(
         self, state: ProcessState[T], target: Callable[..., None], name: str, reference: weakref.ref[Delivery[T]]
@@ -298,7 +298,7 @@ class Delivery(Generic[T]):
         except BaseException as exc:  # a callback's SystemExit must not end the thread
             if limit_at_s is not None and not isinstance(exc, Exception):
                 raise  # the application's own thread: its Ctrl-C is its own
-            self.guard.caught("delivery.sender", exc)
+            self.guard.caught("sending a batch", exc)
             return Turn(_AGAIN_S, state.version)
         return turn
 
@@ -322,7 +322,7 @@ class Delivery(Generic[T]):
         try:
             return run()
         except BaseException as exc:  # a callback's SystemExit must not end the thread
-            self.guard.caught("delivery.housekeeping", exc)
+            self.guard.caught("housekeeping of delivery", exc)
             return None
 
     # -- the intake
@@ -352,7 +352,7 @@ class Delivery(Generic[T]):
                 state.note_batch()
                 due_at_s = None
         if self._disk is not None:
-            self.guard.run("delivery.relieve", self._disk.relieve, state)
+            self.guard.run("moving batches to SPOOL_DIRECTORY", self._disk.relieve, state)
         wishes.append(None if due_at_s is None else due_at_s - self._clock.monotonic())
         if gathers:
             wishes.append(_GATHER_S)
@@ -395,7 +395,7 @@ class Delivery(Generic[T]):
         try:
             result = self._prepare(entry[0])
         except BaseException as exc:
-            self.guard.caught("delivery.prepare", exc)
+            self.guard.caught("preparing an event", exc)
             # A mask that calls `sys.exit` must not end our thread: it is caught there, and passes in anybody else's.
             if not isinstance(exc, Exception):
                 raise
@@ -523,7 +523,7 @@ class Delivery(Generic[T]):
         state.wake_intake.set()
         self._drop_submitted(state)
         self._join(state, deadline_s)
-        self.guard.run("delivery.close", self._transport.close)
+        self.guard.run("closing connections", self._transport.close)
         self._log.ended(self.ledger.snapshot())
 
     def _join(self, state: ProcessState[T], deadline_s: float) -> None:
@@ -547,12 +547,12 @@ class Delivery(Generic[T]):
             if not self._keep(batch, write_until_s):
                 self.ledger.drop(DropReason.SHUTDOWN, len(batch))
         if self._disk is not None and state.stopped:
-            self.guard.run("delivery.take_back", self._disk.take_back, state)
+            self.guard.run("returning batches to SPOOL_DIRECTORY", self._disk.take_back, state)
 
     def _keep(self, batch: Batch, write_until_s: float) -> bool:
         if self._disk is None or self._clock.monotonic() >= write_until_s:
             return False
-        return bool(self.guard.run("delivery.keep", self._disk.keep, batch))
+        return bool(self.guard.run("writing a batch to SPOOL_DIRECTORY", self._disk.keep, batch))
 
     def _drop_submitted(self, state: ProcessState[T]) -> None:
         """Drop everything that has not been prepared. Lock-free."""
@@ -572,7 +572,7 @@ class Delivery(Generic[T]):
         self.budget.release(held_bytes)
         self.ledger.drop(DropReason.SHUTDOWN)
         if release and self._on_drop is not None:
-            self.guard.run("delivery.on_drop", self._on_drop, item)
+            self.guard.run("discarding a dropped call", self._on_drop, item)
 
     # -- the end of the process
 
@@ -642,7 +642,7 @@ def _run_intake(reference: weakref.ref[Delivery[Any]], state: ProcessState[Any],
             try:
                 wait_s = delivery._intake_turn(state)
             except BaseException as exc:  # a callback's SystemExit must not end the thread
-                delivery.guard.caught("delivery.intake", exc)
+                delivery.guard.caught("preparing events", exc)
                 wait_s = _AGAIN_S
             # With anything pending the delivery must outlive its last user; with nothing, this thread must not be what
             # keeps it alive.

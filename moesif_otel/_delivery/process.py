@@ -231,14 +231,14 @@ def _at_exit() -> None:
     # All begin at once and end side by side: ten pipelines take as long as the slowest one.
     deliveries = list(_alive)
     for delivery in deliveries:
-        PROCESS_GUARD.run("exit.begin", delivery.begin_exit)
+        PROCESS_GUARD.run("delivery at exit", delivery.begin_exit)
     for delivery in deliveries:
-        PROCESS_GUARD.run("exit.finish", delivery.finish_exit)
+        PROCESS_GUARD.run("delivery at exit", delivery.finish_exit)
 
 
 def _in_child() -> None:
     for delivery in list(_alive):
-        PROCESS_GUARD.run("fork.child", delivery.after_fork)
+        PROCESS_GUARD.run("starting again after a fork", delivery.after_fork)
 
 
 atexit.register(_at_exit)

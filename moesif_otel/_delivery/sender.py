@@ -99,7 +99,7 @@ class Sender:
             finally:  # also when Ctrl-C ends an attempt in the application's own thread
                 self._apply(state, disk, batch, permit, answer)
                 if state.stopped and disk is not None and batch.origin is not None:
-                    self._parts.guard.run("delivery.take_back", disk.take_back, state)
+                    self._parts.guard.run("returning batches to SPOOL_DIRECTORY", disk.take_back, state)
         return Turn(0.0, version)
 
     def _time_for_post(self, state: ProcessState[Any], limit_at_s: float | None) -> float:
@@ -114,12 +114,12 @@ class Sender:
         try:
             answer = parts.transport.send(payloads, timeout_s)
         except Exception as exc:
-            parts.guard.caught("delivery.send", exc)
+            parts.guard.caught("sending a batch", exc)
             answer = Answer(Outcome.RETRY, detail=describe(exc))
         duration_s = parts.clock.monotonic() - started_s
         parts.ledger.count("batches")
         parts.ledger.count("bytes_sent", size_bytes)
-        parts.guard.run("delivery.metrics", self._on_duration, duration_s)
+        parts.guard.run("recording metrics", self._on_duration, duration_s)
         parts.log.batch(len(payloads), answer.status, duration_s, answer.outcome.value)
         return answer
 
@@ -241,7 +241,7 @@ class Sender:
         """Return an event without its bodies; None when that makes it no smaller, or cannot be done."""
         if self._without_bodies is None or not isinstance(event.payload, bytes):
             return None
-        payload = self._parts.guard.run("delivery.without_bodies", self._without_bodies, event.payload)
+        payload = self._parts.guard.run("leaving out the bodies of an event", self._without_bodies, event.payload)
         if payload is None or len(payload) >= len(event.payload):
             return None
         return Prepared(payload, len(payload))

@@ -152,7 +152,7 @@ class Spool:
                 self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._write_whole(partial, path, data)
         except OSError as exc:
-            self._guard.caught("spool.write", exc)
+            self._guard.caught("writing to SPOOL_DIRECTORY", exc)
             self._ledger.count("spool_errors")
             return None
         self._note_size(self._size_bytes + len(data))
@@ -187,7 +187,7 @@ class Spool:
             # one new look decides.
             return self._claim_listed() or self._claim_listed(self._files())
         except OSError as exc:
-            self._guard.caught("spool.read", exc)
+            self._guard.caught("reading from SPOOL_DIRECTORY", exc)
             self._ledger.count("spool_errors")
         return None
 
@@ -359,7 +359,7 @@ class Spool:
             file.path.rename(file.path.with_suffix("." + _UNREADABLE))
         except OSError as exc:
             if not isinstance(exc, FileNotFoundError):
-                self._guard.caught("spool.set_aside", exc)
+                self._guard.caught("setting aside a file in SPOOL_DIRECTORY", exc)
             return
         self._ledger.count("spool_set_aside")
         if file.events:
@@ -371,7 +371,7 @@ class Spool:
             path.unlink()
         except OSError as exc:
             if not isinstance(exc, FileNotFoundError):
-                self._guard.caught("spool.remove", exc)
+                self._guard.caught("removing a file from SPOOL_DIRECTORY", exc)
                 self._ledger.count("spool_errors")
 
     def _note_size(self, size_bytes: int) -> None:

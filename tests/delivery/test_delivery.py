@@ -83,7 +83,7 @@ def test_every_reason_of_prepare_is_counted() -> None:
         assert rig.delivery.force_flush(5)
         assert rig.stats.delivered == 2
         assert rig.stats.dropped == {"mask_failed": 1, "sampled_out": 1, "not_convertible": 1}
-        assert rig.stats.errors["delivery.prepare"] == 1
+        assert rig.stats.errors["preparing an event"] == 1
         assert rig.stats.held_bytes == 0
 
 
@@ -314,7 +314,7 @@ def test_delivery_without_threads_works_inline() -> None:
         rig.submit(2)
         rig.delivery.shutdown(5)
     assert rig.stats.delivered == 2
-    assert rig.stats.errors["delivery.start_thread"] >= 1
+    assert rig.stats.errors["starting a delivery thread"] >= 1
 
 
 def test_threads_are_started_later_when_the_system_refused_once() -> None:
@@ -350,7 +350,7 @@ def test_housekeeping_runs_and_its_errors_are_counted() -> None:
         for _ in range(3):
             assert calls.acquire(timeout=5)
         assert set(names) == {"moesif-otel-intake"}
-        assert rig.stats.errors["delivery.housekeeping"] >= 1
+        assert rig.stats.errors["housekeeping of delivery"] >= 1
 
 
 def test_wake_makes_a_pass() -> None:

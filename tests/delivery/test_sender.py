@@ -60,7 +60,7 @@ def test_exceptions_of_a_transport_are_retried_and_counted() -> None:
     with rig(MemoryTransport([ZeroDivisionError()])) as r:
         r.submit(1)
         assert r.delivery.force_flush(10)
-        assert (r.stats.delivered, r.stats.errors["delivery.send"]) == (1, 1)
+        assert (r.stats.delivered, r.stats.errors["sending a batch"]) == (1, 1)
 
 
 def test_ctrl_c_in_an_inline_send_leaves_the_batch_waiting() -> None:
@@ -132,7 +132,7 @@ def test_without_bodies_that_raises_drops_the_event_alone() -> None:
         r.submit(1)
         assert r.delivery.force_flush(100)
         assert r.stats.dropped == {"too_large": 1}
-        assert r.stats.errors["delivery.without_bodies"] == 1
+        assert r.stats.errors["leaving out the bodies of an event"] == 1
 
 
 def test_after_a_413_new_batches_are_smaller() -> None:

@@ -300,7 +300,7 @@ def test_full_disk_is_counted_and_leaves_nothing(kit, monkeypatch) -> None:
     monkeypatch.undo()
     assert kit.names == []
     assert kit.stats.spool_errors == 1
-    assert kit.guard.counts() == {"spool.write": 1}
+    assert kit.guard.counts() == {"writing to SPOOL_DIRECTORY": 1}
 
 
 def test_read_only_disk_is_counted(kit, monkeypatch) -> None:
