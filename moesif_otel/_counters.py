@@ -44,6 +44,14 @@ class Counters:
             self._fold_if_free()
         return self._sums.get(name, 0)
 
+    def peek(self, name: str) -> int:
+        """Return one sum without what waits to be added up."""
+        return self._sums.get(name, 0)
+
+    def waiting(self) -> int:
+        """Return how many additions wait."""
+        return len(self._deferred)
+
     def is_surely_below(self, name: str, bound: int, largest: int) -> bool:
         """Whether a sum is below a bound also if all that waits to be added up were of the largest size; cheap."""
         return self._sums.get(name, 0) + (len(self._deferred) + 1) * largest < bound

@@ -55,6 +55,7 @@ _TRACEPARENT: Final = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-|$)"
 )
 
+_SPAN_ID_BITS: Final = (1 << 64) - 1
 _AWAITS_SPAN: Final = frozenset({Outcome.COMPLETE, Outcome.FAILED, Outcome.DROPPED})
 
 
@@ -428,8 +429,10 @@ class Exchange:
         if not self.trace_id and self.has_remote_parent:
             self._take_remote_parent()
         if not self.trace_id:
-            self.trace_id = random_id(16)
-        self.span_id = random_id(8)
+            both = random_id(24)
+            self.trace_id, self.span_id = both >> 64, both & _SPAN_ID_BITS
+        if not (self.trace_id and self.span_id):  # a traceparent's trace, or one in 2^64 draws
+            self.trace_id, self.span_id = self.trace_id or random_id(16), random_id(8)
 
     def _take_remote_parent(self) -> None:
         for name, value in self.request_headers:

@@ -172,7 +172,7 @@ class Delivery(Generic[T]):
         if state.closing:
             ledger.drop(DropReason.SHUTDOWN)
             return False
-        if ledger.pending > self.settings.event_queue_size:
+        if ledger.has_pending(self.settings.event_queue_size + 1):
             ledger.drop(DropReason.QUEUE_FULL)
             return False
         return True

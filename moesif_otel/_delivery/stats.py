@@ -84,6 +84,8 @@ _ALWAYS_THERE: Final = ("retries", "batches", "bytes_sent", "spooled", "replayed
 _ACCEPTED: Final = "accepted"
 _DELIVERED: Final = "delivered"
 _SETTLED: Final = "settled"
+_FEW: Final = 100  # additions that are not in the sums yet: each is of one event, or of a batch that is settled with it
+_MARGIN: Final = 2_000
 _DROPPED: Final = "dropped "  # the reason follows: one flat dict of sums
 
 
@@ -126,6 +128,13 @@ class Ledger:
     def pending(self) -> int:
         """Events accepted and neither delivered nor dropped yet; cheap."""
         return self._sums.get(_ACCEPTED) - self._sums.get(_SETTLED)
+
+    def has_pending(self, count: int) -> bool:
+        """Whether `count` events or more are pending; far from it without adding up what others have added."""
+        sums = self._sums
+        if sums.waiting() <= _FEW and sums.peek(_ACCEPTED) - sums.peek(_SETTLED) < count - _MARGIN:
+            return False
+        return self.pending >= count
 
     def snapshot(self) -> Stats:
         """Read everything at one moment; the law holds in what it returns."""

@@ -16,6 +16,7 @@ import orjson
 
 from moesif_otel._capture.body import LeftOut
 from moesif_otel._events.codings import decode_content
+from moesif_otel._events.json_check import is_json
 from moesif_otel._events.serialize import parsed_json
 from moesif_otel._redaction.bodies import looks_like_json, redact_body, redact_json_body
 from moesif_otel._redaction.budget import MAX_DECODED_BYTES, MAX_DEPTH
@@ -31,8 +32,7 @@ __all__ = ["NO_BODY", "Body", "read_body"]
 # 450,000 characters of base64, so that two bodies and the rest stay under the server's 1 MB an event.
 _MAX_BASE64_INPUT_BYTES: Final = 337_500
 _NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'"[]{}'))
-_NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
-_SHORT_BYTES: Final = 8_192
+_BLANKS: Final = b" \t\r\n"
 _ESCAPES: Final = re.compile(rb"\\.", re.DOTALL)
 _STRINGS: Final = re.compile(rb'"[^"]*"')
 _OPENINGS: Final = frozenset({b"{", b"["})
@@ -72,6 +72,7 @@ def read_body(
     truncated: bool,
     parse: bool,
     unread: bool = False,
+    concerned: bool = True,
     max_decoded_bytes: int = MAX_DECODED_BYTES,
     rules: Rules | None = None,
 ) -> Body:
@@ -87,6 +88,7 @@ def read_body(
         content_encoding: Content-Encoding header.
         truncated: Whether `data` is only the first part of the body.
         unread: Whether more was announced than was seen: JSON that is complete is taken, anything else is a first part.
+        concerned: False where a quick scan of `data` by `rules` has found nothing.
         parse: Return JSON as Python values (a mask or a rule will look at it) rather than as a fragment of text.
         max_decoded_bytes: Most bytes that undoing the Content-Encoding may give.
         rules: What to hide; None hides nothing.
@@ -102,7 +104,7 @@ def read_body(
         decoded = decode_content(data, content_encoding, truncated=truncated, max_bytes=max_decoded_bytes)
         clear, whole, readable = decoded.data, decoded.whole, decoded.clear
     if readable and whole:
-        found = _as_json(clear, media, parse=parse, rules=rules)
+        found = _as_json(clear, media, parse=parse, rules=rules, concerned=concerned or clear is not data)
         if found is not None:
             return found
     if rules is not None:
@@ -122,30 +124,25 @@ def read_body(
     return Body(text, "base64", None, shortened)
 
 
-def _as_json(data: bytes, media: Media, *, parse: bool, rules: Rules | None) -> Body | None:
+def _as_json(data: bytes, media: Media, *, parse: bool, rules: Rules | None, concerned: bool) -> Body | None:
     if data[:1] in _OPENINGS and data[1:2] != b"\0" and (media.charset is None or media.charset == "utf-8"):
         text = data
     elif media.format is Format.JSON or looks_like_json(data):
         text = utf8_of(data, media.charset)
     else:
         return None
-    try:
-        value = orjson.loads(text)
-    except ValueError:
+    if not is_json(text):
         # Lone surrogates, which the standard library's `json.dumps` writes, are what orjson refuses and others take.
         if b"\\ud" not in text and b"\\uD" not in text:
             return None
         text = _SURROGATES.sub(lambda match: b"\\ufffd" if match[1] else match[0], text)
-        try:
-            value = orjson.loads(text)
-        except ValueError:
+        if not is_json(text):
             return None
-    if value.__class__ is not dict and value.__class__ is not list and (parse or media.format is not Format.JSON):
+    if (parse or media.format is not Format.JSON) and text.lstrip(_BLANKS)[:1] not in _OPENINGS:
         return None
-    del value
     if _is_too_deep(text):
         return None
-    if rules is not None and rules.active and rules.may_concern(text):
+    if rules is not None and rules.active and (concerned or text is not data) and rules.may_concern(text):
         hidden = redact_json_body(rules, text)
         if isinstance(hidden, LeftOut):
             return Body(None, None, hidden.value)
@@ -155,9 +152,7 @@ def _as_json(data: bytes, media: Media, *, parse: bool, rules: Rules | None) -> 
 
 def _is_too_deep(text: bytes) -> bool:
     """Whether valid JSON is nested deeper than other JSON may embed it."""
-    if len(text) <= MAX_DEPTH or (
-        len(text) < _SHORT_BYTES and len(text.translate(None, _NOT_BRACKETS)) <= 2 * MAX_DEPTH
-    ):
+    if len(text) <= MAX_DEPTH or text.count(b"{") + text.count(b"[") <= MAX_DEPTH:
         return False
     if b"\\" in text:
         text = _ESCAPES.sub(b"", text)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from datetime import datetime, timezone
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from moesif_otel._capture.body import LeftOut
 from moesif_otel._capture.exchange import Outcome
@@ -18,8 +18,10 @@ from moesif_otel._events.caller import ADDRESS_HEADERS, client_address, user_fro
 from moesif_otel._events.serialize import OUR_KEY, as_mapping, plain, serialize, text_of, without_bodies
 from moesif_otel._events.spans import SpanFacts, call_of_span, facts_of_span, weight_of_span
 from moesif_otel._redaction.bodies import names_in
-from moesif_otel._redaction.headers import bounded_headers, redact_headers
+from moesif_otel._redaction.budget import Inspection
+from moesif_otel._redaction.headers import bounded_headers, redact_header
 from moesif_otel._redaction.media import is_left_out, media_of
+from moesif_otel._redaction.names import Verdict
 from moesif_otel._redaction.rules import redaction_for
 from moesif_otel._redaction.text import redact_text, redact_url, redact_value
 
@@ -44,6 +46,8 @@ _VARIANT: Final = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abc
 # Names of headers are read once each; clients can invent names without end, so the memory is bounded.
 _MAX_NAMES: Final = 1_024
 _MAX_NAME_CHARACTERS: Final = 128
+_ONE_SCAN_BYTES: Final = 16_384
+"""Headers and bodies of a call up to this are scanned in one go: beyond it the copy costs more than it saves."""
 _BODY_HEADERS: Final = ("content-type", "content-encoding", "content-length", "transfer-encoding")
 
 
@@ -85,6 +89,18 @@ class _Event(dict[str, Any]):
         return "<event>"
 
 
+class _Scan(NamedTuple):
+    """What the quick scan of a call says: whether its headers, and whether its bodies, need a closer look."""
+
+    headers: bool
+    bodies: bool
+
+
+_NOTHING_FOUND: Final = _Scan(headers=False, bodies=False)
+_CONCERNED: Final = _Scan(headers=True, bodies=True)
+_CONCERNED_BODIES: Final = _Scan(headers=False, bodies=True)
+
+
 class EventBuilder:
     """Builds the events of the calls of one settings value.
 
@@ -94,16 +110,20 @@ class EventBuilder:
     Thread-safe: it keeps nothing of a call but a bounded memory of header names.
     """
 
-    __slots__ = ("_application_id", "_incoming", "_outgoing", "_response", "_rules", "_settings")
+    __slots__ = ("_application_id", "_incoming", "_outgoing", "_response", "_rules", "_scans", "_settings")
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._application_id = settings.application_id
         self._rules = redaction_for(settings)
         user_headers = {name.lower() for name in settings.authorization_header_name}
-        self._incoming = _Names("request", {*_BODY_HEADERS, *ADDRESS_HEADERS, *user_headers})
-        self._outgoing = _Names("request", set(_BODY_HEADERS), titled=True)
-        self._response = _Names("response", set(_BODY_HEADERS))
+        request, response = self._rules
+        self._incoming = _Names("request", request, {*_BODY_HEADERS, *ADDRESS_HEADERS, *user_headers})
+        self._outgoing = _Names("request", request, set(_BODY_HEADERS), titled=True)
+        self._response = _Names("response", response, set(_BODY_HEADERS))
+        # Names that count on one side only make a second scan of the same bytes.
+        same = set(settings.request_body_masks) == set(settings.response_body_masks)
+        self._scans = tuple(rules.may_concern for rules in ((request,) if same else self._rules) if rules.active)
 
     def build(
         self,
@@ -127,7 +147,10 @@ class EventBuilder:
         incoming = call.direction == "Incoming"
         ours: dict[str, Any] = {}
         names = self._incoming if incoming else self._outgoing
-        shown, headers = names.read(self._rules.request, call.request_headers, ours)
+        request_headers = names.bounded(call.request_headers, ours)
+        response_headers = self._response.bounded(call.response_headers, ours)
+        scan = self._scan(call, names.scanned(request_headers) + self._response.scanned(response_headers))
+        shown, headers = names.read(request_headers, concerned=scan.headers)
         facts = facts_of_span(call)
         address, user_id = self._caller(call, headers, facts)
         weight = 1 if weigh is None else weigh(call, address, user_id)
@@ -145,8 +168,8 @@ class EventBuilder:
         if self._settings.api_version is not None:
             request["api_version"] = self._settings.api_version
         if call.request_body is not None:
-            self._add_body(request, ours, "request_body", call.request_body, headers, parse=parse_bodies)
-        response = self._response_of(call, ours, parse=parse_bodies)
+            self._add_body(request, ours, "request_body", call.request_body, headers, scan=scan, parse=parse_bodies)
+        response = self._response_of(call, response_headers, ours, scan, parse=parse_bodies)
         if response is not None:
             event["response"] = response
             if not incoming and address:
@@ -157,6 +180,23 @@ class EventBuilder:
         if ours or call.metadata is not None:
             event["metadata"] = _metadata(call.metadata, ours)
         return event
+
+    def _scan(self, call: Exchange, values: list[str]) -> _Scan:
+        """Look quickly, and where that is little in one go, for anything that counts in headers and captured bodies."""
+        scans = self._scans
+        text = "\n".join(values).encode("utf-8", "surrogatepass")
+        together = text
+        for body in (call.request_body, call.response_body):
+            if body is not None and body.kept_bytes:
+                if len(together) + body.kept_bytes > _ONE_SCAN_BYTES:
+                    break
+                together = b"%b\n%b" % (together, body.data())
+        else:
+            if not any(may_concern(together) for may_concern in scans):
+                return _NOTHING_FOUND
+            if together is text:
+                return _CONCERNED
+        return _CONCERNED if any(may_concern(text) for may_concern in scans) else _CONCERNED_BODIES
 
     def _caller(self, call: Exchange, headers: dict[str, str], facts: SpanFacts | None) -> tuple[str | None, Any]:
         """Return the address of the call's other end, and who makes it, before credentials are hidden."""
@@ -170,20 +210,22 @@ class EventBuilder:
             )
         return client_address(headers, call.peer_address), user_id
 
-    def _response_of(self, call: Exchange, ours: dict[str, Any], *, parse: bool) -> dict[str, Any] | None:
+    def _response_of(
+        self, call: Exchange, response_headers: Headers, ours: dict[str, Any], scan: _Scan, *, parse: bool
+    ) -> dict[str, Any] | None:
         status = call.status
         if status is None:
             if call.outcome is not Outcome.FAILED or call.direction != "Incoming":
                 return None
             status = 500  # the server is about to send it
-        shown, headers = self._response.read(self._rules.response, call.response_headers, ours)
+        shown, headers = self._response.read(response_headers, concerned=scan.headers)
         response: dict[str, Any] = {
             "time": moesif_time(max(call.ended_ns or 0, call.started_ns)),
             "status": status,
             "headers": shown,
         }
         if call.response_body is not None:
-            self._add_body(response, ours, "response_body", call.response_body, headers, parse=parse)
+            self._add_body(response, ours, "response_body", call.response_body, headers, scan=scan, parse=parse)
         return response
 
     def _add_identity(self, event: dict[str, Any], call: Exchange, user_id: Any, facts: SpanFacts | None) -> None:
@@ -251,6 +293,7 @@ class EventBuilder:
         captured: CapturedBody,
         headers: dict[str, str],
         *,
+        scan: _Scan,
         parse: bool,
     ) -> None:
         """Add a body as Moesif takes it, and to `ours` its true size and why it is not all there, if it is not."""
@@ -272,6 +315,7 @@ class EventBuilder:
                 content_type,
                 None if captured.decoded else headers.get("content-encoding"),
                 truncated=truncated,
+                concerned=scan.bodies,
                 unread=not captured.decoded and _announced_bytes(headers) > total_bytes,
                 parse=parse,
                 rules=self._rules.request if side == "request_body" else self._rules.response,
@@ -310,51 +354,82 @@ def _announced_bytes(headers: dict[str, str]) -> int:
     return int(length) if length.isascii() and length.isdecimal() and len(length) < 20 else 0
 
 
+class _Name(NamedTuple):
+    """What is known of a header's name.
+
+    Attributes:
+        spelled: How it is shown.
+        key: In lower case.
+        wanted: Whether the builder needs its value.
+        stays: Whether the value is shown as it is unless a scan has found something.
+    """
+
+    spelled: str
+    key: str
+    wanted: bool
+    stays: bool
+
+
 class _Names:
-    """Reads headers of one side in one pass; each name's spelling is worked out once.
+    """Reads headers of one side in one pass; each name is worked out once.
 
     Args:
         side: `request` or `response`.
+        rules: What is hidden on that side.
         wanted: Lower-case names whose values the builder needs.
         titled: Whether names are shown in title case (`User-Agent`); else as the capture gives them, in the form in
             which masks for its framework index them.
     """
 
-    __slots__ = ("_known", "_side", "_titled", "_wanted")
+    __slots__ = ("_hidden", "_known", "_rules", "_side", "_titled", "_wanted")
 
-    def __init__(self, side: str, wanted: set[str], *, titled: bool = False) -> None:
+    def __init__(self, side: str, rules: Rules, wanted: set[str], *, titled: bool = False) -> None:
         self._side = side
+        self._rules = rules
         self._wanted = frozenset(wanted)
         self._titled = titled
-        self._known: dict[str, tuple[str, str, bool]] = {}
+        self._known: dict[str, _Name] = {}
+        self._hidden: set[str] = set()  # those of `_known` whose values are hidden whole
 
-    def read(self, rules: Rules, headers: Headers, ours: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
-        """Return headers as a map to be shown, everything hidden, and the wanted ones as they came by lower-case name.
-
-        Repeated headers are joined with a comma under the name's first spelling; of a wanted one the first counts.
-        Those that are over the bound are left out; `ours` says how many.
-        """
+    def bounded(self, headers: Headers, ours: dict[str, Any]) -> Headers:
+        """Return headers, as texts, without those that are over the bound; `ours` says how many."""
         try:
             kept = bounded_headers(headers)
-            redacted = redact_headers(rules, kept)
-        except (TypeError, ValueError, AttributeError):
+        except (TypeError, ValueError):
             # What is no text costs nothing but itself.
             headers = _text_pairs(headers)
             kept = bounded_headers(headers)
-            redacted = redact_headers(rules, kept)
         if len(kept) < len(headers):
             ours[f"{self._side}_headers"] = {"left_out": LeftOut.TOO_LARGE.value, "count": len(headers) - len(kept)}
-        return self._read(redacted, kept)
+        return kept
 
-    def _read(self, redacted: Headers, headers: Headers) -> tuple[dict[str, str], dict[str, str]]:
+    def scanned(self, headers: Headers) -> list[str]:
+        """Return the values to be scanned: not those that are hidden whole, which are long and look like anything."""
+        hidden = self._hidden
+        return [value for name, value in headers if name not in hidden]
+
+    def read(self, headers: Headers, *, concerned: bool) -> tuple[dict[str, str], dict[str, str]]:
+        """Return headers as a map to be shown, everything hidden, and the wanted ones as they came by lower-case name.
+
+        Repeated headers are joined with a comma under the name's first spelling; of a wanted one the first counts.
+
+        Args:
+            headers: Bounded.
+            concerned: Whether a scan of their values has found something.
+        """
         known = self._known
         shown: dict[str, str] = {}
         spelling: dict[str, str] = {}
         facts: dict[str, str] = {}
-        for (name, value), (_, raw) in zip(redacted, headers):  # noqa: B905 - redacting keeps their number
-            spelled, key, wanted = known.get(name) or self._learn(name)
+        look = None
+        for name, value in headers:
+            spelled, key, wanted, stays = known.get(name) or self._learn(name)
             if wanted and key not in facts:
-                facts[key] = raw
+                facts[key] = value
+            if concerned or not stays:
+                if look is None:
+                    look = Inspection(self._rules)
+                value = redact_header(look, key, value, concerned=concerned)  # noqa: PLW2901 - the same value, hidden
             spelled = spelling.setdefault(key, spelled)
             if spelled in shown:
                 # RFC 9113 section 8.2.3: pieces of one cookie header are joined with a semicolon.
@@ -363,12 +438,18 @@ class _Names:
                 shown[spelled] = value
         return shown, facts
 
-    def _learn(self, name: str) -> tuple[str, str, bool]:
+    def _learn(self, name: str) -> _Name:
         key = name.lower()
-        found = (name.title() if self._titled else name, key, key in self._wanted)
+        rules = self._rules
+        hides = rules.active or rules.header_masks_given
+        stays = not hides or rules.header_stays(key)
+        found = _Name(name.title() if self._titled else name, key, key in self._wanted, stays)
         if len(name) <= _MAX_NAME_CHARACTERS:
             if len(self._known) >= _MAX_NAMES:
                 self._known.clear()
+                self._hidden.clear()
+            if hides and rules.header_verdict(key) is not Verdict.KEEP:
+                self._hidden.add(name)
             self._known[name] = found
         return found
 

@@ -9,6 +9,7 @@ import binascii
 import ipaddress
 import json
 import re
+from functools import lru_cache
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, Final
 
@@ -226,8 +227,11 @@ def _address(text: str) -> str | None:
         text = text.partition(":")[0]
     text = text.partition("%")[0]
     # 45: the longest address, an IPv6 one with an embedded IPv4 one.
-    if not text or len(text) > 45:
-        return None
+    return _sound_address(text) if text and len(text) <= 45 else None
+
+
+@lru_cache(maxsize=1_024)  # clients come again; those who invent addresses push out others
+def _sound_address(text: str) -> str | None:
     try:
         return str(ipaddress.ip_address(text))
     except ValueError:

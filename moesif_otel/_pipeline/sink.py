@@ -16,6 +16,7 @@ from moesif_otel._delivery.delivery import Delivery, Prepared
 from moesif_otel._delivery.profiles import Profiles
 from moesif_otel._delivery.stats import DropReason
 from moesif_otel._events.build import EventBuilder
+from moesif_otel._events.json_check import load_validator
 from moesif_otel._events.serialize import json_bytes, serialize, without_bodies
 from moesif_otel._events.spans import attributes_of, call_of_span, weight_of_span
 from moesif_otel._guard import Guard, get_logger
@@ -56,6 +57,7 @@ that thread may run an event loop, and a client can make 16 KB cost some millise
 """
 
 _CONTENT_ENCODING: Final = "content-encoding"
+_CONTENT_ENCODING_CHARACTERS: Final = len(_CONTENT_ENCODING)
 
 _FULL_RATE: Final = 100.0
 
@@ -96,6 +98,7 @@ class EventSink:
         )
         self._ledger = self.delivery.ledger
         self.delivery.add_after_fork(self._unprepared.after_fork)
+        self.delivery.add_housekeeping(load_validator)
 
     def ensure_started(self) -> None:
         """Start the threads of this process unless they run."""
@@ -153,7 +156,7 @@ class EventSink:
 
     def _make_now(self, item: Exchange | ReadableSpan) -> None:
         made: bytes | DropReason = DropReason.QUEUE_FULL
-        if self._ledger.pending < self.settings.event_queue_size:
+        if not self._ledger.has_pending(self.settings.event_queue_size):
             made = self._make_guarded(item)
         elif isinstance(item, Exchange):
             item.discard()  # before any work is done for it
@@ -343,11 +346,11 @@ def _may_take_long(exchange: Exchange) -> bool:
     kept_bytes = exchange.kept_bytes
     if not kept_bytes or kept_bytes > _AT_ONCE_BYTES:
         return kept_bytes > 0
-    return any(
-        len(name) == len(_CONTENT_ENCODING) and name.lower() == _CONTENT_ENCODING
-        for headers in (exchange.request_headers, exchange.response_headers)
-        for name, _ in headers
-    )
+    for headers in (exchange.request_headers, exchange.response_headers):
+        for name, _ in headers:
+            if len(name) == _CONTENT_ENCODING_CHARACTERS and name.lower() == _CONTENT_ENCODING:
+                return True
+    return False
 
 
 def held_by_texts(exchange: Exchange) -> int:

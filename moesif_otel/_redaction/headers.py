@@ -1,7 +1,7 @@
 """Secrets in headers: credentials, cookies, and URLs in any header.
 
-A header's name stays; that it was there is no secret. Headers are looked at together: one quick scan over all values
-says whether any of them needs a closer look.
+A header's name stays; that it was there is no secret. One quick scan over all values says whether any of them needs a
+closer look; it is the caller's, who has more to scan with it.
 """
 
 from __future__ import annotations
@@ -9,28 +9,28 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from moesif_otel._redaction.budget import MAX_HEADER_BYTES, Inspection, OverBudget
+from moesif_otel._redaction.budget import MAX_HEADER_BYTES, OverBudget
 from moesif_otel._redaction.names import CREDENTIAL_SCHEMES, HIDDEN, Verdict
-from moesif_otel._redaction.rules import MAX_REMEMBERED
 from moesif_otel._redaction.text import inspect_text
 from moesif_otel._redaction.urls import redact_encoded
 
 if TYPE_CHECKING:
     from moesif_otel._capture.exchange import Headers
-    from moesif_otel._redaction.rules import Rules
+    from moesif_otel._redaction.budget import Inspection
 
-__all__ = ["bounded_headers", "redact_headers"]
+__all__ = ["bounded_headers", "redact_header"]
 
 # Two Set-Cookie headers that somebody joined with a comma; the comma of a date is followed by no name.
 _JOINED: Final = re.compile(r",(?=\s{0,8}[^;,=\s]{1,256}=)")
 
 
 def bounded_headers(headers: Headers) -> Headers:
-    """Return `headers`, or those of them that fit into `MAX_HEADER_BYTES`: the rest is not inspected and not sent."""
-    size = 0
-    for name, value in headers:
-        size += len(name) + len(value)
-    if size <= MAX_HEADER_BYTES:
+    """Return `headers`, or those of them that fit into `MAX_HEADER_BYTES`: the rest is not inspected and not sent.
+
+    Raises:
+        TypeError, ValueError: Not all of them are pairs of texts.
+    """
+    if len("".join([name + value for name, value in headers])) <= MAX_HEADER_BYTES:
         return headers
     kept, left = [], MAX_HEADER_BYTES
     for pair in headers:
@@ -42,34 +42,19 @@ def bounded_headers(headers: Headers) -> Headers:
     return kept
 
 
-def redact_headers(rules: Rules, headers: Headers) -> Headers:
-    """Return headers with everything hidden; their names, order and number stay.
+def redact_header(look: Inspection, name: str, value: str, *, concerned: bool) -> str:
+    """Return a header's value with everything hidden.
 
     Args:
-        rules: What to hide.
-        headers: (name, value), any spelling; bounded by `bounded_headers`.
-
-    Returns:
-        A new list, or `headers` itself where nothing is hidden at all.
+        look: The inspection of this side's headers, which this one's cost counts in.
+        name: Lower-case name.
+        value: Its value, within the bounds of `bounded_headers`.
+        concerned: Whether a quick scan of the values has found something.
     """
-    if not (rules.active or rules.header_masks_given):
-        return headers
-    # One look at all values instead of one at each: hardly ever does any of them hold a name that counts.
-    values = "\n".join([value for _, value in headers])
-    concerned = rules.active and rules.may_concern_text(values)
-    look = Inspection(rules)
-    shown_as_it_is = rules.header_stays
-    out: list[tuple[str, str]] = []
-    for pair in headers:
-        if not concerned and len(pair[0]) <= MAX_REMEMBERED and shown_as_it_is(pair[0]):
-            out.append(pair)
-            continue
-        name = pair[0].lower()
-        try:
-            out.append((pair[0], _value(look, name, pair[1], rules.header_verdict(name), concerned=concerned)))
-        except OverBudget:
-            out.append((pair[0], HIDDEN))
-    return out
+    try:
+        return _value(look, name, value, look.rules.header_verdict(name), concerned=concerned)
+    except OverBudget:
+        return HIDDEN
 
 
 _COOKIES: Final = frozenset({"cookie", "set-cookie"})

@@ -53,14 +53,13 @@ class Rules:
     Attributes:
         active: Whether there is anything to hide in bodies and texts.
         last_words: The words with which names of several words end, so that `API Key: …` is seen from its end.
-        header_stays: Whether a header, by its name in any case, is shown as it is unless its value looks concerned.
         odd_masks: Finds masks that are no words at all, where texts are not split into names; or None.
     """
 
     __slots__ = (
         "_body_masks", "_header_masks", "_judged", "_judged_headers", "_judged_query", "active", "auto",
-        "credential_headers", "header_masks_given", "header_stays", "last_words", "may_concern",
-        "odd_masks", "opaque_allowed",
+        "credential_headers", "header_masks_given", "last_words", "may_concern", "odd_masks",
+         "opaque_allowed",
     )  # fmt: skip
 
     def __init__(
@@ -88,7 +87,6 @@ class Rules:
         self._judged = lru_cache(_MAX_JUDGED)(self._judge)
         self._judged_headers = lru_cache(_MAX_JUDGED)(self._judge_header)
         self._judged_query = lru_cache(_MAX_JUDGED)(self._judge_query)
-        self.header_stays = lru_cache(_MAX_JUDGED)(self._header_stays)
 
     def may_concern_text(self, text: str) -> bool:
         """Whether a text may hold a name that counts; False is certain."""
@@ -131,8 +129,9 @@ class Rules:
             return Verdict.HIDE
         return Verdict.KEEP
 
-    def _header_stays(self, name: str) -> bool:
-        return name.lower() not in _COOKIE_HEADERS and self._judge_header(name.lower()) is Verdict.KEEP
+    def header_stays(self, name: str) -> bool:
+        """Whether a header, by its lower-case name, is shown as it is unless its value looks concerned."""
+        return name not in _COOKIE_HEADERS and self.header_verdict(name) is Verdict.KEEP
 
     def cookie_verdict(self, name: str) -> Verdict:
         """Judge a cookie's name: masks of bodies and of headers, well-known secrets, session cookies."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+import re
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
@@ -19,6 +20,8 @@ _UNPREFIXED: Final = (("CONTENT_TYPE", "Content-Type"), ("CONTENT_LENGTH", "Cont
 # RFC 3986: pchar and "/" stay as they are in a path; what else may stand in a query; "%" of a raw query is kept.
 _PATH_SAFE: Final = "/:@!$&'()*+,;=~"
 _QUERY_SAFE: Final = _PATH_SAFE + "?%[]"
+# What is quoted nowhere. Most of what comes is that; `quote` goes over it byte by byte.
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_.~/:@!$&'()*+,;=-]*")
 _BODYLESS_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 
@@ -44,18 +47,29 @@ def _build_url(  # noqa: PLR0917 - the variables of PEP 3333's reconstruction, i
     scheme: Any, host: Any, server_name: Any, server_port: Any, script_name: Any, path_info: Any, query: Any
 ) -> str:
     scheme = str(scheme or "http")
-    authority = authority_of(scheme, str(host or ""), server_name, server_port)
+    authority = _authority(scheme, str(host or ""), server_name, server_port)
     path = _quoted(script_name, _PATH_SAFE) + _quoted(path_info, _PATH_SAFE)
     if not path.startswith("/"):
         path = "/" + path
-    url = f"{scheme}://{_quoted(authority, _QUERY_SAFE)}{path}"
+    url = f"{scheme}://{authority}{path}"
     return f"{url}?{_quoted(query, _QUERY_SAFE)}" if query else url
 
 
-def _quoted(text: Any, safe: str) -> str:
-    if not text:
-        return ""
-    text = str(text)
+def _authority(scheme: str, host: str, server_name: Any, server_port: Any) -> str:
+    if len(host) > _MAX_NAME_CHARACTERS:
+        return _quoted(authority_of(scheme, host, server_name, server_port), _QUERY_SAFE)
+    return _known_authority(scheme, host, str(server_name or ""), str(server_port or ""))
+
+
+@lru_cache(maxsize=256)  # a service has a few names; clients who invent some push out others
+def _known_authority(scheme: str, host: str, server_name: str, server_port: str) -> str:
+    return _quoted(authority_of(scheme, host, server_name, server_port), _QUERY_SAFE)
+
+
+def _quoted(given: Any, safe: str) -> str:
+    text = str(given) if given else ""
+    if _PLAIN.fullmatch(text) is not None:
+        return text
     try:
         # WSGI strings are bytes decoded as latin-1 (PEP 3333, "Unicode Issues").
         raw = text.encode("latin-1")
