@@ -432,7 +432,7 @@ def test_names_of_parts_however_written(disposition: str) -> None:
 @pytest.mark.parametrize("name", ["my.session.id", "sessionid2", "access_token_cookie"])
 def test_more_session_cookies(name: str) -> None:
     """Session cookies with dots, numbers and `_cookie` in their names are hidden, their neighbours are not."""
-    assert redact_headers(AUTO, [("Cookie", f"{name}={SECRET}; a=b")]) == [("Cookie", f"{name}=(hidden); a=b")]
+    assert shown_header("cookie", f"{name}={SECRET}; a=b") == f"{name}=(hidden); a=b"
 
 
 @pytest.mark.parametrize(
@@ -440,7 +440,7 @@ def test_more_session_cookies(name: str) -> None:
 )
 def test_tokens_of_gateways(name: str) -> None:
     """The token with which a gateway vouches for a user is a credential."""
-    assert redact_headers(AUTO, [(name, SECRET)]) == [(name, "(hidden)")]
+    assert shown_header(name.lower(), SECRET) == "(hidden)"
 
 
 @pytest.mark.parametrize(
