@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.trace import TracerProvider
 
-    from moesif_otel._capture.asgi.span import ServerSpans
+    from moesif_otel._capture.asgi.span import AsgiServerSpans
     from moesif_otel._capture.exchange import Exchange
 
 __all__ = ["MoesifMiddleware"]
@@ -64,7 +64,7 @@ class MoesifMiddleware(Middleware):
         super().__init__(settings, tracer_provider)
         self.app = app
         self._capture = AsgiCapture(self._pipeline)
-        self._spans: dict[str, ServerSpans | None] = {}
+        self._spans: dict[str, AsgiServerSpans | None] = {}
         # Framework applications that have us in their middleware, or have not: looked at once.
         self._seen_app: Any = None
 
@@ -87,14 +87,14 @@ class MoesifMiddleware(Middleware):
                 return exchange
         return None
 
-    def _resolve(self) -> ServerSpans | None:
+    def _resolve(self) -> AsgiServerSpans | None:
         spans = None
         try:
             provider = self._provider_to_watch()
             if provider is not None:
-                from moesif_otel._capture.asgi.span import ServerSpans
+                from moesif_otel._capture.asgi.span import AsgiServerSpans
 
-                spans = ServerSpans(provider, app=self.app, given=self._explicit_provider is not None)
+                spans = AsgiServerSpans(provider, app=self.app, given=self._explicit_provider is not None)
         except ImportError as exc:
             self._pipeline.guard.caught("SERVER spans (pip install 'moesif-otel[asgi]' brings what is missing)", exc)
         except Exception as exc:

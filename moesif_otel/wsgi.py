@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from moesif_otel._capture.callbacks import check_signatures
 from moesif_otel._capture.wsgi.capture import WsgiCapture
-from moesif_otel._capture.wsgi.span import ServerSpans
+from moesif_otel._capture.wsgi.span import WsgiServerSpans
 from moesif_otel._pipeline.middleware import Middleware
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.settings import Settings
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
     from moesif_otel._capture.exchange import Exchange
-    from moesif_otel._capture.wsgi.span import ServerSpans
+    from moesif_otel._capture.wsgi.span import WsgiServerSpans
 
 __all__ = ["MoesifMiddleware"]
 
@@ -54,7 +54,7 @@ class MoesifMiddleware(Middleware):
         self._capture = WsgiCapture(
             self._pipeline, transaction_id=None if settings.disabled_transaction_id else self._transaction_id
         )
-        self._spans: dict[str, ServerSpans | None] = {}
+        self._spans: dict[str, WsgiServerSpans | None] = {}
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
         """Serve one request (PEP 3333): what the application returns and raises passes unchanged."""
@@ -63,14 +63,14 @@ class MoesifMiddleware(Middleware):
         spans = self._spans["made"] if self._spans else self._resolve()
         return self._capture.call(self.app, environ, start_response, spans=spans)
 
-    def _resolve(self) -> ServerSpans | None:
+    def _resolve(self) -> WsgiServerSpans | None:
         spans = None
         try:
             provider = self._provider_to_watch()
             if provider is not None:
-                from moesif_otel._capture.wsgi.span import ServerSpans
+                from moesif_otel._capture.wsgi.span import WsgiServerSpans
 
-                spans = ServerSpans(provider, app=self.app, given=self._explicit_provider is not None)
+                spans = WsgiServerSpans(provider, app=self.app, given=self._explicit_provider is not None)
         except Exception as exc:
             self._pipeline.guard.caught("choosing a tracer provider", exc)
         # No lock (a forked child could inherit it held): of first requests at the same time one wins, atomically.

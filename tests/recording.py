@@ -26,7 +26,7 @@ class RecordingPipeline:
         self.superseded_calls: list[Exchange] = []
         self.late: queue.SimpleQueue[Exchange] = queue.SimpleQueue()
         self.callbacks_wanted = False
-        self.decision: Any = None  # a function (exchange, read_ahead) -> Verdict, or none
+        self.decision: Any = None  # a function (exchange, read_ahead) -> Decision, or none
         self.sees_spans = False
 
     def opened(self, exchange: Exchange) -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from moesifapi.models import CampaignModel, CompanyModel, SubscriptionModel, UserModel
 
 from moesif_otel._delivery import profiles as profiles_module
-from moesif_otel._delivery.outcome import Answer, Outcome, outcome_of_status
+from moesif_otel._delivery.outcome import BatchOutcome, PostAnswer, outcome_of_status
 from moesif_otel._delivery.profiles import USER, Profiles, encode, posts_of
 from moesif_otel._guard import Guard
 from moesif_otel.client import MoesifClient, ProfileCalls
@@ -54,11 +54,11 @@ class Server:
         self.forks = 0
         self.answer = answer
 
-    def post_json(self, path: str, body: bytes, timeout_s: float) -> Answer:
+    def post_json(self, path: str, body: bytes, timeout_s: float) -> PostAnswer:
         document = json.loads(body)
         self.posts.append((path, document))
         status = self.answer(document if isinstance(document, list) else [document])
-        return Answer(Outcome.RETRY if status is None else outcome_of_status(status), status=status)
+        return PostAnswer(BatchOutcome.RETRY if status is None else outcome_of_status(status), status=status)
 
     def close(self) -> None:
         pass
@@ -422,7 +422,7 @@ def test_on_a_middleware_a_failure_is_logged_and_counted(
 def test_a_transport_that_breaks_does_not_reach_the_middlewares_user(server: Server) -> None:
     """Even an error nobody thought of is counted instead."""
 
-    def breaks(*_: object) -> Answer:
+    def breaks(*_: object) -> PostAnswer:
         raise RuntimeError
 
     middleware = Middleware(server)
@@ -492,8 +492,8 @@ def test_queued_profiles_keep_to_a_bound_of_bytes() -> None:
     """Nothing answers: an eighth of EVENT_QUEUE_BYTES is held at most, the rest is refused and counted."""
 
     class Silent(Server):
-        def post_json(self, path: str, body: bytes, timeout_s: float) -> Answer:
-            return Answer(Outcome.RETRY)
+        def post_json(self, path: str, body: bytes, timeout_s: float) -> PostAnswer:
+            return PostAnswer(BatchOutcome.RETRY)
 
     middleware = Middleware(Silent(), EVENT_QUEUE_BYTES=4 * 1024 * 1024)
     taken = [middleware.update_users_batch(users(10, 10_000), wait=False) for _ in range(100)]

@@ -192,12 +192,12 @@ def _is_streaming(
     decoded = bool(session.auto_decompress if decompresses is None else decompresses) and coding in _DECODED
     for body in call.response_bodies:
         body.decoded = decoded
-    _watches[id(content)] = _Watch(call, info, response)
+    _watches[id(content)] = _ReaderWatch(call, info, response)
     content.__class__ = _TeedReader
     return True
 
 
-class _Watch:
+class _ReaderWatch:
     """What is known of a body while it is being read; does not hold the response, nor what leads to it."""
 
     __slots__ = ("_call", "_finalizer", "_info", "_response", "error")
@@ -240,7 +240,7 @@ def _without_stream(info: aiohttp.RequestInfo, response: Any) -> SimpleNamespace
     )
 
 
-_watches: Final[dict[int, _Watch]] = {}
+_watches: Final[dict[int, _ReaderWatch]] = {}
 
 
 def _dropped(content_id: int, call: OutgoingCall) -> None:

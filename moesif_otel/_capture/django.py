@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextvars import Token
 
-    from moesif_otel._capture.exchange import Decision, Governed, Headers, Pipeline
+    from moesif_otel._capture.exchange import CapturePipeline, Decision, Governed, Headers
     from moesif_otel.settings import Settings
 
 __all__ = ["DjangoCall", "DjangoCapture"]
@@ -51,7 +51,7 @@ class DjangoCapture:
         pipeline: Whose calls they are.
     """
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: CapturePipeline) -> None:
         self.pipeline = pipeline
         self._wsgi = WsgiCapture(pipeline, governs=False, offer_to_callbacks=_offer_unreached)
         self._asgi = AsgiCapture(pipeline, objects=_UnreachedObjects())
@@ -167,7 +167,7 @@ class DjangoCall:
 
     __slots__ = ("_is_bare", "_pipeline", "_token", "decision", "exchange", "request")
 
-    def __init__(self, request: Any, pipeline: Pipeline) -> None:
+    def __init__(self, request: Any, pipeline: CapturePipeline) -> None:
         self.request = request
         self._pipeline = pipeline
         self.decision: Decision | None = None  # whose headers are to be added
@@ -228,7 +228,7 @@ class DjangoCall:
             exchange.session_token = _session_token(self.request, exchange.pipeline.settings)
 
 
-def _exchange_of(request: Any, pipeline: Pipeline) -> Exchange | None:
+def _exchange_of(request: Any, pipeline: CapturePipeline) -> Exchange | None:
     """Return the Exchange that a capture at the wire opened: ours, or that of a middleware around the application."""
     carrier = getattr(request, "scope", None) or request.META
     present: tuple[Exchange, ...] = carrier.get(EXCHANGES_KEY, ())
@@ -236,7 +236,7 @@ def _exchange_of(request: Any, pipeline: Pipeline) -> Exchange | None:
     return next((one for one in reversed(present) if one.pipeline.settings.pipeline_key == key and one.is_open), None)
 
 
-def _exchange_of_test_client(request: Any, pipeline: Pipeline) -> Exchange:
+def _exchange_of_test_client(request: Any, pipeline: CapturePipeline) -> Exchange:
     exchange = Exchange(pipeline, "Incoming", request.method or "GET")
     scope = getattr(request, "scope", None)
     if scope is None:

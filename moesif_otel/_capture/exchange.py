@@ -12,7 +12,9 @@ import re
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from enum import Enum
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from moesif_otel._guard import Guard
     from moesif_otel.settings import Settings
 
-__all__ = ["Decision", "Direction", "Exchange", "Headers", "Outcome", "Pipeline", "current_exchange", "identify"]
+__all__ = ["CapturePipeline", "Decision", "Direction", "Exchange", "Headers", "Outcome", "current_exchange", "identify"]
 
 Direction = Literal["Incoming", "Outgoing"]
 Headers = list[tuple[str, str]]
@@ -59,42 +61,52 @@ _SPAN_ID_BITS: Final = (1 << 64) - 1
 _AWAITS_SPAN: Final = frozenset({Outcome.COMPLETE, Outcome.FAILED, Outcome.DROPPED})
 
 
-class Decision(Protocol):
-    """What governance decided about a request (`remote.verdict.Verdict`)."""
+_CLASS_PHRASES: Final = {1: "Informational", 2: "Success", 3: "Redirection", 4: "Client Error", 5: "Server Error"}
 
-    @property
-    def blocked(self) -> bool:
-        """Whether the application must not be called."""
-        ...
 
-    @property
-    def status(self) -> int:
-        """Status of the answer to a blocked request."""
-        ...
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The decision of governance about one request.
+
+    Attributes:
+        blocked: The application must not be called; the response is the rest of this decision.
+        status: Status of the response; 0 if not blocked.
+        headers: Headers to add; if blocked, all headers of the response, with `Content-Type` and `Content-Length`.
+        body: Body of the response; None if not blocked, empty if the rule has none.
+        blocked_by: Id of the rule that blocked, for the event.
+    """
+
+    blocked: bool
+    status: int
+    headers: Headers
+    body: bytes | None
+    blocked_by: str | None
 
     @property
     def phrase(self) -> str:
-        """The status's phrase."""
-        ...
+        """The reason phrase of the status, or that of its class (RFC 9110, 15)."""
+        try:
+            return HTTPStatus(self.status).phrase
+        except ValueError:
+            return _CLASS_PHRASES.get(self.status // 100, "Unknown Status")
 
     @property
     def status_line(self) -> str:
-        """Status and phrase."""
-        ...
-
-    @property
-    def headers(self) -> Headers:
-        """Headers to add; all of the answer's when blocked."""
-        ...
-
-    @property
-    def body(self) -> bytes | None:
-        """Body of the answer to a blocked request."""
-        ...
+        """Status and phrase, as WSGI's `start_response` takes them."""
+        return f"{self.status} {self.phrase}"
 
     def added_to(self, headers: Headers) -> Headers:
-        """Return the application's headers with the decision's behind them."""
-        ...
+        """Return the application's headers followed by those of this decision. Never raises.
+
+        Order and repetition of the application's headers stay as they are. If they have a `Content-Type`, no second one
+        is added: clients interpret two differently.
+        """
+        try:
+            has_type = any(name.lower() == "content-type" for name, _ in headers)
+            added = (item for item in self.headers if not (has_type and item[0].lower() == "content-type"))
+            return [*headers, *added]
+        except Exception:  # not pairs of strings: an error of the application, which the server reports
+            return headers
 
 
 if TYPE_CHECKING:
@@ -121,7 +133,7 @@ class Governed(Protocol):
         ...
 
 
-class Pipeline(Protocol):
+class CapturePipeline(Protocol):
     """What a capture needs of the pipeline that it works for (`_pipeline.pipeline.Pipeline`)."""
 
     settings: Settings
@@ -269,7 +281,7 @@ class Exchange:
         "user_id",
     )
 
-    def __init__(self, pipeline: Pipeline, direction: Direction, method: str) -> None:
+    def __init__(self, pipeline: CapturePipeline, direction: Direction, method: str) -> None:
         self.pipeline = pipeline
         self.generation = pipeline.generation
         self.direction: Direction = direction

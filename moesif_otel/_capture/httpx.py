@@ -183,9 +183,9 @@ def _answered(call: OutgoingCall, request: httpx.Request, stream: Any, response:
             for body in call.response_bodies:
                 body.decoded = True
                 body.add(response.content)
-            _Watch(call, response).ended(Outcome.COMPLETE)
+            _StreamWatch(call, response).ended(Outcome.COMPLETE)
             return
-        watch = _Watch(call, response)
+        watch = _StreamWatch(call, response)
         is_async = isinstance(response.stream, httpx.AsyncByteStream)
         is_sync = isinstance(response.stream, httpx.SyncByteStream)
         kind = _AnyStream if is_async and is_sync else _AsyncStream if is_async else _SyncStream
@@ -200,7 +200,7 @@ def _headers(message: httpx.Request | httpx.Response) -> Headers:
     return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in message.headers.raw]
 
 
-class _Watch:
+class _StreamWatch:
     """What is known of a body while it is being read; belongs to the stream, and does not hold the response."""
 
     __slots__ = ("_call", "_finalizer", "_length", "_response")
@@ -263,7 +263,7 @@ def _without_objects(response: httpx.Response) -> tuple[httpx.Request, httpx.Res
 class _Stream:
     """A response's stream, seen as its pieces pass; everything else is the original's."""
 
-    def __init__(self, stream: Any, watch: _Watch) -> None:
+    def __init__(self, stream: Any, watch: _StreamWatch) -> None:
         self._stream = stream
         self._watch = watch
 
@@ -273,7 +273,7 @@ class _Stream:
 
 class _SyncStream(_Stream, httpx.SyncByteStream):
     def __iter__(self) -> Iterator[bytes]:
-        return _Pieces(iter(self._stream), self._watch)
+        return _ResponsePieces(iter(self._stream), self._watch)
 
     def close(self) -> None:
         try:
@@ -284,7 +284,7 @@ class _SyncStream(_Stream, httpx.SyncByteStream):
 
 class _AsyncStream(_Stream, httpx.AsyncByteStream):
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return _Pieces(aiter(self._stream), self._watch)
+        return _ResponsePieces(aiter(self._stream), self._watch)
 
     async def aclose(self) -> None:
         try:
@@ -297,12 +297,12 @@ class _AnyStream(_SyncStream, _AsyncStream):
     """For a transport whose streams are of both kinds."""
 
 
-class _Pieces:
+class _ResponsePieces:
     """The iterator of a response's stream, of either kind."""
 
     __slots__ = ("_iterator", "_watch")
 
-    def __init__(self, iterator: Any, watch: _Watch) -> None:
+    def __init__(self, iterator: Any, watch: _StreamWatch) -> None:
         self._iterator = iterator
         self._watch = watch
 

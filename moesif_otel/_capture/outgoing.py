@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from contextvars import Token
 
     from moesif_otel._capture.client_spans import ClientSpans
-    from moesif_otel._capture.exchange import Headers, Pipeline
+    from moesif_otel._capture.exchange import CapturePipeline, Headers
     from moesif_otel._capture.patching import PatchSet
 
 __all__ = [
@@ -78,7 +78,7 @@ class Route:
         spans: Makes spans of the calls, where nobody else does; None makes none.
     """
 
-    pipeline: Pipeline
+    pipeline: CapturePipeline
     clients: Sequence[str] = DEFAULT_CLIENTS
     everywhere: bool = True
     before: Callable[[], None] | None = None
@@ -395,7 +395,7 @@ class OutgoingCall:
         self.exchanges[0].pipeline.guard.caught(kind, exc)
 
 
-def _nearest(pipeline: Pipeline, around: Exchange | None) -> Exchange | None:
+def _nearest(pipeline: CapturePipeline, around: Exchange | None) -> Exchange | None:
     """Return the enclosing Exchange of the same pipeline, else the innermost of any: the parent of a call."""
     return next((one for one in chain(around) if one.pipeline is pipeline), around)
 

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from moesif_otel._capture.body import CapturedBody
     from moesif_otel._capture.outgoing import OutgoingCall
 
-__all__ = ["Sink", "UploadSink", "add_plain", "is_plain", "original_of", "stand_in_for"]
+__all__ = ["PieceSink", "UploadSink", "add_plain", "is_plain", "original_of", "stand_in_for"]
 
 
-class Sink(Protocol):
+class PieceSink(Protocol):
     """Where a stand-in tells what happens to it. Nothing here may raise."""
 
     def piece(self, piece: Any) -> None:
@@ -119,7 +119,7 @@ class _StandIn:
 
     __slots__ = ("__weakref__", "_moesif_otel_body", "_moesif_otel_sink")
 
-    def __init__(self, body: Any, sink: Sink) -> None:
+    def __init__(self, body: Any, sink: PieceSink) -> None:
         object.__setattr__(self, "_moesif_otel_body", body)
         object.__setattr__(self, "_moesif_otel_sink", sink)
 
@@ -167,7 +167,7 @@ class _Pieces:
 
     __slots__ = ("_iterator", "_sink")
 
-    def __init__(self, iterator: Any, sink: Sink) -> None:
+    def __init__(self, iterator: Any, sink: PieceSink) -> None:
         self._iterator = iterator
         self._sink = sink
 
@@ -191,7 +191,7 @@ class _Pieces:
         return getattr(self._iterator, name)  # `close` and `aclose` of generators
 
 
-def _watch_read(read: Callable[..., Any], sink: Sink) -> Callable[..., Any]:
+def _watch_read(read: Callable[..., Any], sink: PieceSink) -> Callable[..., Any]:
     def watched(*args: Any, **kwargs: Any) -> Any:
         piece = read(*args, **kwargs)
         sink.piece(piece)
@@ -200,7 +200,7 @@ def _watch_read(read: Callable[..., Any], sink: Sink) -> Callable[..., Any]:
     return watched
 
 
-def _watch_readinto(readinto: Callable[..., Any], sink: Sink) -> Callable[..., Any]:
+def _watch_readinto(readinto: Callable[..., Any], sink: PieceSink) -> Callable[..., Any]:
     def watched(buffer: Any, *args: Any, **kwargs: Any) -> Any:
         count = readinto(buffer, *args, **kwargs)
         if count:
@@ -219,7 +219,7 @@ def _start_of(buffer: Any, count_bytes: int) -> bytes:
             return view.tobytes()[:count_bytes]
 
 
-def _watch_readlines(readlines: Callable[..., Any], sink: Sink) -> Callable[..., Any]:
+def _watch_readlines(readlines: Callable[..., Any], sink: PieceSink) -> Callable[..., Any]:
     def watched(*args: Any, **kwargs: Any) -> Any:
         lines = readlines(*args, **kwargs)
         for line in lines:
@@ -229,7 +229,7 @@ def _watch_readlines(readlines: Callable[..., Any], sink: Sink) -> Callable[...,
     return watched
 
 
-def _watch_seek(seek: Callable[..., Any], sink: Sink) -> Callable[..., Any]:
+def _watch_seek(seek: Callable[..., Any], sink: PieceSink) -> Callable[..., Any]:
     def watched(*args: Any, **kwargs: Any) -> Any:
         result = seek(*args, **kwargs)
         position, whence = (*args, None, None)[:2]
@@ -239,7 +239,7 @@ def _watch_seek(seek: Callable[..., Any], sink: Sink) -> Callable[..., Any]:
     return watched
 
 
-def _watch_tell(tell: Callable[..., Any], sink: Sink) -> Callable[..., Any]:
+def _watch_tell(tell: Callable[..., Any], sink: PieceSink) -> Callable[..., Any]:
     def watched() -> Any:
         position = tell()
         sink.told(position)
@@ -248,7 +248,7 @@ def _watch_tell(tell: Callable[..., Any], sink: Sink) -> Callable[..., Any]:
     return watched
 
 
-_WATCHED: Final[dict[str, Callable[[Callable[..., Any], Sink], Callable[..., Any]]]] = {
+_WATCHED: Final[dict[str, Callable[[Callable[..., Any], PieceSink], Callable[..., Any]]]] = {
     "read": _watch_read,
     "read1": _watch_read,
     "readinto": _watch_readinto,
@@ -307,7 +307,7 @@ def _stand_in_class(special_methods: tuple[str, ...]) -> type[_StandIn]:
     return type("_StandIn", (_StandIn,), members)
 
 
-def stand_in_for(body: Any, sink: Sink) -> Any | None:
+def stand_in_for(body: Any, sink: PieceSink) -> Any | None:
     """Return an object that looks and behaves as `body` and tells `sink` what is read from it.
 
     Args:

@@ -24,7 +24,7 @@ from moesifapi.http.http_response import HttpResponse
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from moesif_otel._delivery.connection import Connections
-from moesif_otel._delivery.outcome import Answer, Outcome, outcome_of_status, retry_after_seconds
+from moesif_otel._delivery.outcome import BatchOutcome, PostAnswer, outcome_of_status, retry_after_seconds
 from moesif_otel._delivery.report import describe
 from moesif_otel._guard import PROCESS_GUARD
 
@@ -139,7 +139,7 @@ class MoesifTransport:
         destination = f"moesif-otel spool\0{settings.application_id}\0{_without_credentials(settings.base_uri)}"
         self.spool_binding: Final = hashlib.sha256(destination.encode()).hexdigest()[:32]
 
-    def send(self, payloads: Sequence[bytes], timeout_s: float) -> Answer:
+    def send(self, payloads: Sequence[bytes], timeout_s: float) -> PostAnswer:
         """Make one attempt to deliver a batch of events.
 
         Args:
@@ -156,7 +156,7 @@ class MoesifTransport:
             pass  # the answer is kept
         except _NO_ANSWER as exc:
             if attempt.tried:
-                return Answer(Outcome.RETRY, detail=describe(exc))
+                return PostAnswer(BatchOutcome.RETRY, detail=describe(exc))
         if attempt.answer is None:
             # `Configuration.BASE_URI` is no address: the application's affair, not ours.
             return self.post_json(_EVENTS_BATCH, b"[" + b",".join(payloads) + b"]", timeout_s)
@@ -166,7 +166,7 @@ class MoesifTransport:
             PROCESS_GUARD.run("reading the tags of an answer", self._on_tags, answer.config_etag, answer.rules_tag)
         return answer
 
-    def post_json(self, path: str, body: bytes, timeout_s: float) -> Answer:
+    def post_json(self, path: str, body: bytes, timeout_s: float) -> PostAnswer:
         """Make one attempt to POST JSON to another path (`/v1/users`, `/v1/actions/batch`, …).
 
         Args:
@@ -184,7 +184,7 @@ class MoesifTransport:
         try:
             return _answer_of(self.post(path, headers, body, timeout_s))
         except _NO_ANSWER as exc:
-            return Answer(Outcome.RETRY, detail=describe(exc))
+            return PostAnswer(BatchOutcome.RETRY, detail=describe(exc))
 
     def post(self, path: str, headers: Mapping[str, str], body: bytes, timeout_s: float) -> HttpAnswer:
         """Make one attempt to POST; any status is an answer. Raises what `Connections.request` raises."""
@@ -246,9 +246,9 @@ def _without_credentials(base_uri: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
-def _answer_of(answer: HttpAnswer) -> Answer:
+def _answer_of(answer: HttpAnswer) -> PostAnswer:
     headers = answer.headers
-    return Answer(
+    return PostAnswer(
         outcome_of_status(answer.status),
         status=answer.status,
         retry_after_s=retry_after_seconds(headers.get("Retry-After"), time.time()),

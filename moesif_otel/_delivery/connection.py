@@ -78,7 +78,7 @@ class _Address(NamedTuple):
         return host if self.port == _PORTS.get(self.scheme) else f"{host}:{self.port}"
 
 
-class _Reader(io.RawIOBase):
+class _SocketReader(io.RawIOBase):
     """Reads a connection, each time with what is left of its deadline."""
 
     def __init__(self, connection: _Connection) -> None:
@@ -92,7 +92,7 @@ class _Reader(io.RawIOBase):
         return int(self._connection.sock.recv_into(buffer))
 
 
-class _Answer(http.client.HTTPResponse):
+class _Response(http.client.HTTPResponse):
     """The parser of `http.client`, which takes 103 Early Hints for the answer."""
 
     def _read_status(self) -> Any:
@@ -122,7 +122,7 @@ class _Connection:
 
     def makefile(self, *_: object) -> io.BufferedReader:
         """Return what `http.client` reads from."""
-        return io.BufferedReader(_Reader(self))
+        return io.BufferedReader(_SocketReader(self))
 
     def send(self, data: bytes) -> None:
         view = memoryview(data)
@@ -130,8 +130,8 @@ class _Connection:
             self.arm()
             view = view[self.sock.send(view) :]
 
-    def answer(self, method: str) -> _Answer:
-        found = _Answer(self, method=method)  # type: ignore[arg-type]  # it needs no more than `makefile`
+    def answer(self, method: str) -> _Response:
+        found = _Response(self, method=method)  # type: ignore[arg-type]  # it needs no more than `makefile`
         found.begin()
         return found
 

@@ -16,10 +16,8 @@ from moesif_otel._delivery.stats import DropReason
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["STATUS_OUTCOMES", "SUSPENSION_REASONS", "Answer", "Outcome", "outcome_of_status", "retry_after_seconds"]
 
-
-class Outcome(Enum):
+class BatchOutcome(Enum):
     """What is to be done with a batch that was sent."""
 
     DELIVERED = "delivered"
@@ -34,41 +32,41 @@ class Outcome(Enum):
     """Nothing of ours is wanted until somebody changes a setting; do not storm."""
 
 
-STATUS_OUTCOMES: Final[Mapping[int, Outcome]] = {
+STATUS_OUTCOMES: Final[Mapping[int, BatchOutcome]] = {
     # Documented by Moesif: 201, 400, 401, 402, 404, 405, 406, 410, 429, 500, 502, 503 (API documentation, "errors").
     # 413, 422 and the others come from proxies and gateways on the way (RFC 9110 section 15, RFC 6585, RFC 8470).
-    200: Outcome.DELIVERED,
-    201: Outcome.DELIVERED,
-    202: Outcome.DELIVERED,
-    204: Outcome.DELIVERED,
-    400: Outcome.ISOLATE,
-    401: Outcome.SUSPENDED,
-    402: Outcome.SUSPENDED,
-    403: Outcome.SUSPENDED,
-    404: Outcome.ISOLATE,
-    405: Outcome.ISOLATE,
-    406: Outcome.ISOLATE,
-    407: Outcome.RETRY,  # a proxy of this site wants credentials: nothing is wrong with the events
-    408: Outcome.RETRY,
-    410: Outcome.ISOLATE,
-    413: Outcome.SPLIT,
-    422: Outcome.ISOLATE,
-    425: Outcome.RETRY,
-    429: Outcome.RETRY,
-    500: Outcome.RETRY,
-    502: Outcome.RETRY,
-    503: Outcome.RETRY,
-    504: Outcome.RETRY,
+    200: BatchOutcome.DELIVERED,
+    201: BatchOutcome.DELIVERED,
+    202: BatchOutcome.DELIVERED,
+    204: BatchOutcome.DELIVERED,
+    400: BatchOutcome.ISOLATE,
+    401: BatchOutcome.SUSPENDED,
+    402: BatchOutcome.SUSPENDED,
+    403: BatchOutcome.SUSPENDED,
+    404: BatchOutcome.ISOLATE,
+    405: BatchOutcome.ISOLATE,
+    406: BatchOutcome.ISOLATE,
+    407: BatchOutcome.RETRY,  # a proxy of this site wants credentials: nothing is wrong with the events
+    408: BatchOutcome.RETRY,
+    410: BatchOutcome.ISOLATE,
+    413: BatchOutcome.SPLIT,
+    422: BatchOutcome.ISOLATE,
+    425: BatchOutcome.RETRY,
+    429: BatchOutcome.RETRY,
+    500: BatchOutcome.RETRY,
+    502: BatchOutcome.RETRY,
+    503: BatchOutcome.RETRY,
+    504: BatchOutcome.RETRY,
 }
 """Status to outcome; what is not in it is decided by its class (`outcome_of_status`)."""
 
 # 3xx: a POST is never sent to another place (it carries the application id); a captive portal or a moved BASE_URI
 # may come right again, and until then the bounds hold.
-_CLASS_OUTCOMES: Final[Mapping[int, Outcome]] = {
-    2: Outcome.DELIVERED,
-    3: Outcome.RETRY,
-    4: Outcome.ISOLATE,
-    5: Outcome.RETRY,
+_CLASS_OUTCOMES: Final[Mapping[int, BatchOutcome]] = {
+    2: BatchOutcome.DELIVERED,
+    3: BatchOutcome.RETRY,
+    4: BatchOutcome.ISOLATE,
+    5: BatchOutcome.RETRY,
 }
 
 SUSPENSION_REASONS: Final[Mapping[int, DropReason]] = {
@@ -82,7 +80,7 @@ _MAX_RETRY_AFTER_S: Final = 300.0  # a wrong clock or a joke must not stop deliv
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class PostAnswer:
     """What came of one POST.
 
     Attributes:
@@ -94,7 +92,7 @@ class Answer:
         detail: For the log, why no answer came; type names and system messages, no data.
     """
 
-    outcome: Outcome
+    outcome: BatchOutcome
     status: int | None = None
     retry_after_s: float | None = None
     config_etag: str | None = None
@@ -102,10 +100,10 @@ class Answer:
     detail: str = ""
 
 
-def outcome_of_status(status: int) -> Outcome:
+def outcome_of_status(status: int) -> BatchOutcome:
     """Return the outcome of any HTTP status; an unknown one goes by its class, anything odd is retried."""
     found = STATUS_OUTCOMES.get(status)
-    return found if found is not None else _CLASS_OUTCOMES.get(status // 100, Outcome.RETRY)
+    return found if found is not None else _CLASS_OUTCOMES.get(status // 100, BatchOutcome.RETRY)
 
 
 def retry_after_seconds(value: str | None, now_s: float) -> float | None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from moesif_otel._capture.body import ByteBudget
     from moesif_otel._delivery.clock import Clock
     from moesif_otel._delivery.health import ServerHealth
-    from moesif_otel._delivery.outcome import Answer
+    from moesif_otel._delivery.outcome import PostAnswer
     from moesif_otel._delivery.queue import BatchQueue
     from moesif_otel._delivery.report import DeliveryLog
     from moesif_otel._delivery.stats import Ledger
@@ -39,7 +39,7 @@ T = TypeVar("T")
 class Transport(Protocol):
     """How a batch goes out: to Moesif, or through somebody else's exporter."""
 
-    def send(self, payloads: Sequence[Any], timeout_s: float) -> Answer:
+    def send(self, payloads: Sequence[Any], timeout_s: float) -> PostAnswer:
         """Make one attempt that lasts at most `timeout_s` seconds."""
         ...
 

@@ -21,7 +21,7 @@ import orjson
 
 from moesif_otel._capture.body import ByteBudget
 from moesif_otel._delivery.delivery import Delivery
-from moesif_otel._delivery.outcome import Answer, Outcome
+from moesif_otel._delivery.outcome import BatchOutcome, PostAnswer
 from moesif_otel._delivery.queue import MAX_BATCH_BYTES
 from moesif_otel._delivery.stats import DropReason
 from moesif_otel.errors import MoesifDeliveryError
@@ -429,25 +429,25 @@ class Profiles:
         self._notice_fork()
         waiting = list(reversed(posts))
         undelivered: list[int] = []
-        first: tuple[Answer, str] | None = None
+        first: tuple[PostAnswer, str] | None = None
         while waiting:
             post = waiting.pop()
             answer = self._transport.post_json(post.path, post.body, self._settings.export_timeout)
-            if answer.outcome is Outcome.DELIVERED:
+            if answer.outcome is BatchOutcome.DELIVERED:
                 continue
-            if answer.outcome is Outcome.SPLIT and len(post) > 1:
+            if answer.outcome is BatchOutcome.SPLIT and len(post) > 1:
                 waiting.extend(reversed(post.halves()))
                 continue
             first = first or (answer, post.path)
             undelivered.extend(post.indexes)
-            if answer.status is None or answer.outcome is Outcome.SUSPENDED:
+            if answer.status is None or answer.outcome is BatchOutcome.SUSPENDED:
                 undelivered.extend(index for rest in reversed(waiting) for index in rest.indexes)
                 break
         if first is not None:
             total = sum(len(post) for post in posts)
             raise self._failure(f"{call}: {_what(kind, undelivered, total)}", *first, undelivered)
 
-    def _failure(self, what: str, answer: Answer, path: str, undelivered: list[int]) -> MoesifDeliveryError:
+    def _failure(self, what: str, answer: PostAnswer, path: str, undelivered: list[int]) -> MoesifDeliveryError:
         address = self._settings.shown_address.rstrip("/") + path
         if answer.status is not None:
             why = f"Moesif answered {answer.status} at {address}"
@@ -530,12 +530,12 @@ class _BatchTransport:
     def __init__(self, transport: MoesifTransport) -> None:
         self._transport = transport
 
-    def send(self, payloads: Sequence[bytes], timeout_s: float) -> Answer:
+    def send(self, payloads: Sequence[bytes], timeout_s: float) -> PostAnswer:
         """Make one POST; a batch of several kinds is halved until each part has one kind."""
         path, _, _ = payloads[0].partition(b"\n")
         prefix = path + b"\n"
         if not all(payload.startswith(prefix) for payload in payloads):
-            return Answer(Outcome.SPLIT)
+            return PostAnswer(BatchOutcome.SPLIT)
         body = b"[%b]" % b",".join([payload[len(prefix) :] for payload in payloads])
         return self._transport.post_json(f"{path.decode()}/batch", body, timeout_s)
 

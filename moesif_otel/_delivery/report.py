@@ -10,7 +10,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Final
 
-from moesif_otel._delivery.outcome import Answer, Outcome
+from moesif_otel._delivery.outcome import BatchOutcome, PostAnswer
 from moesif_otel._guard import get_logger
 
 if TYPE_CHECKING:
@@ -94,9 +94,9 @@ class DeliveryLog:
         more = f" ({unsaid} more since the last line)" if unsaid else ""
         _logger.log(level, "moesif_otel: %s%s", text, more)
 
-    def not_taken(self, answer: Answer, events: int) -> None:
+    def not_taken(self, answer: PostAnswer, events: int) -> None:
         """Log that events wait for a server that does not answer, or are dropped since it does not accept any."""
-        if answer.outcome is Outcome.SUSPENDED:
+        if answer.outcome is BatchOutcome.SUSPENDED:
             what = _WHAT_TO_DO.get(answer.status or 0, f"does not accept events (status {answer.status})")
             self.failure(
                 f"suspended {answer.status}",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from moesif_otel._delivery.outcome import SUSPENSION_REASONS, Answer, Outcome
+from moesif_otel._delivery.outcome import SUSPENSION_REASONS, BatchOutcome, PostAnswer
 from moesif_otel._delivery.process import Turn
 from moesif_otel._delivery.queue import MAX_BATCH_BYTES, Batch, Prepared
 from moesif_otel._delivery.report import describe
@@ -40,7 +40,7 @@ _FAILURES_TO_GIVE_UP: Final = 8
 # A POST that would have less time than this before the deadline is not begun.
 _LEAST_POST_S: Final = 0.02
 
-_INTERRUPTED: Final = Answer(Outcome.RETRY, detail="interrupted")
+_INTERRUPTED: Final = PostAnswer(BatchOutcome.RETRY, detail="interrupted")
 
 
 class Sender:
@@ -107,7 +107,7 @@ class Sender:
         longest_s = self._parts.settings.export_timeout
         return min(longest_s, min(limits) - self._parts.clock.monotonic()) if limits else longest_s
 
-    def _attempt(self, payloads: Sequence[Any], size_bytes: int, timeout_s: float) -> Answer:
+    def _attempt(self, payloads: Sequence[Any], size_bytes: int, timeout_s: float) -> PostAnswer:
         """Make one POST, timed, counted and guarded."""
         parts = self._parts
         started_s = parts.clock.monotonic()
@@ -115,7 +115,7 @@ class Sender:
             answer = parts.transport.send(payloads, timeout_s)
         except Exception as exc:
             parts.guard.caught("sending a batch", exc)
-            answer = Answer(Outcome.RETRY, detail=describe(exc))
+            answer = PostAnswer(BatchOutcome.RETRY, detail=describe(exc))
         duration_s = parts.clock.monotonic() - started_s
         parts.ledger.count("batches")
         parts.ledger.count("bytes_sent", size_bytes)
@@ -124,44 +124,44 @@ class Sender:
         return answer
 
     def _apply(
-        self, state: ProcessState[Any], disk: Disk | None, batch: Batch, permit: Permit, answer: Answer
+        self, state: ProcessState[Any], disk: Disk | None, batch: Batch, permit: Permit, answer: PostAnswer
     ) -> None:
         outcome = answer.outcome
         self._note_health(state, permit, answer, len(batch))
-        if outcome is Outcome.DELIVERED:
+        if outcome is BatchOutcome.DELIVERED:
             self._settle(state, disk, batch, None)
-        elif outcome is Outcome.RETRY:
+        elif outcome is BatchOutcome.RETRY:
             self._retry(state, disk, batch, answer)
-        elif outcome is Outcome.SPLIT:
+        elif outcome is BatchOutcome.SPLIT:
             self._split(state, disk, batch, posted=answer.status is not None)
-        elif outcome is Outcome.ISOLATE:
+        elif outcome is BatchOutcome.ISOLATE:
             self._isolate(state, disk, batch, answer.status)
         elif batch.origin is not None:
             self._put_back(state, batch)
         else:
             self._settle(state, disk, batch, SUSPENSION_REASONS.get(answer.status or 0, DropReason.UNAUTHORIZED))
 
-    def _note_health(self, state: ProcessState[Any], permit: Permit, answer: Answer, events: int) -> None:
+    def _note_health(self, state: ProcessState[Any], permit: Permit, answer: PostAnswer, events: int) -> None:
         """Tell the state's health what an answer says about the server, and log what is worth a line."""
         now_s = self._parts.clock.monotonic()
         recovered = False
         with state.lock:
-            if answer.outcome is Outcome.RETRY:
+            if answer.outcome is BatchOutcome.RETRY:
                 state.health.failed(permit.epoch, now_s, answer.retry_after_s)
-            elif answer.outcome is Outcome.SUSPENDED:
+            elif answer.outcome is BatchOutcome.SUSPENDED:
                 reason = SUSPENSION_REASONS.get(answer.status or 0, DropReason.UNAUTHORIZED)
                 state.health.suspended(permit.epoch, now_s, reason, answer.retry_after_s)
             else:
                 recovered = state.health.worked(permit.epoch)
-            if recovered or answer.outcome in (Outcome.RETRY, Outcome.SUSPENDED):
+            if recovered or answer.outcome in (BatchOutcome.RETRY, BatchOutcome.SUSPENDED):
                 state.note_change()
-        if answer.outcome is Outcome.RETRY:
+        if answer.outcome is BatchOutcome.RETRY:
             self._parts.ledger.count("retries")
         if state.ended:
             return  # a late answer: the events are accounted for already
         if recovered:
             self._parts.log.recovered()
-        elif answer.outcome in (Outcome.RETRY, Outcome.SUSPENDED):
+        elif answer.outcome in (BatchOutcome.RETRY, BatchOutcome.SUSPENDED):
             self._parts.log.not_taken(answer, events)
 
     # What becomes of a batch.
@@ -192,7 +192,7 @@ class Sender:
             state.note_change()
             return there
 
-    def _retry(self, state: ProcessState[Any], disk: Disk | None, batch: Batch, answer: Answer) -> None:
+    def _retry(self, state: ProcessState[Any], disk: Disk | None, batch: Batch, answer: PostAnswer) -> None:
         if answer is _INTERRUPTED or (answer.status is not None and answer.status < 500):
             self._put_back(state, batch)  # the server's state, not the batch's fault
             return
@@ -261,11 +261,11 @@ class Sender:
             if timeout_s < _LEAST_POST_S or state.ended:
                 return False
             event = batch.events[index]
-            if self._attempt([event.payload], event.size_bytes, timeout_s).outcome is Outcome.DELIVERED:
+            if self._attempt([event.payload], event.size_bytes, timeout_s).outcome is BatchOutcome.DELIVERED:
                 state.refused_in_a_row = 0
                 return True
         return False
 
 
-def _cause(answer: Answer) -> str:
+def _cause(answer: PostAnswer) -> str:
     return f"status {answer.status}" if answer.status is not None else (answer.detail or "no answer")

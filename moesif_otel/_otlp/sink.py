@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 from moesif_otel._capture.body import ByteBudget, LeftOut
 from moesif_otel._delivery.client import MoesifTransport
 from moesif_otel._delivery.delivery import Delivery, Prepared
-from moesif_otel._delivery.outcome import Answer, Outcome, outcome_of_status, retry_after_seconds
+from moesif_otel._delivery.outcome import BatchOutcome, PostAnswer, outcome_of_status, retry_after_seconds
 from moesif_otel._delivery.profiles import Profiles
 from moesif_otel._delivery.stats import DropReason
 from moesif_otel._guard import Guard
@@ -176,19 +176,19 @@ class _ExporterTransport:
         self._last.status = response.status_code
         self._last.retry_after = response.headers.get("Retry-After")
 
-    def send(self, payloads: Sequence[ReadableSpan], timeout_s: float) -> Answer:
+    def send(self, payloads: Sequence[ReadableSpan], timeout_s: float) -> PostAnswer:
         """Export one batch; the exporter's own timeout applies."""
         del timeout_s
         self._last.status = self._last.retry_after = None
         if self._exporter.export(payloads) is SpanExportResult.SUCCESS:
-            return Answer(Outcome.DELIVERED, self._last.status)
+            return PostAnswer(BatchOutcome.DELIVERED, self._last.status)
         status: int | None = self._last.status
         if status is not None and status >= 400:
             wait_s = retry_after_seconds(self._last.retry_after, time.time())
-            return Answer(outcome_of_status(status), status, retry_after_s=wait_s)
+            return PostAnswer(outcome_of_status(status), status, retry_after_s=wait_s)
         # No status (gRPC, a user's own exporter, no answer): the spans may be fine. They wait within the bounds of the
         # queue; delivery itself finds a batch that fails while others are accepted.
-        return Answer(Outcome.RETRY, detail=f"{type(self._exporter).__name__} failed")
+        return PostAnswer(BatchOutcome.RETRY, detail=f"{type(self._exporter).__name__} failed")
 
     def flush(self, timeout_s: float) -> bool:
         """Flush the exporter; return False if it returns False, or does not return in time."""

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from moesif_otel._capture.callbacks import Callbacks
-    from moesif_otel._capture.exchange import Exchange
+    from moesif_otel._capture.exchange import Decision, Exchange
     from moesif_otel._remote.config import RemoteConfig
-    from moesif_otel._remote.governance import RuleSet, Verdict
+    from moesif_otel._remote.governance import RuleSet
 
 __all__ = ["GovernedRequest", "decide"]
 
@@ -50,7 +50,7 @@ def decide(
     exchange: Exchange,
     callbacks: Callbacks,
     read_ahead: Callable[[], bytes | None],
-) -> Verdict | None:
+) -> Decision | None:
     """Return the rules' verdict on a request; the Exchange notes by which rule it is blocked.
 
     Args:
@@ -92,7 +92,7 @@ class GovernedRequest:
         self._config = config
         self._exchange = exchange
         self._headers = headers = _by_lower_name(exchange)
-        self._verdict: tuple[Verdict | None] | None = None
+        self._verdict: tuple[Decision | None] | None = None
         self._user_id: Any = None
         self._facts = RequestFacts(
             verb=exchange.method,
@@ -138,7 +138,7 @@ class GovernedRequest:
             )
         self._facts.give_body(value, unreadable)
 
-    def verdict(self) -> Verdict | None:
+    def verdict(self) -> Decision | None:
         """Return the verdict, None when no rule has anything to say; the Exchange notes by which rule it is blocked."""
         try:
             verdict = self._evaluate()
@@ -149,7 +149,7 @@ class GovernedRequest:
             self._exchange.blocked_by = verdict.blocked_by
         return verdict
 
-    def _evaluate(self) -> Verdict | None:
+    def _evaluate(self) -> Decision | None:
         if self._verdict is None:
             exchange = self._exchange
             if self.needs_identity and self._user_id is None:

@@ -40,13 +40,12 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan, Span
 
     from moesif_otel._capture.body import ByteBudget
-    from moesif_otel._capture.exchange import Steps
+    from moesif_otel._capture.exchange import Decision, Steps
     from moesif_otel._delivery.delivery import Delivery
     from moesif_otel._delivery.profiles import Profiles
     from moesif_otel._delivery.stats import Stats
     from moesif_otel._guard import Guard
     from moesif_otel._pipeline.providers import Dispatcher
-    from moesif_otel._remote.governance import Verdict
     from moesif_otel._remote.poller import ConfigPoller
     from moesif_otel.settings import Settings
 
@@ -262,7 +261,7 @@ class Pipeline:
         remote = self.sink.remote
         return remote is not None and bool(remote.rules)
 
-    def govern(self, exchange: Exchange, read_ahead: Callable[[], bytes | None]) -> Verdict | None:
+    def govern(self, exchange: Exchange, read_ahead: Callable[[], bytes | None]) -> Decision | None:
         """Ask the governance rules about a request; None when there are none, or none has anything to say."""
         remote = self.sink.remote
         if remote is None:

@@ -7,7 +7,7 @@ import re
 from json import detect_encoding
 from typing import Final, NamedTuple
 
-__all__ = ["Decoded", "decode_text", "utf8_of"]
+__all__ = ["DecodedText", "decode_text", "utf8_of"]
 
 _UTF8: Final = frozenset({None, "", "utf-8", "utf8", "us-ascii", "ascii", "utf-8-sig"})
 _WIDE: Final = frozenset(
@@ -32,14 +32,14 @@ _BOMS_16: Final = ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-1
 _MAYBE_WIDE: Final = frozenset({b"\0", b"\xef", b"\xff", b"\xfe"})
 
 
-class Decoded(NamedTuple):
+class DecodedText(NamedTuple):
     """Text, and the codec by which it can be made bytes again."""
 
     text: str
     codec: str
 
 
-def decode_text(data: bytes, charset: str | None, *, cut: bool) -> Decoded | None:
+def decode_text(data: bytes, charset: str | None, *, cut: bool) -> DecodedText | None:
     """Return bytes as text, or None where they are none in any charset that they may have.
 
     Args:
@@ -57,7 +57,7 @@ def decode_text(data: bytes, charset: str | None, *, cut: bool) -> Decoded | Non
             is_text = len(data.translate(None, _CONTROLS)) == len(data)
         else:
             is_text = _BINARY.search(text) is None
-        return Decoded(text, codec) if is_text else None
+        return DecodedText(text, codec) if is_text else None
     return None
 
 

@@ -74,7 +74,7 @@ class RemoteConfig:
             raise MalformedError("configuration is not JSON") from exc
         if not isinstance(raw, dict):
             raise MalformedError("configuration is not an object")
-        reader = _Reader(raw, skips if skips is not None else Skips())
+        reader = _ConfigReader(raw, skips if skips is not None else Skips())
         rate = _rate(raw.get("sample_rate", _FULL_RATE))
         if rate is None:
             reader.skip("sample_rate")
@@ -92,7 +92,7 @@ DEFAULT_CONFIG: Final = RemoteConfig()
 """Used before the first answer: every call is kept."""
 
 
-class _Reader:
+class _ConfigReader:
     """Reads the members of one configuration."""
 
     __slots__ = ("_raw", "_skips")

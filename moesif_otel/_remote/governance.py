@@ -7,12 +7,11 @@ decided, it does not apply, and this is counted; the other rules still do.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 import orjson
 
+from moesif_otel._capture.exchange import Decision
 from moesif_otel._remote.expressions import OutOfTimeError
 from moesif_otel._remote.facts import BodyNeededError, as_id
 from moesif_otel._remote.rules import Conditions, MalformedError, Rule, RuleError, Skips, read_rule, shown
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from moesif_otel._remote.config import CohortEntry, RemoteConfig
     from moesif_otel._remote.facts import RequestFacts
 
-__all__ = ["NO_RULES", "RuleSet", "Verdict"]
+__all__ = ["NO_RULES", "RuleSet"]
 
 _MAX_RULES: Final = 2_000
 _NO_VALUES: Final[Mapping[str, str]] = {}
@@ -44,53 +43,7 @@ _FRAMING: Final = frozenset(
         "upgrade",
     }
 )
-_CLASS_PHRASES: Final = {1: "Informational", 2: "Success", 3: "Redirection", 4: "Client Error", 5: "Server Error"}
 _NO_BODY: Final = frozenset({204, 205, 304})
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The decision of governance about one request.
-
-    Attributes:
-        blocked: The application must not be called; the response is the rest of this verdict.
-        status: Status of the response; 0 if not blocked.
-        headers: Headers to add; if blocked, all headers of the response, with `Content-Type` and `Content-Length`.
-        body: Body of the response; None if not blocked, empty if the rule has none.
-        blocked_by: Id of the rule that blocked, for the event.
-    """
-
-    blocked: bool
-    status: int
-    headers: list[tuple[str, str]]
-    body: bytes | None
-    blocked_by: str | None
-
-    @property
-    def phrase(self) -> str:
-        """The reason phrase of the status, or that of its class (RFC 9110, 15)."""
-        try:
-            return HTTPStatus(self.status).phrase
-        except ValueError:
-            return _CLASS_PHRASES.get(self.status // 100, "Unknown Status")
-
-    @property
-    def status_line(self) -> str:
-        """Status and phrase, as WSGI's `start_response` takes them."""
-        return f"{self.status} {self.phrase}"
-
-    def added_to(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Return the application's headers followed by those of this verdict. Never raises.
-
-        Order and repetition of the application's headers stay as they are. If they have a `Content-Type`, no second one
-        is added: clients interpret two differently.
-        """
-        try:
-            has_type = any(name.lower() == "content-type" for name, _ in headers)
-            added = (item for item in self.headers if not (has_type and item[0].lower() == "content-type"))
-            return [*headers, *added]
-        except Exception:  # not pairs of strings: an error of the application, which the server reports
-            return headers
 
 
 class RuleSet:
@@ -149,7 +102,7 @@ class RuleSet:
 
     def evaluate(
         self, facts: RequestFacts, user_id: object, company_id: object, config: RemoteConfig
-    ) -> Verdict | None:
+    ) -> Decision | None:
         """Evaluate the rules for one request.
 
         Regex rules come first, then company rules, then user rules. A later rule overrides an earlier one: headers are
@@ -177,7 +130,7 @@ class RuleSet:
 
     def _evaluate(
         self, facts: RequestFacts, user_id: str | None, company_id: str | None, config: RemoteConfig
-    ) -> Verdict | None:
+    ) -> Decision | None:
         merged: dict[str, tuple[str, str]] = {}  # a later header overrides an earlier one of that name, in any case
         status, body, blocked_by = 0, None, ""
         for rule, values in self._applicable(user_id, company_id, config):
@@ -202,7 +155,7 @@ class RuleSet:
                     status, body, blocked_by = action.status, new_body, rule.rule_id
         if blocked_by:
             return _block(status, merged, body, blocked_by)
-        return Verdict(False, 0, list(merged.values()), None, None) if merged else None
+        return Decision(False, 0, list(merged.values()), None, None) if merged else None
 
     def _applicable(
         self, user_id: str | None, company_id: str | None, config: RemoteConfig
@@ -247,7 +200,7 @@ def _matches(rule: Rule, facts: RequestFacts) -> bool:
     return False
 
 
-def _block(status: int, merged: dict[str, tuple[str, str]], body: bytes | None, rule_id: str) -> Verdict:
+def _block(status: int, merged: dict[str, tuple[str, str]], body: bytes | None, rule_id: str) -> Decision:
     if status in _NO_BODY or status < 200:
         body = None  # RFC 9110, 6.4.1: a body there would be read as the next answer
     if body is not None:
@@ -255,7 +208,7 @@ def _block(status: int, merged: dict[str, tuple[str, str]], body: bytes | None, 
     headers = list(merged.values())
     if status not in {204, 304} and status >= 200:
         headers.append(("Content-Length", str(len(body or b""))))
-    return Verdict(blocked=True, status=status, headers=headers, body=body or b"", blocked_by=rule_id)
+    return Decision(blocked=True, status=status, headers=headers, body=body or b"", blocked_by=rule_id)
 
 
 class _Cohorts:

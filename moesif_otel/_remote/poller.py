@@ -52,7 +52,7 @@ _SENDABLE: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,998}[\x21-\x7e])?")
 _uniform = SystemRandom().uniform  # leaves the application's `random` alone, and is not shared by forked children
 
 
-class _Document:
+class _PolledDocument:
     """Decides when to fetch the configuration, or the rules, and with which ETag.
 
     Args:
@@ -141,8 +141,8 @@ class ConfigPoller:
         self._address = settings.shown_address
         self._timeout_s = settings.export_timeout
         self._clock = clock
-        self._config_document = _Document("configuration", "/v1/config", "x-moesif-config-etag")
-        self._rules_document = _Document("governance rules", "/v1/rules", "x-moesif-rules-tag")
+        self._config_document = _PolledDocument("configuration", "/v1/config", "x-moesif-config-etag")
+        self._rules_document = _PolledDocument("governance rules", "/v1/rules", "x-moesif-rules-tag")
         self._released = False
         self._running_pid = 0
         self._start_again_s = 0.0
@@ -213,7 +213,7 @@ class ConfigPoller:
     def _take_rules(self, data: bytes) -> None:
         self.rules = RuleSet.from_json(data, self._skips)
 
-    def _refresh(self, document: _Document, take: Callable[[bytes], None]) -> None:
+    def _refresh(self, document: _PolledDocument, take: Callable[[bytes], None]) -> None:
         document.begin(self._clock())
         retry_after_s: float | None = None
         try:
@@ -239,7 +239,7 @@ class ConfigPoller:
             self._skips.caught(f"{document.name} request", exc)
         document.failed(retry_after_s, self._clock())
 
-    def _report(self, document: _Document, why: str, *, common: bool) -> None:
+    def _report(self, document: _PolledDocument, why: str, *, common: bool) -> None:
         """Count a failed request, and log it, unless it fails for events as well (`common`): delivery logs that."""
         kind, address = f"{document.name} request", f"{self._address.rstrip('/')}{document.path}"
         if common:

@@ -67,7 +67,7 @@ class Hidden:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class WaterfallBar:
     """One call of a trace; `x` and `width` are of 1000."""
 
     sequence: int
@@ -81,7 +81,7 @@ class Span:
 class Waterfall:
     """A call and those it caused."""
 
-    spans: list[Span]
+    spans: list[WaterfallBar]
     total_ms: float
 
 
@@ -275,7 +275,7 @@ def _waterfall(store: Store, row: Row, sequence: int) -> Waterfall | None:
     total_ms = max(each.row.time_ms + (each.row.took_ms or 0) for each in found) - began_ms or 1.0
     del sequence
     spans = [
-        Span(
+        WaterfallBar(
             sequence=each.sequence,
             row=each.row,
             depth=depth,

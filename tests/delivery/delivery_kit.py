@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 from moesif_otel._capture.body import ByteBudget
 from moesif_otel._delivery.delivery import Delivery, Prepared
-from moesif_otel._delivery.outcome import Answer, Outcome
+from moesif_otel._delivery.outcome import BatchOutcome, PostAnswer
 from moesif_otel._delivery.stats import DropReason, Ledger, Stats
 from moesif_otel._guard import Guard
 from moesif_otel.settings import Settings
@@ -70,8 +70,8 @@ class MemoryTransport:
             answer = answer(payloads)
         if isinstance(answer, BaseException):
             raise answer
-        answer = answer or Answer(Outcome.DELIVERED, 201)
-        if answer.outcome is Outcome.DELIVERED:
+        answer = answer or PostAnswer(BatchOutcome.DELIVERED, 201)
+        if answer.outcome is BatchOutcome.DELIVERED:
             self.delivered += payloads
         return answer
 

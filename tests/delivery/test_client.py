@@ -16,7 +16,7 @@ from moesifapi.configuration import Configuration
 
 from moesif_otel._delivery import client
 from moesif_otel._delivery.client import MoesifTransport, gzipped
-from moesif_otel._delivery.outcome import Outcome
+from moesif_otel._delivery.outcome import BatchOutcome
 from tests.delivery.delivery_kit import APPLICATION_ID, payload, settings
 from tests.faults.fault_server import (
     CERTIFICATE,
@@ -48,7 +48,7 @@ def transport(server):
 def test_a_batch_on_the_wire(server, transport) -> None:
     """One POST to /v1/events/batch: gzip JSON array in order, application id, our name; nothing of this machine."""
     answer = transport.send([payload(1), payload(2)], 5)
-    assert (answer.outcome, answer.status) == (Outcome.DELIVERED, 201)
+    assert (answer.outcome, answer.status) == (BatchOutcome.DELIVERED, 201)
     (request,) = server.requests
     assert (request.method, request.path) == ("POST", "/v1/events/batch")
     assert request.body == b"[" + payload(1) + b"," + payload(2) + b"]"
@@ -72,7 +72,7 @@ def test_process_wide_configuration_is_neither_obeyed_nor_changed(server, transp
     for address in ("http://127.0.0.1:1", "not an address"):
         monkeypatch.setattr(Configuration, "BASE_URI", address)
         monkeypatch.setattr(Configuration, "application_id", "somebody-else")
-        assert transport.send([payload(1)], 5).outcome is Outcome.DELIVERED
+        assert transport.send([payload(1)], 5).outcome is BatchOutcome.DELIVERED
         assert Configuration.BASE_URI == address
     assert {r.headers["x-moesif-application-id"] for r in server.requests} == {APPLICATION_ID}
     assert {r.path for r in server.requests} == {"/v1/events/batch"}
@@ -89,8 +89,8 @@ def test_connections_are_kept(server, transport) -> None:
 def test_a_long_answer_costs_the_connection_not_our_time(server, transport) -> None:
     """Of an endless body a bounded part is read."""
     server.script = [Status(400, body=b"x" * 3_000_000)]
-    assert transport.send([payload(1)], 5).outcome is Outcome.ISOLATE
-    assert transport.send([payload(1)], 5).outcome is Outcome.DELIVERED
+    assert transport.send([payload(1)], 5).outcome is BatchOutcome.ISOLATE
+    assert transport.send([payload(1)], 5).outcome is BatchOutcome.DELIVERED
     assert server.connections == 2
 
 
@@ -100,7 +100,7 @@ def test_no_answer_is_a_retry_after_one_attempt(server, transport, fault) -> Non
     server.script = [fault()]
     started = time.monotonic()
     answer = transport.send([payload(1)], 0.5)
-    assert (answer.outcome, answer.status) == (Outcome.RETRY, None)
+    assert (answer.outcome, answer.status) == (BatchOutcome.RETRY, None)
     assert time.monotonic() - started < 5
     assert len(server.requests) == 1
     assert answer.detail
@@ -110,15 +110,15 @@ def test_no_answer_is_a_retry_after_one_attempt(server, transport, fault) -> Non
 def test_status_counts_though_its_body_breaks_off(server, transport) -> None:
     """201 and half a body: the server has the events; a second POST would be one too many."""
     server.script = [HalfBody(201), HalfBody(503)]
-    assert transport.send([payload(1)], 5).outcome is Outcome.DELIVERED
-    assert transport.send([payload(1)], 5).outcome is Outcome.RETRY
+    assert transport.send([payload(1)], 5).outcome is BatchOutcome.DELIVERED
+    assert transport.send([payload(1)], 5).outcome is BatchOutcome.RETRY
 
 
 def test_a_dripping_body_does_not_hold_a_sender(server, transport) -> None:
     """The status has come: a body that never ends is not waited for, whatever EXPORT_TIMEOUT is."""
     server.script = [Drip(0.02, head_at_once=True)]
     started = time.monotonic()
-    assert transport.send([payload(1)], 60).outcome is Outcome.DELIVERED
+    assert transport.send([payload(1)], 60).outcome is BatchOutcome.DELIVERED
     assert time.monotonic() - started < 20
 
 
@@ -127,7 +127,7 @@ def test_refused_connection_is_a_retry() -> None:
     server = FaultServer()
     server.close()
     answer = MoesifTransport(settings(base_uri=server.url)).send([payload(1)], 5)
-    assert answer.outcome is Outcome.RETRY
+    assert answer.outcome is BatchOutcome.RETRY
     assert "ConnectionRefusedError" in answer.detail
     assert "Connection refused" in answer.detail
 
@@ -154,7 +154,7 @@ def test_tags_that_nobody_can_take_cost_no_batch(server) -> None:
     """Whoever is told the tags and raises does not make a delivered batch go again."""
     transport = MoesifTransport(settings(base_uri=server.url), on_tags=lambda *_: 1 / 0)
     server.script = [Status(201, {"X-Moesif-Config-ETag": "c1"})]
-    assert transport.send([payload(1)], 5).outcome is Outcome.DELIVERED
+    assert transport.send([payload(1)], 5).outcome is BatchOutcome.DELIVERED
 
 
 def test_redirects_are_not_followed(server, transport) -> None:
@@ -193,9 +193,9 @@ def test_proxy_of_the_environment_is_used(server, transport, monkeypatch) -> Non
         monkeypatch.setenv("http_proxy", proxy.url)
         monkeypatch.delenv("no_proxy", raising=False)
         monkeypatch.delenv("NO_PROXY", raising=False)
-        assert transport.send([payload(1)], 5).outcome is Outcome.DELIVERED
+        assert transport.send([payload(1)], 5).outcome is BatchOutcome.DELIVERED
         assert proxy.requests[0].path == server.url + "/v1/events/batch"
-        assert transport.send([payload(1)], 0.3).outcome is Outcome.RETRY
+        assert transport.send([payload(1)], 0.3).outcome is BatchOutcome.RETRY
         assert server.requests == []
 
 
@@ -203,7 +203,7 @@ def test_bad_certificate_is_a_retry_that_says_why() -> None:
     """A server that nobody vouches for gets no events, and the log can say why."""
     with FaultServer(tls=True) as server:
         answer = MoesifTransport(settings(base_uri=server.url)).send([payload(1)], 5)
-        assert answer.outcome is Outcome.RETRY
+        assert answer.outcome is BatchOutcome.RETRY
         assert "SSLCertVerificationError" in answer.detail
         assert "self-signed" in answer.detail or "self signed" in answer.detail
         assert server.requests == []
@@ -214,9 +214,9 @@ def test_tls_with_a_trusted_certificate(monkeypatch) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(CERTIFICATE))
     with FaultServer(Status(201), Drip(0.02), tls=True) as server:
         transport = MoesifTransport(settings(base_uri=server.url))
-        assert transport.send([payload(1)], 5).outcome is Outcome.DELIVERED
+        assert transport.send([payload(1)], 5).outcome is BatchOutcome.DELIVERED
         started = time.monotonic()
-        assert transport.send([payload(1)], 0.5).outcome is Outcome.RETRY
+        assert transport.send([payload(1)], 0.5).outcome is BatchOutcome.RETRY
         assert time.monotonic() - started < 5
         transport.close()
 
@@ -234,7 +234,7 @@ def test_threads_have_deadlines_of_their_own(server, transport) -> None:
     for _ in range(5):
         run("fine", [payload(1)], 5)
     hung.join()
-    assert (answers["hung"].outcome, answers["fine"].outcome) == (Outcome.RETRY, Outcome.DELIVERED)
+    assert (answers["hung"].outcome, answers["fine"].outcome) == (BatchOutcome.RETRY, BatchOutcome.DELIVERED)
 
 
 def test_moesifapi_logs_nothing_of_the_answer(server, transport, caplog) -> None:
@@ -258,10 +258,10 @@ def test_post_json(server, transport) -> None:
     """Profiles and actions go to their own paths, small ones plain, larger ones compressed; each status has its outcome."""
     server.script = [Status(201), Status(201), Status(400), Close()]
     body = json.dumps({"user_id": "x" * 1000}).encode()
-    assert transport.post_json("/v1/users", b'{"user_id":"1"}', 5).outcome is Outcome.DELIVERED
-    assert transport.post_json("/v1/users/batch", body, 5).outcome is Outcome.DELIVERED
-    assert transport.post_json("/v1/users", b"{}", 5).outcome is Outcome.ISOLATE
-    assert transport.post_json("/v1/users", b"{}", 5).outcome is Outcome.RETRY
+    assert transport.post_json("/v1/users", b'{"user_id":"1"}', 5).outcome is BatchOutcome.DELIVERED
+    assert transport.post_json("/v1/users/batch", body, 5).outcome is BatchOutcome.DELIVERED
+    assert transport.post_json("/v1/users", b"{}", 5).outcome is BatchOutcome.ISOLATE
+    assert transport.post_json("/v1/users", b"{}", 5).outcome is BatchOutcome.RETRY
     assert [r.path for r in server.requests][:2] == ["/v1/users", "/v1/users/batch"]
     assert server.requests[0].raw_body == b'{"user_id":"1"}'
     assert server.requests[1].body == body

@@ -324,7 +324,7 @@ def test_http_client_still_parses_what_has_a_makefile() -> None:
 
             return io.BytesIO(b"HTTP/1.1 103 x\r\nA: b\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nz")
 
-    answer = connection._Answer(Fake(), method="GET")
+    answer = connection._Response(Fake(), method="GET")
     answer.begin()
     assert (answer.status, answer.read()) == (200, b"z")
 

@@ -15,7 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from moesif_otel._delivery.delivery import Prepared
-from moesif_otel._delivery.outcome import Answer, Outcome
+from moesif_otel._delivery.outcome import BatchOutcome, PostAnswer
 from moesif_otel._delivery.stats import DropReason
 from tests.delivery.delivery_kit import FakeClock, MemoryTransport, Rig, assert_law, no_new_threads, payload
 
@@ -35,7 +35,7 @@ class Gate(MemoryTransport):
     def send(self, payloads, timeout_s):
         self.entered.release()
         if not self.opened.wait(min(timeout_s, 20)):
-            return Answer(Outcome.RETRY, detail="hung")
+            return PostAnswer(BatchOutcome.RETRY, detail="hung")
         return super().send(payloads, timeout_s)
 
 
@@ -55,7 +55,7 @@ def test_threads_start_lazily_and_end_at_shutdown() -> None:
 def test_events_are_delivered_without_any_flush() -> None:
     """An event waits for its batch no longer than EVENT_BATCH_TIMEOUT; nobody needs to flush."""
     done = threading.Event()
-    transport = MemoryTransport(then=lambda _: done.set() or Answer(Outcome.DELIVERED, 201))
+    transport = MemoryTransport(then=lambda _: done.set() or PostAnswer(BatchOutcome.DELIVERED, 201))
     with Rig(transport, event_batch_timeout=0.05) as rig:
         rig.delivery.ensure_started()
         rig.submit(1)
@@ -65,7 +65,7 @@ def test_events_are_delivered_without_any_flush() -> None:
 def test_full_batch_does_not_wait() -> None:
     """A batch that is full goes at once, whatever EVENT_BATCH_TIMEOUT says."""
     done = threading.Event()
-    transport = MemoryTransport(then=lambda _: done.set() or Answer(Outcome.DELIVERED, 201))
+    transport = MemoryTransport(then=lambda _: done.set() or PostAnswer(BatchOutcome.DELIVERED, 201))
     with Rig(transport, event_batch_timeout=3600.0, batch_size=3) as rig:
         rig.delivery.ensure_started()
         for n in range(3):
@@ -146,7 +146,7 @@ def test_flush_after_shutdown_is_true_when_all_is_settled() -> None:
 def test_queue_never_holds_more_than_its_bound(size, bursts) -> None:
     """However events come while nothing goes out, at most EVENT_QUEUE_SIZE wait; each further one is dropped, counted."""
     with no_new_threads():
-        transport = MemoryTransport(then=Answer(Outcome.RETRY, 503))
+        transport = MemoryTransport(then=PostAnswer(BatchOutcome.RETRY, 503))
         rig = Rig(transport, clock=FakeClock(), event_queue_size=size, batch_size=7)
         offered = 0
         for burst in bursts:
@@ -373,7 +373,7 @@ def test_our_threads_are_suppressed() -> None:
 
     def look(_):
         seen.append((is_instrumentation_enabled(), is_http_instrumentation_enabled()))
-        return Answer(Outcome.DELIVERED, 201)
+        return PostAnswer(BatchOutcome.DELIVERED, 201)
 
     with Rig(MemoryTransport(then=look)) as rig:
         rig.delivery.ensure_started()
@@ -460,7 +460,7 @@ def test_idle_delivery_can_be_collected() -> None:
 def test_delivery_with_events_outlives_its_user() -> None:
     """With events pending it stays until they are delivered, though nobody holds it."""
     done = threading.Event()
-    transport = MemoryTransport(then=lambda _: done.set() or Answer(Outcome.DELIVERED, 201))
+    transport = MemoryTransport(then=lambda _: done.set() or PostAnswer(BatchOutcome.DELIVERED, 201))
     rig = Rig(transport, event_batch_timeout=0.3)
     rig.delivery.ensure_started()
     rig.submit(1)
@@ -496,7 +496,7 @@ def test_a_forgotten_delivery_goes_away_once_its_last_batch_is_delivered() -> No
 def test_pid_check_alone_makes_a_child_start_anew(monkeypatch) -> None:
     """Where no at-fork hook runs (uWSGI), the first call in the child finds out by the process id."""
     monkeypatch.setattr("moesif_otel._delivery.delivery.FORKS_TELL", False)
-    with Rig(MemoryTransport(then=Answer(Outcome.RETRY, 503))) as rig:
+    with Rig(MemoryTransport(then=PostAnswer(BatchOutcome.RETRY, 503))) as rig:
         rig.delivery.ensure_started()
         rig.submit(1)
         generation = rig.delivery.generation
@@ -547,7 +547,7 @@ def test_a_log_filter_that_raises_ends_no_thread() -> None:
     logger.addFilter(broken)
     guards.addFilter(broken)
     try:
-        transport = MemoryTransport([Answer(Outcome.RETRY, 503), Answer(Outcome.RETRY, 503)])
+        transport = MemoryTransport([PostAnswer(BatchOutcome.RETRY, 503), PostAnswer(BatchOutcome.RETRY, 503)])
         with Rig(transport, prepare=lambda item: 1 / item and Prepared(payload(item), 10)) as rig:
             rig.delivery.ensure_started()
             for n in (1, 0, 2):
@@ -597,7 +597,7 @@ def test_shutdown_takes_shutdown_timeout() -> None:
     """Without a number SHUTDOWN_TIMEOUT is the time that a shutdown has."""
     clock = FakeClock()
     with no_new_threads():
-        rig = Rig(MemoryTransport(then=Answer(Outcome.RETRY, 503)), clock=clock, shutdown_timeout=12.0)
+        rig = Rig(MemoryTransport(then=PostAnswer(BatchOutcome.RETRY, 503)), clock=clock, shutdown_timeout=12.0)
         rig.submit(1)
         started = clock.now_s
         rig.delivery.shutdown()
@@ -610,7 +610,7 @@ def test_held_bytes_are_those_of_the_budget() -> None:
     from tests.delivery.delivery_kit import prepare, settings
 
     with no_new_threads():
-        delivery = Delivery(settings(), prepare=prepare, transport=MemoryTransport(then=Answer(Outcome.RETRY, 503)))
+        delivery = Delivery(settings(), prepare=prepare, transport=MemoryTransport(then=PostAnswer(BatchOutcome.RETRY, 503)))
         delivery.submit_prepared(payload(1))
         assert delivery.stats().held_bytes == len(payload(1))
         delivery.shutdown(0)
@@ -662,7 +662,7 @@ def test_a_call_that_ends_after_our_exit_handler_is_delivered(caplog) -> None:
         rig.submit(2)
         rig.delivery.settle_at_exit()
         assert transport.delivered == [payload(1), payload(2)]
-        transport.then = Answer(Outcome.RETRY, 503)
+        transport.then = PostAnswer(BatchOutcome.RETRY, 503)
         started = clock.now_s
         for n in range(5):
             rig.submit(n)

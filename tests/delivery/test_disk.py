@@ -7,10 +7,10 @@ import threading
 
 import pytest
 
-from moesif_otel._delivery.outcome import Answer, Outcome
+from moesif_otel._delivery.outcome import BatchOutcome, PostAnswer
 from tests.delivery.delivery_kit import FakeClock, MemoryTransport, Rig, no_new_threads, payload, prepare
 
-RETRY = Answer(Outcome.RETRY, 503)
+RETRY = PostAnswer(BatchOutcome.RETRY, 503)
 BINDING = "ab" * 16
 
 
@@ -85,7 +85,7 @@ def test_replay_stops_at_the_first_failure(spool) -> None:
 def test_suspended_replay_keeps_the_files(spool) -> None:
     """A 401 drops fresh events, but not what is safe on disk."""
     left_by_a_process(spool, range(5))
-    with Rig(transport(then=Answer(Outcome.SUSPENDED, 401)), clock=FakeClock(), spool_directory=spool) as rig:
+    with Rig(transport(then=PostAnswer(BatchOutcome.SUSPENDED, 401)), clock=FakeClock(), spool_directory=spool) as rig:
         run_replay(rig, 5)
         assert rig.stats.dropped == {}
         rig.transport.then = None
@@ -111,8 +111,8 @@ def test_poison_in_a_file_is_isolated(spool) -> None:
 
     def judge(payloads):
         if sum(map(len, payloads)) > 3000:
-            return Answer(Outcome.SPLIT, 413)
-        return Answer(Outcome.ISOLATE, 422) if 1 in numbers(payloads) else None
+            return PostAnswer(BatchOutcome.SPLIT, 413)
+        return PostAnswer(BatchOutcome.ISOLATE, 422) if 1 in numbers(payloads) else None
 
     with Rig(transport(then=judge), clock=FakeClock(), spool_directory=spool) as rig:
         run_replay(rig)
@@ -124,7 +124,7 @@ def test_poison_in_a_file_is_isolated(spool) -> None:
 def test_half_replayed_file_keeps_its_rest(spool) -> None:
     """The server goes away in the middle of a file that had to be cut: what was taken is not sent again."""
     left_by_a_process(spool, range(8))
-    script = [Answer(Outcome.SPLIT, 413), None, RETRY]
+    script = [PostAnswer(BatchOutcome.SPLIT, 413), None, RETRY]
     with Rig(transport(*script), clock=FakeClock(), spool_directory=spool) as rig:
         run_replay(rig)
         assert numbers(rig.transport.delivered) == list(range(8))
@@ -230,7 +230,7 @@ def test_threads_replay_by_themselves(tmp_path) -> None:
 def test_a_file_that_is_refused_whole_costs_few_posts(spool) -> None:
     """2,000 events on disk and an address that answers 404 to all: not one POST for each."""
     left_by_a_process(spool, range(2000), batch_size=100)
-    with Rig(transport(then=Answer(Outcome.ISOLATE, 404)), clock=FakeClock(), spool_directory=spool) as rig:
+    with Rig(transport(then=PostAnswer(BatchOutcome.ISOLATE, 404)), clock=FakeClock(), spool_directory=spool) as rig:
         run_replay(rig, 5000)
         assert rig.stats.dropped == {"rejected": 2000}
         assert len(rig.transport.sent) < 600
@@ -241,7 +241,7 @@ def test_a_file_that_the_server_fails_on_does_not_hold_up_the_rest(spool) -> Non
     left_by_a_process(spool, range(100), batch_size=20)
 
     def judge(payloads):
-        return Answer(Outcome.RETRY, 500) if 7 in numbers(payloads) else None
+        return PostAnswer(BatchOutcome.RETRY, 500) if 7 in numbers(payloads) else None
 
     with Rig(transport(then=judge), clock=FakeClock(), spool_directory=spool) as rig:
         for n in range(100, 200):

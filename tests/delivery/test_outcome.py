@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from moesif_otel._delivery.outcome import (
     STATUS_OUTCOMES,
     SUSPENSION_REASONS,
-    Outcome,
+    BatchOutcome,
     outcome_of_status,
     retry_after_seconds,
 )
 
 DOCUMENTED = {
-    Outcome.DELIVERED: [200, 201, 202, 204],
-    Outcome.RETRY: [408, 425, 429, 500, 502, 503, 504],
-    Outcome.SPLIT: [413],
-    Outcome.ISOLATE: [400, 404, 405, 406, 410, 422],
-    Outcome.SUSPENDED: [401, 402, 403],
+    BatchOutcome.DELIVERED: [200, 201, 202, 204],
+    BatchOutcome.RETRY: [408, 425, 429, 500, 502, 503, 504],
+    BatchOutcome.SPLIT: [413],
+    BatchOutcome.ISOLATE: [400, 404, 405, 406, 410, 422],
+    BatchOutcome.SUSPENDED: [401, 402, 403],
 }
 
 
@@ -34,17 +34,17 @@ def test_each_documented_status_has_a_row(outcome, status) -> None:
 
 def test_each_suspending_status_has_a_reason() -> None:
     """What suspends delivery says for which reason events are dropped meanwhile."""
-    assert {s for s, o in STATUS_OUTCOMES.items() if o is Outcome.SUSPENDED} == set(SUSPENSION_REASONS)
+    assert {s for s, o in STATUS_OUTCOMES.items() if o is BatchOutcome.SUSPENDED} == set(SUSPENSION_REASONS)
 
 
 @given(st.integers(-1000, 100_000))
 def test_every_number_has_an_outcome(status) -> None:
     """No status, however odd, is without an outcome; 2xx alone is a delivery."""
     outcome = outcome_of_status(status)
-    assert (outcome is Outcome.DELIVERED) == (200 <= status < 300)
+    assert (outcome is BatchOutcome.DELIVERED) == (200 <= status < 300)
 
 
-@pytest.mark.parametrize(("status", "outcome"), [(418, Outcome.ISOLATE), (302, Outcome.RETRY), (599, Outcome.RETRY), (299, Outcome.DELIVERED)])
+@pytest.mark.parametrize(("status", "outcome"), [(418, BatchOutcome.ISOLATE), (302, BatchOutcome.RETRY), (599, BatchOutcome.RETRY), (299, BatchOutcome.DELIVERED)])
 def test_unknown_statuses_go_by_their_class(status, outcome) -> None:
     """An unknown refusal is looked into, an unknown failure or redirect is retried."""
     assert outcome_of_status(status) is outcome

@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from moesif_otel._delivery.outcome import Answer, Outcome
+from moesif_otel._delivery.outcome import BatchOutcome, PostAnswer
 from moesif_otel._delivery.sender import HOPELESS_EVENTS
 from tests.delivery.delivery_kit import FakeClock, MemoryTransport, Rig, no_new_threads, payload, without_bodies
 
-RETRY = Answer(Outcome.RETRY, 503)
-SPLIT = Answer(Outcome.SPLIT, 413)
-ISOLATE = Answer(Outcome.ISOLATE, 400)
-DELIVERED = Answer(Outcome.DELIVERED, 201)
+RETRY = PostAnswer(BatchOutcome.RETRY, 503)
+SPLIT = PostAnswer(BatchOutcome.SPLIT, 413)
+ISOLATE = PostAnswer(BatchOutcome.ISOLATE, 400)
+DELIVERED = PostAnswer(BatchOutcome.DELIVERED, 201)
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def test_backoff_sequence_of_a_server_that_comes_back() -> None:
 
 def test_retry_after_is_waited_out() -> None:
     """A wish of the server that is longer than the back-off is kept, and a tenth at most is added at random."""
-    transport = MemoryTransport([Answer(Outcome.RETRY, 429, retry_after_s=17.0), RETRY])
+    transport = MemoryTransport([PostAnswer(BatchOutcome.RETRY, 429, retry_after_s=17.0), RETRY])
     with rig(transport) as r:
         r.submit(1)
         assert r.delivery.force_flush(100)
@@ -89,7 +89,7 @@ def test_flush_tells_the_truth() -> None:
 
 def test_flush_is_true_for_what_was_dropped() -> None:
     """What is counted as dropped is settled: a flush need not wait for it."""
-    with rig(MemoryTransport(then=Answer(Outcome.SUSPENDED, 402))) as r:
+    with rig(MemoryTransport(then=PostAnswer(BatchOutcome.SUSPENDED, 402))) as r:
         r.submit(1)
         assert r.delivery.force_flush(5)
         assert r.stats.dropped == {"payment_required": 1}
@@ -168,7 +168,7 @@ def test_isolation_drops_exactly_the_poison(poison, count, batch_size) -> None:
 
 def test_a_server_that_refuses_everything_is_not_stormed() -> None:
     """A wrong address answers 404 to all: after some hundred events a batch costs a few POSTs, until one is taken."""
-    transport = MemoryTransport(then=Answer(Outcome.ISOLATE, 404))
+    transport = MemoryTransport(then=PostAnswer(BatchOutcome.ISOLATE, 404))
     with rig(transport) as r:
         for n in range(HOPELESS_EVENTS):
             r.submit(n)
@@ -191,7 +191,7 @@ def test_a_server_that_refuses_everything_is_not_stormed() -> None:
 @pytest.mark.parametrize(("status", "reason"), [(401, "unauthorized"), (402, "payment_required"), (403, "unauthorized")])
 def test_suspension_makes_no_storm(status, reason, caplog) -> None:
     """401, 402, 403: one error that says what to do, one POST a minute, all events dropped for the reason meanwhile."""
-    transport = MemoryTransport(then=Answer(Outcome.SUSPENDED, status))
+    transport = MemoryTransport(then=PostAnswer(BatchOutcome.SUSPENDED, status))
     with caplog.at_level(logging.INFO), rig(transport) as r:
         for second in range(181):
             r.submit(second)
@@ -253,7 +253,7 @@ def test_logs_say_it_once_a_minute_and_never_the_secret(caplog) -> None:
         assert "accepts events again" in caplog.records[-1].message
 
 
-@pytest.mark.parametrize("failure", [Answer(Outcome.RETRY, 500), Answer(Outcome.RETRY, 503), Answer(Outcome.RETRY)], ids=["500", "503", "no answer"])
+@pytest.mark.parametrize("failure", [PostAnswer(BatchOutcome.RETRY, 500), PostAnswer(BatchOutcome.RETRY, 503), PostAnswer(BatchOutcome.RETRY)], ids=["500", "503", "no answer"])
 def test_a_batch_that_the_server_fails_on_does_not_hold_up_the_rest(failure) -> None:
     """One event that is answered with a 5xx for ever is given up as rejected; all others, its own batch's too, arrive."""
     transport = MemoryTransport(then=lambda payloads: failure if 7 in numbers(payloads) else DELIVERED)
@@ -271,7 +271,7 @@ def test_a_batch_that_the_server_fails_on_does_not_hold_up_the_rest(failure) -> 
 
 def test_one_batch_alone_with_a_poisoned_event_comes_through() -> None:
     """With nothing else to send, a batch that is answered 500 is cut until its good events are delivered."""
-    transport = MemoryTransport(then=lambda payloads: Answer(Outcome.RETRY, 500) if 7 in numbers(payloads) else DELIVERED)
+    transport = MemoryTransport(then=lambda payloads: PostAnswer(BatchOutcome.RETRY, 500) if 7 in numbers(payloads) else DELIVERED)
     with rig(transport) as r:
         for n in range(50):
             r.submit(n)
@@ -283,7 +283,7 @@ def test_one_batch_alone_with_a_poisoned_event_comes_through() -> None:
 @pytest.mark.parametrize("status", [500, 502, 429, None])
 def test_nothing_is_given_up_while_the_server_fails_for_all(status) -> None:
     """A server that is down for hours costs no event, and its batches come back nearly whole."""
-    transport = MemoryTransport(then=Answer(Outcome.RETRY, status))
+    transport = MemoryTransport(then=PostAnswer(BatchOutcome.RETRY, status))
     with rig(transport, batch_size=50) as r:
         for n in range(200):
             r.submit(n)
@@ -325,7 +325,7 @@ def test_the_smaller_size_after_a_413_is_unlearned() -> None:
 
 def test_one_line_for_one_cause(caplog) -> None:
     """An unreachable server is told once, with the address and what to check."""
-    transport = MemoryTransport([Answer(Outcome.RETRY, detail="ConnectionRefusedError (Connection refused)")] * 3)
+    transport = MemoryTransport([PostAnswer(BatchOutcome.RETRY, detail="ConnectionRefusedError (Connection refused)")] * 3)
     transport.address = "https://moesif.example/path"
     with caplog.at_level(logging.INFO), rig(transport) as r:
         r.submit(1)

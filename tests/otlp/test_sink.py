@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from moesif_otel._capture.wsgi.capture import WsgiCapture
-from moesif_otel._capture.wsgi.span import ServerSpans
+from moesif_otel._capture.wsgi.span import WsgiServerSpans
 from moesif_otel._otlp.sink import http_session
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.processor import MoesifSpanProcessor
@@ -79,7 +79,7 @@ class Caller:
         self.provider.add_span_processor(SimpleSpanProcessor(self.other))
         self.provider.add_span_processor(self.processor)
         self.capture = WsgiCapture(self.processor.pipeline)
-        self.server_spans = ServerSpans(self.provider, app=self.app, given=True)
+        self.server_spans = WsgiServerSpans(self.provider, app=self.app, given=True)
         self.answer: bytes = b'{"answer": 42, "password": "hunter2"}'
         self.during: Any = None
 

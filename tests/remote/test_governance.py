@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from moesif_otel._capture.exchange import Decision
 from moesif_otel._remote.config import DEFAULT_CONFIG, RemoteConfig
 from moesif_otel._remote.facts import BodyNeededError, RequestFacts
-from moesif_otel._remote.governance import NO_RULES, RuleSet, Verdict
+from moesif_otel._remote.governance import NO_RULES, RuleSet
 from moesif_otel._remote.rules import MalformedError, Skips
 
 URI = "https://api.test/users/7?filter=open"
@@ -67,7 +68,7 @@ def ask(
     user: Any = None,
     company: Any = None,
     config: RemoteConfig = DEFAULT_CONFIG,
-) -> Verdict | None:
+) -> Decision | None:
     return rules_of(*rules).evaluate(about or facts(), user, company, config)
 
 
@@ -98,7 +99,7 @@ def test_no_rules_are_false_and_say_nothing() -> None:
 def test_a_rule_that_does_not_block_only_adds_headers() -> None:
     """Its status and body mean nothing, even when they are wrong."""
     verdict = ask({**rule("a"), "response": {"headers": {"X-A": "1"}, "status": "no", "body": 5}})
-    assert verdict == Verdict(blocked=False, status=0, headers=[("X-A", "1")], body=None, blocked_by=None)
+    assert verdict == Decision(blocked=False, status=0, headers=[("X-A", "1")], body=None, blocked_by=None)
     assert ask({"_id": "b", "type": "regex"}) is None
 
 
@@ -520,8 +521,8 @@ def test_an_identity_whose_text_fails_lets_the_call_pass() -> None:
 # The verdict's headers.
 
 
-def verdict_of(*headers: tuple[str, str]) -> Verdict:
-    return Verdict(blocked=False, status=0, headers=list(headers), body=None, blocked_by=None)
+def verdict_of(*headers: tuple[str, str]) -> Decision:
+    return Decision(blocked=False, status=0, headers=list(headers), body=None, blocked_by=None)
 
 
 def test_order_and_repetition_of_the_applications_headers_stay() -> None:

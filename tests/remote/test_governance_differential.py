@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +13,10 @@ from moesifapi.governance_manager import GovernanceRulesManager
 
 from moesif_otel._remote.config import DEFAULT_CONFIG, RemoteConfig
 from moesif_otel._remote.facts import RequestFacts
-from moesif_otel._remote.governance import RuleSet, Verdict
+from moesif_otel._remote.governance import RuleSet
+
+if TYPE_CHECKING:
+    from moesif_otel._capture.exchange import Decision
 
 URI = "https://api.test/users/7?filter=open"
 _IDS = ["r0", "r1", "r2", "r3"]
@@ -95,7 +98,7 @@ def _theirs(case: dict[str, Any]) -> dict[str, Any]:
     return manager.govern_request(case["config"], event, case["user"], case["company"], case["body"], case["headers"])
 
 
-def _ours(case: dict[str, Any]) -> Verdict | None:
+def _ours(case: dict[str, Any]) -> Decision | None:
     lower = {name.lower(): value for name, value in case["headers"].items()}
     facts = RequestFacts(verb=case["verb"], uri=URI, ip_address=case["ip"], header=lower.get)
     facts.give_body(case["body"])

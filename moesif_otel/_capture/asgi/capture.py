@@ -26,8 +26,8 @@ from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
 
-    from moesif_otel._capture.asgi.span import ServerSpan, ServerSpans
-    from moesif_otel._capture.exchange import Decision, Headers, Pipeline
+    from moesif_otel._capture.asgi.span import AsgiServerSpan, AsgiServerSpans
+    from moesif_otel._capture.exchange import CapturePipeline, Decision, Headers
     from moesif_otel._guard import Guard
 
     Message = MutableMapping[str, Any]
@@ -59,7 +59,7 @@ class AsgiCapture:
     __slots__ = ("_objects", "_pipeline", "_provisional")
 
     def __init__(
-        self, pipeline: Pipeline, *, provisional: bool = False, objects: CallbackObjects | None = None
+        self, pipeline: CapturePipeline, *, provisional: bool = False, objects: CallbackObjects | None = None
     ) -> None:
         self._pipeline = pipeline
         self._provisional = provisional
@@ -73,7 +73,7 @@ class AsgiCapture:
         receive: Receive,
         send: Send,
         *,
-        spans: ServerSpans | None = None,
+        spans: AsgiServerSpans | None = None,
         governs: bool = True,
     ) -> Awaitable[Any]:
         """Call the application as the server would, and note what passes of a call; deliver at the end of a lifespan.
@@ -163,7 +163,7 @@ class AsgiCapture:
         receive: Receive,
         send: Send,
         present: tuple[Exchange, ...],
-        spans: ServerSpans | None,
+        spans: AsgiServerSpans | None,
     ) -> tuple[Exchange, HttpCall]:
         pipeline = self._pipeline
         is_http = scope["type"] == "http"
@@ -225,15 +225,15 @@ class HttpCall:
         self._receive = receive
         self._send = send
         self._trailers = False
-        self._span: ServerSpan | None = None
+        self._span: AsgiServerSpan | None = None
         self._path: Any = None
-        self.spans: ServerSpans | None = None  # makes the SERVER span, where no instrumentation does
+        self.spans: AsgiServerSpans | None = None  # makes the SERVER span, where no instrumentation does
         self._objects: CallbackObjects | None = None
         self._scope: Any = None
         self._came: Any = None
         self._rest: Callable[[], Awaitable[Any]] | None = None  # waits for callbacks that are awaited
 
-    def _start_span(self, spans: ServerSpans, scope: Any) -> Any:
+    def _start_span(self, spans: AsgiServerSpans, scope: Any) -> Any:
         """Start the SERVER span, where it is ours to make, and make it current."""
         self._path = scope.get("path")
         try:

@@ -20,7 +20,7 @@ from moesif_otel._guard import PROCESS_GUARD
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
 
-    from moesif_otel._capture.exchange import Pipeline
+    from moesif_otel._capture.exchange import CapturePipeline
 
     Send = Callable[[MutableMapping[str, Any]], Awaitable[Any]]
 
@@ -28,7 +28,7 @@ __all__ = ["Lifespan", "deliver_at_shutdown", "run_in_thread"]
 
 _ENDS: Final = frozenset({"lifespan.shutdown.complete", "lifespan.shutdown.failed"})
 
-_delivered_at_shutdown: Final[weakref.WeakSet[Pipeline]] = weakref.WeakSet()
+_delivered_at_shutdown: Final[weakref.WeakSet[CapturePipeline]] = weakref.WeakSet()
 
 
 async def run_in_thread(function: Callable[..., Any], *args: Any) -> None:
@@ -54,7 +54,7 @@ class Lifespan:
 
     __slots__ = ("_pipeline", "_send")
 
-    def __init__(self, pipeline: Pipeline, send: Send) -> None:
+    def __init__(self, pipeline: CapturePipeline, send: Send) -> None:
         self._pipeline = pipeline
         self._send = send
         _delivered_at_shutdown.discard(pipeline)
@@ -66,7 +66,7 @@ class Lifespan:
         return await self._send(message)
 
 
-async def _deliver(pipeline: Pipeline) -> None:
+async def _deliver(pipeline: CapturePipeline) -> None:
     if pipeline in _delivered_at_shutdown:
         return  # by a layer further inside; where Moesif cannot be reached it would take the same time again
     try:
@@ -91,10 +91,10 @@ _shutdowns: Final = PatchSet(
         Patch("granian.asgi", "LifespanProtocol.shutdown", _shut_down),
     ]
 )
-_pipelines: Final[weakref.WeakSet[Pipeline]] = weakref.WeakSet()
+_pipelines: Final[weakref.WeakSet[CapturePipeline]] = weakref.WeakSet()
 
 
-def deliver_at_shutdown(pipeline: Pipeline) -> None:
+def deliver_at_shutdown(pipeline: CapturePipeline) -> None:
     """Deliver what is pending in a pipeline when a server shuts down, also without a lifespan. Never raises."""
     _pipelines.add(pipeline)
     PROCESS_GUARD.run("meeting the shutdown of servers", _shutdowns.hold, pipeline)

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
 
-__all__ = ["ServerSpan", "ServerSpans"]
+__all__ = ["AsgiServerSpan", "AsgiServerSpans"]
 
-_starting: ContextVar[ServerSpan | None] = ContextVar("moesif_otel_starting_asgi_span", default=None)
+_starting: ContextVar[AsgiServerSpan | None] = ContextVar("moesif_otel_starting_asgi_span", default=None)
 # FastAPI itself makes SERVER spans where it has `fastapi.telemetry`.
 _FRAMEWORK_INSTRUMENTATIONS: Final = (
     "fastapi.telemetry",
@@ -36,7 +36,7 @@ _FRAMEWORK_INSTRUMENTATIONS: Final = (
 )
 
 
-class ServerSpan:
+class AsgiServerSpan:
     """One run of the middleware beside one call."""
 
     __slots__ = ("_coroutine", "_own", "context")
@@ -107,7 +107,7 @@ async def _send_nowhere(_message: Any) -> None:
     return None
 
 
-class ServerSpans(ServerSpanChoice):
+class AsgiServerSpans(ServerSpanChoice):
     """Makes SERVER spans of ASGI calls on one provider, where nobody else does.
 
     Args:
@@ -133,6 +133,6 @@ class ServerSpans(ServerSpanChoice):
             exclude_spans=["receive", "send"],
         )
 
-    def start(self, scope: Any) -> ServerSpan | None:
+    def start(self, scope: Any) -> AsgiServerSpan | None:
         """Start the span of a call, or None where it is not ours to make."""
-        return ServerSpan(self._middleware, dict(scope)) if self.is_ours(scope.get("path")) else None
+        return AsgiServerSpan(self._middleware, dict(scope)) if self.is_ours(scope.get("path")) else None

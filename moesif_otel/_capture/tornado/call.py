@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 
     from moesif_otel._capture.exchange import Decision, Exchange
 
-__all__ = ["Call", "HandlerCall", "ResponseTee", "chained_close"]
+__all__ = ["HandlerCall", "ResponseTee", "TornadoCall", "chained_close"]
 
 _SWITCHING_PROTOCOLS: Final = 101
 _STATUSES_WITHOUT_BODY: Final = frozenset({204, 304})  # RFC 9110, 6.4.1
 
 
-class Call:
+class TornadoCall:
     """One captured request; once it is over only its empty shell is left.
 
     Args:
@@ -146,7 +146,7 @@ class Call:
             exchange.finish_from_finalizer(Outcome.UNFINISHED)
 
 
-class HandlerCall(Call):
+class HandlerCall(TornadoCall):
     """A request whose handler answers through Tornado's transforms.
 
     Args:
@@ -364,7 +364,7 @@ class ResponseTee(OutputTransform):
         return chunk
 
 
-def chained_close(previous: Callable[[], None], call: Call) -> Callable[[], None]:
+def chained_close(previous: Callable[[], None], call: TornadoCall) -> Callable[[], None]:
     """Return a close callback that does what the connection would have done, then ends the call."""
 
     def on_close() -> None:

@@ -18,7 +18,7 @@ from tornado.web import Application, FallbackHandler, GZipContentEncoding, Reque
 
 from moesif_otel._capture.exchange import Outcome, current_exchange
 from moesif_otel._capture.patching import Patch, PatchSet
-from moesif_otel._capture.tornado.call import Call, HandlerCall, ResponseTee
+from moesif_otel._capture.tornado.call import HandlerCall, ResponseTee, TornadoCall
 from moesif_otel._capture.tornado.fallback import ConnectionCall, marked_environ
 from moesif_otel._capture.tornado.govern import govern
 from moesif_otel._capture.tornado.request import open_exchange
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tornado.httputil import HTTPServerRequest
     from tornado.web import OutputTransform
 
-    from moesif_otel._capture.exchange import Exchange, Pipeline
+    from moesif_otel._capture.exchange import CapturePipeline, Exchange
 
 __all__ = ["CAPTURE_ATTRIBUTE", "TornadoCapture"]
 
@@ -60,7 +60,7 @@ class TornadoCapture:
     """
 
     def __init__(
-        self, pipeline: Pipeline, *, before_first: Callable[[], None] | None = None, everywhere: bool = False
+        self, pipeline: CapturePipeline, *, before_first: Callable[[], None] | None = None, everywhere: bool = False
     ) -> None:
         self.pipeline = pipeline
         self.active = False
@@ -120,7 +120,7 @@ class TornadoCapture:
             self.pipeline.guard.caught("the end of a Tornado request", exc)
             return False
 
-    def open(self, handler: RequestHandler) -> Call | None:
+    def open(self, handler: RequestHandler) -> TornadoCall | None:
         """Open the record of a request; None where there is one, or where something failed. Never raises."""
         try:
             calls = _calls_of(handler.request)
@@ -136,7 +136,7 @@ class TornadoCapture:
             self._failed("capture of a Tornado request", exc)
             return None
 
-    def _new_call(self, handler: RequestHandler) -> Call:
+    def _new_call(self, handler: RequestHandler) -> TornadoCall:
         exchange = open_exchange(self.pipeline, handler)
         call = self._call_for(exchange, handler)
         try:
@@ -149,7 +149,7 @@ class TornadoCapture:
         self.pipeline.opened(exchange)
         return call
 
-    def _call_for(self, exchange: Exchange, handler: RequestHandler) -> Call:
+    def _call_for(self, exchange: Exchange, handler: RequestHandler) -> TornadoCall:
         if isinstance(handler, FallbackHandler):
             return ConnectionCall(exchange, handler)
         return HandlerCall(exchange, handler, awaits_log=self in _captures_of_function(handler.application))
@@ -218,13 +218,13 @@ def _remember(application: Application, capture: TornadoCapture) -> None:
             _remembered[application] = (*known, capture)
 
 
-def _calls_of(request: HTTPServerRequest) -> dict[TornadoCapture, Call]:
-    calls: dict[TornadoCapture, Call] = request.__dict__.setdefault(_CALLS, {})
+def _calls_of(request: HTTPServerRequest) -> dict[TornadoCapture, TornadoCall]:
+    calls: dict[TornadoCapture, TornadoCall] = request.__dict__.setdefault(_CALLS, {})
     return calls
 
 
-def _present_calls(request: HTTPServerRequest) -> Iterable[Call]:
-    calls: dict[TornadoCapture, Call] = request.__dict__.get(_CALLS, {})
+def _present_calls(request: HTTPServerRequest) -> Iterable[TornadoCall]:
+    calls: dict[TornadoCapture, TornadoCall] = request.__dict__.get(_CALLS, {})
     return calls.values()
 
 
@@ -296,7 +296,7 @@ def _with_tee(transforms: list[OutputTransform], tee: ResponseTee) -> list[Outpu
     return [*transforms[:at], tee, *transforms[at:]]
 
 
-def _executed(call: Call, error: BaseException | None) -> None:
+def _executed(call: TornadoCall, error: BaseException | None) -> None:
     try:
         call.executed(error)
     except Exception as exc:

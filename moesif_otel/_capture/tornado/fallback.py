@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from moesif_otel._capture.exchange import Outcome
 from moesif_otel._capture.patching import InstancePatches
-from moesif_otel._capture.tornado.call import Call, chained_close
+from moesif_otel._capture.tornado.call import TornadoCall, chained_close
 from moesif_otel._capture.tornado.shape import UnknownShape, client_is_gone, close_callback_of
 from moesif_otel._guard import PROCESS_GUARD
 
@@ -29,7 +29,7 @@ _METHODS: Final = ("write_headers", "write", "finish", "set_close_callback")
 _FIRST_FINAL_STATUS: Final = 200
 
 
-class ConnectionCall(Call):
+class ConnectionCall(TornadoCall):
     """A request whose response is seen on its connection.
 
     Args:
@@ -131,7 +131,9 @@ class ConnectionCall(Call):
         self._connection = None
 
 
-def marked_environ(calls_of: Callable[[Any], Iterable[Call]], environ_of: Any, /, *args: Any, **kwargs: Any) -> Any:
+def marked_environ(
+    calls_of: Callable[[Any], Iterable[TornadoCall]], environ_of: Any, /, *args: Any, **kwargs: Any
+) -> Any:
     """Do `WSGIContainer.environ` (a static method before Tornado 6.3); that of a captured request names its Exchanges.
 
     Args:

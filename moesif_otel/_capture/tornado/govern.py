@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from moesif_otel._capture.exchange import Decision, Exchange
-    from moesif_otel._capture.tornado.call import Call
+    from moesif_otel._capture.tornado.call import TornadoCall
 
 __all__ = ["govern"]
 
 
-def govern(call: Call) -> None:
+def govern(call: TornadoCall) -> None:
     """Ask the rules about a request; note headers to add, or arrange the answer of a blocked one. Never raises."""
     exchange, handler = call.exchange, call.handler
     if exchange is None or handler is None:

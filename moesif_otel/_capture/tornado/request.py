@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tornado.httputil import HTTPServerRequest
     from tornado.web import RequestHandler
 
-    from moesif_otel._capture.exchange import Pipeline
+    from moesif_otel._capture.exchange import CapturePipeline
 
 __all__ = ["open_exchange"]
 
@@ -22,7 +22,7 @@ _URL_SAFE: Final = "/:@!$&'()*+,;=~?#%[]"
 _NANOSECONDS: Final = 1_000_000_000
 
 
-def open_exchange(pipeline: Pipeline, handler: RequestHandler) -> Exchange:
+def open_exchange(pipeline: CapturePipeline, handler: RequestHandler) -> Exchange:
     """Make the Exchange of a request and note what is known before the handler runs."""
     request = handler.request
     exchange = Exchange(pipeline, "Incoming", request.method or "GET")

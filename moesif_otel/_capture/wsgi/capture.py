@@ -22,8 +22,8 @@ from moesif_otel._capture.wsgi.input import read_ahead, tee_input
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from moesif_otel._capture.exchange import Decision, Pipeline
-    from moesif_otel._capture.wsgi.span import ServerSpan, ServerSpans
+    from moesif_otel._capture.exchange import CapturePipeline, Decision
+    from moesif_otel._capture.wsgi.span import WsgiServerSpan, WsgiServerSpans
 
 __all__ = ["EXCHANGES_KEY", "TRANSACTION_ID_HEADER", "WsgiCapture"]
 
@@ -60,7 +60,7 @@ class WsgiCapture:
 
     def __init__(
         self,
-        pipeline: Pipeline,
+        pipeline: CapturePipeline,
         *,
         transaction_id: Callable[[Exchange], str] | None = None,
         provisional: bool = False,
@@ -80,7 +80,7 @@ class WsgiCapture:
         start_response: Any,
         *,
         callback_app: Any = None,
-        spans: ServerSpans | None = None,
+        spans: WsgiServerSpans | None = None,
     ) -> Any:
         """Call the application as the server would, and note what passes.
 
@@ -106,7 +106,7 @@ class WsgiCapture:
             return app(environ, start_response)
         return call.run(app, environ, spans)
 
-    def _open(self, environ: dict[str, Any], start_response: Any, callback_app: Any) -> _Call | None:
+    def _open(self, environ: dict[str, Any], start_response: Any, callback_app: Any) -> _WsgiCall | None:
         pipeline = self._pipeline
         present: tuple[Exchange, ...] = environ.get(EXCHANGES_KEY, ())
         if not present and current_exchange.get() is not None:
@@ -130,7 +130,7 @@ class WsgiCapture:
                 body = exchange.request_body = CapturedBody(settings.request_max_body_size, pipeline.budget)
                 environ["wsgi.input"] = tee_input(environ["wsgi.input"], body, pipeline.guard)
         environ[EXCHANGES_KEY] = (*present, exchange)
-        return _Call(self, exchange, start_response, environ.get("PATH_INFO"), environ.get("SCRIPT_NAME"))
+        return _WsgiCall(self, exchange, start_response, environ.get("PATH_INFO"), environ.get("SCRIPT_NAME"))
 
     def _take_over(self, present: tuple[Exchange, ...]) -> bool:
         """Whether this call is ours to capture, although its environ has met a capture before."""
@@ -155,7 +155,7 @@ def _bridged(environ: dict[str, Any]) -> tuple[Exchange, ...]:
     )
 
 
-class _Call:
+class _WsgiCall:
     """One call: what is around it, and what comes back."""
 
     __slots__ = (
@@ -179,8 +179,8 @@ class _Call:
         self._path = path
         self._server_start_response = start_response
         self._server_write: Any = None
-        self._spans: ServerSpans | None = None
-        self._span: ServerSpan | None = None
+        self._spans: WsgiServerSpans | None = None
+        self._span: WsgiServerSpan | None = None
         self._sent_bytes = 0
         self._decision: Decision | None = None
         # The application's list of headers, ours if the server got another one, and how many had been there.
@@ -188,7 +188,7 @@ class _Call:
         self._sent_headers: list[tuple[str, str]] | None = None
         self._header_count = 0
 
-    def run(self, app: Any, environ: dict[str, Any], spans: ServerSpans | None) -> Any:
+    def run(self, app: Any, environ: dict[str, Any], spans: WsgiServerSpans | None) -> Any:
         """Call the application and take its result."""
         exchange = self._exchange
         pipeline = exchange.pipeline
@@ -225,7 +225,7 @@ class _Call:
             self._finish(Outcome.COMPLETE)
             return result
 
-    def _start_span(self, spans: ServerSpans, environ: dict[str, Any]) -> None:
+    def _start_span(self, spans: WsgiServerSpans, environ: dict[str, Any]) -> None:
         self._spans = spans
         try:
             self._span = span = spans.start(environ)
@@ -457,7 +457,7 @@ class ResponseStream:
 
     __slots__ = ("_call", "_has_begun", "_iterable", "_next")
 
-    def __init__(self, call: _Call, iterable: Any) -> None:
+    def __init__(self, call: _WsgiCall, iterable: Any) -> None:
         self._call = call
         self._iterable = iterable
         self._next: Any = None

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
 
 
-__all__ = ["ServerSpan", "ServerSpans"]
+__all__ = ["WsgiServerSpan", "WsgiServerSpans"]
 
-_starting: ContextVar[ServerSpan | None] = ContextVar("moesif_otel_starting_span", default=None)
+_starting: ContextVar[WsgiServerSpan | None] = ContextVar("moesif_otel_starting_span", default=None)
 
 # Instrumentors that make the SERVER span of a WSGI framework themselves.
 _FRAMEWORK_INSTRUMENTORS: Final = tuple(
@@ -50,7 +50,7 @@ class _Aside:
         raise StopIteration
 
 
-class ServerSpan:
+class WsgiServerSpan:
     """One run of the middleware beside one call.
 
     `enter` and `leave` stand around each step of the application.
@@ -127,7 +127,7 @@ def _stand_in_app(_environ: dict[str, Any], start_response: Any) -> Any:
     return span.note_start(start_response) if span is not None else ()
 
 
-class ServerSpans(ServerSpanChoice):
+class WsgiServerSpans(ServerSpanChoice):
     """Makes SERVER spans of WSGI calls on one provider, where nobody else does.
 
     Args:
@@ -151,6 +151,6 @@ class ServerSpans(ServerSpanChoice):
             _stand_in_app, tracer_provider=provider, meter_provider=NoOpMeterProvider()
         )
 
-    def start(self, environ: dict[str, Any]) -> ServerSpan | None:
+    def start(self, environ: dict[str, Any]) -> WsgiServerSpan | None:
         """Start the span of a call, or None where it is not ours to make."""
-        return ServerSpan(self._middleware, environ) if self.is_ours(environ.get("PATH_INFO")) else None
+        return WsgiServerSpan(self._middleware, environ) if self.is_ours(environ.get("PATH_INFO")) else None

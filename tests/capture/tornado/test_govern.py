@@ -14,22 +14,21 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from tornado import web, websocket, wsgi
 
-from moesif_otel._capture.exchange import Outcome
-from moesif_otel._remote.governance import Verdict
+from moesif_otel._capture.exchange import Decision, Outcome
 from tests.capture.tornado.serving import Recorder, get, recorder, run, serving, talk, tapping, without_dates
 
 BODY = b'{"error": "quota"}'
 
 
-def block(status: int = 429, body: bytes = BODY, headers: list[tuple[str, str]] | None = None) -> Verdict:
+def block(status: int = 429, body: bytes = BODY, headers: list[tuple[str, str]] | None = None) -> Decision:
     """Give a verdict that blocks."""
     own = headers or [("X-Rule", "42"), ("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-    return Verdict(blocked=True, status=status, headers=own, body=body, blocked_by="rule 1")
+    return Decision(blocked=True, status=status, headers=own, body=body, blocked_by="rule 1")
 
 
-def add(*headers: tuple[str, str]) -> Verdict:
+def add(*headers: tuple[str, str]) -> Decision:
     """Give a verdict that adds headers."""
-    return Verdict(blocked=False, status=0, headers=list(headers), body=None, blocked_by=None)
+    return Decision(blocked=False, status=0, headers=list(headers), body=None, blocked_by=None)
 
 
 class Story(web.RequestHandler):
@@ -80,7 +79,7 @@ def served(verdict: Any, *requests: bytes, handlers: Any = None, **settings: Any
     return pipeline, answers
 
 
-def _deciding(exchange: Any, verdict: Verdict) -> Verdict:
+def _deciding(exchange: Any, verdict: Decision) -> Decision:
     exchange.blocked_by = verdict.blocked_by
     return verdict
 
@@ -140,7 +139,7 @@ def test_an_answer_without_a_body_has_no_type():
 def test_a_connection_lives_on_after_a_blocked_request():
     """Keep-alive: the next request is served, since the rule has nothing to say about it."""
 
-    def decide(exchange: Any, read_ahead: Any) -> Verdict | None:
+    def decide(exchange: Any, read_ahead: Any) -> Decision | None:
         return block() if exchange.url.endswith("?blocked") else None
 
     first = get("/?blocked").replace(b"Connection: close\r\n", b"")

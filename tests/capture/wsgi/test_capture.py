@@ -18,11 +18,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
 
-from moesif_otel._capture.exchange import Outcome, current_exchange
+from moesif_otel._capture.exchange import Decision, Outcome, current_exchange
 from moesif_otel._capture.wsgi import span as wsgi_span
 from moesif_otel._capture.wsgi.capture import WsgiCapture
-from moesif_otel._capture.wsgi.span import ServerSpans
-from moesif_otel._remote.governance import Verdict
+from moesif_otel._capture.wsgi.span import WsgiServerSpans
 from tests.recording import RecordingPipeline
 
 
@@ -81,7 +80,7 @@ def spans(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> An
     provider = TracerProvider(shutdown_on_exit=False)
     provider.finished = InMemorySpanExporter()  # type: ignore[attr-defined]
     provider.add_span_processor(SimpleSpanProcessor(provider.finished))  # type: ignore[attr-defined]
-    made = ServerSpans(provider, app=simple_app, given=True)
+    made = WsgiServerSpans(provider, app=simple_app, given=True)
     made_provider[made] = provider.finished  # type: ignore[attr-defined]
     return made
 
@@ -517,7 +516,7 @@ def test_callbacks_find_what_moesifwsgi_documents() -> None:
 def test_a_blocked_call_is_answered_without_the_application() -> None:
     """The rule's status, headers and body reach the client; the application is not called; the call is on record."""
     pipeline, server, called = RecordingPipeline(), Server(), []
-    pipeline.decision = lambda exchange, read: Verdict(
+    pipeline.decision = lambda exchange, read: Decision(
         blocked=True, status=429, headers=[("X-Q", "1"), ("Content-Length", "2")], body=b"{}", blocked_by="r1"
     )
     call = tapped(lambda environ, start_response: called.append(1), pipeline)
@@ -532,7 +531,7 @@ def test_a_blocked_call_is_answered_without_the_application() -> None:
 def test_a_rules_headers_come_behind_the_applications() -> None:
     """Order and repetition of the application's own headers stay as they are."""
     pipeline, server = RecordingPipeline(), Server()
-    pipeline.decision = lambda exchange, read: Verdict(
+    pipeline.decision = lambda exchange, read: Decision(
         blocked=False, status=0, headers=[("X-Plan", "gold")], body=None, blocked_by=None
     )
 
@@ -623,7 +622,7 @@ def test_a_generator_keeps_its_own_context_between_its_steps(monkeypatch: pytest
         seen.append((trace.get_current_span().get_span_context().span_id != 0, baggage.get_baggage("tenant")))
 
     pipeline = RecordingPipeline()
-    spans = ServerSpans(provider, app=app, given=True)
+    spans = WsgiServerSpans(provider, app=app, given=True)
     for piece in tapped(app, pipeline, spans=spans)(make_environ(), Server().start_response):
         seen.append(piece)
         assert not trace.get_current_span().get_span_context().is_valid
@@ -647,7 +646,7 @@ def test_only_the_span_joins_the_applications_context(monkeypatch: pytest.Monkey
         HTTP_TRACEPARENT="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", HTTP_BAGGAGE="tenant=evil"
     )
     pipeline = RecordingPipeline()
-    spans = ServerSpans(provider, app=app, given=True)
+    spans = WsgiServerSpans(provider, app=app, given=True)
     Server().run(tapped(app, pipeline, spans=spans), environ)
     assert set(carriers[0]) == {"traceparent"}
     assert carriers[0]["traceparent"].startswith("00-0af7651916cd43dd8448eb211c80319c-")
@@ -666,7 +665,7 @@ def test_a_call_in_flight_at_a_shutdown_ends_its_span(monkeypatch: pytest.Monkey
         yield b"a"
         yield b"b"
 
-    spans = ServerSpans(provider, app=app, given=True)
+    spans = WsgiServerSpans(provider, app=app, given=True)
     result = tapped(app, pipeline, spans=spans)(make_environ(), Server().start_response)
     iterator = iter(result)
     next(iterator)
