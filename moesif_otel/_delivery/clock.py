@@ -5,39 +5,12 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from typing import Protocol
 
-__all__ = ["Clock", "SystemClock", "Waitable", "WakeEvent"]
-
-
-class Waitable(Protocol):
-    """A `WakeEvent`, or a `threading.Condition` whose lock is held."""
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait until signalled or for `timeout` seconds; whether it was signalled."""
-        ...
+__all__ = ["Clock", "WakeEvent"]
 
 
-class Clock(Protocol):
-    """Where delivery reads the time and waits; tests put one in that the waits advance."""
-
-    def monotonic(self) -> float:
-        """Return seconds that never go back."""
-        ...
-
-    def time(self) -> float:
-        """Return seconds since the epoch."""
-        ...
-
-    def wait(self, signal: Waitable, timeout_s: float | None) -> bool:
-        """Wait for a signal, at most `timeout_s` seconds (None: no limit); whether it came."""
-        ...
-
-
-class SystemClock:
-    """The real clock."""
-
-    __slots__ = ()
+class Clock:
+    """Where delivery reads the time and waits; tests put one in whose time passes by the waits."""
 
     def monotonic(self) -> float:
         """Return seconds that never go back."""
@@ -47,8 +20,8 @@ class SystemClock:
         """Return seconds since the epoch."""
         return time.time()
 
-    def wait(self, signal: Waitable, timeout_s: float | None) -> bool:
-        """Wait for a signal, at most `timeout_s` seconds."""
+    def wait(self, signal: WakeEvent | threading.Condition, timeout_s: float | None) -> bool:
+        """Wait for a signal (a condition's lock is held), at most `timeout_s` seconds; whether it came."""
         # `Lock.acquire` refuses more than `TIMEOUT_MAX`.
         return signal.wait(None if timeout_s is None else min(max(0.0, timeout_s), threading.TIMEOUT_MAX))
 

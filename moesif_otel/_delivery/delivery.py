@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from moesif_otel._capture.body import ByteBudget
-from moesif_otel._delivery.clock import SystemClock
+from moesif_otel._delivery.clock import Clock
 from moesif_otel._delivery.health import ServerHealth
 from moesif_otel._delivery.metrics import export_metrics
 from moesif_otel._delivery.process import FORKS_TELL, Collaborators, FlushMark, ProcessState, Turn, watch
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from random import Random
 
-    from moesif_otel._delivery.clock import Clock
     from moesif_otel._delivery.process import Transport
     from moesif_otel._delivery.queue import Batch
     from moesif_otel._delivery.stats import Stats
@@ -100,13 +99,14 @@ class Delivery(Generic[T]):
         self._transport = transport
         self._prepare = prepare
         self._on_drop = on_drop
-        self._clock: Clock = clock or SystemClock()
+        self._clock = clock or Clock()
         self._uniform = (random or SystemRandom()).uniform
         self._log = DeliveryLog(self._clock, getattr(transport, "address", "Moesif"))
         self._parts = Collaborators(settings, transport, self.ledger, self.budget, self.guard, self._clock, self._log)
-        self._measure: Callable[[float], None] | None = None if measured else _measure_nothing
-        self._sender = Sender(self._parts, without_bodies=without_bodies, on_duration=self._note_duration)
-        self._disk = self._new_disk()
+        self._is_measured = measured
+        self._measure: Callable[[float], None] | None = None
+        self._without_bodies = without_bodies
+        self._disk, self._sender = self._new_disk_and_sender()
         self._housekeeping: list[Callable[[], float | None]] = []
         self._after_fork_runs: list[Callable[[], object]] = []
         self._generation = 0
@@ -200,6 +200,10 @@ class Delivery(Generic[T]):
         queue = BatchQueue(self.settings.batch_size, self.settings.event_batch_timeout)
         return ProcessState(queue, ServerHealth(self._uniform), closed=self._closed)
 
+    def _new_disk_and_sender(self) -> tuple[Disk | None, Sender]:
+        disk = self._new_disk()
+        return disk, Sender(self._parts, disk, without_bodies=self._without_bodies, on_duration=self._note_duration)
+
     def _new_disk(self) -> Disk | None:
         directory = self.settings.spool_directory
         # A transport without a binding (another exporter's) has payloads that are not ours to write.
@@ -228,7 +232,7 @@ class Delivery(Generic[T]):
         self._pid = os.getpid()
         if self._disk is not None:
             self._disk.spool.abandon()
-            self._disk = self._new_disk()
+            self._disk, self._sender = self._new_disk_and_sender()
         for part in (self.ledger, self.budget, self.guard, self._transport, self._log):
             part.after_fork()
         self._generation += 1
@@ -272,8 +276,8 @@ class Delivery(Generic[T]):
             else:
                 self.guard.count("starting a delivery thread")  # nothing that anybody should hear of
             state.start_again_at_s = self._clock.monotonic() + _AGAIN_S
-        if self._measure is None:
-            self._measure = self.guard.run("recording metrics", export_metrics, self, self.ledger) or _measure_nothing
+        if self._is_measured and self._measure is None:
+            self._measure = self.guard.run("recording metrics", export_metrics, self, self.ledger)
 
     def _start_thread(
         self, state: ProcessState[T], target: Callable[..., None], name: str, reference: weakref.ref[Delivery[T]]
@@ -292,7 +296,7 @@ class Delivery(Generic[T]):
 
     def _sender_turn(self, state: ProcessState[T], limit_at_s: float | None = None) -> Turn:
         try:
-            turn = self._sender.turn(state, self._disk, limit_at_s)
+            turn = self._sender.turn(state, limit_at_s)
             if turn.wait_s is None and self._disk is not None and limit_at_s is None:
                 return self._disk.replay(state, turn)
         except BaseException as exc:  # a callback's SystemExit must not end the thread
@@ -671,7 +675,3 @@ def _run_sender(reference: weakref.ref[Delivery[Any]], state: ProcessState[Any],
             del delivery
             if turn.wait_s != 0:
                 state.wait_for_work(clock, turn)
-
-
-def _measure_nothing(_: float) -> None:
-    pass

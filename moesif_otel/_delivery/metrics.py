@@ -34,21 +34,48 @@ _SUMMED: Final = ("accepted", "delivered", "retries")
 _LEVELS: Final = ("pending", "held_bytes", "spool_bytes")
 
 
-class _Sources:
-    """Reads the sum of all ledgers; of a pipeline that is gone, the counts remain."""
+def _nothing() -> Stats:
+    return Stats({**dict.fromkeys(_SUMMED, 0), "dropped": {}})
 
-    def __init__(self) -> None:
+
+def _add(total: Stats, stats: Stats, keys: Iterable[str]) -> None:
+    for key in keys:
+        total[key] += stats[key]
+    for reason, n in stats["dropped"].items():
+        total["dropped"][reason] = total["dropped"].get(reason, 0) + n
+
+
+class Instruments:
+    """The instruments on one meter provider, and the sum of all ledgers; of a pipeline that is gone, the counts remain.
+
+    Args:
+        meter_provider: Where they are made; the global one by default.
+    """
+
+    def __init__(self, meter_provider: MeterProvider | None = None) -> None:
         self._lock = threading.Lock()
         self._sources: list[tuple[weakref.ref[Any], Ledger]] = []
-        self._gone = Stats({**dict.fromkeys(_SUMMED, 0), "dropped": {}})
+        self._gone = _nothing()
         self._pid = os.getpid()
+        meter: Meter = metrics.get_meter(_SCOPE, meter_provider=meter_provider)
+        counter, level = meter.create_observable_counter, meter.create_observable_up_down_counter
+        counter("moesif.events.accepted", [self._of("accepted")], "{event}", "Events taken for delivery")
+        counter("moesif.events.delivered", [self._of("delivered")], "{event}", "Events that Moesif took")
+        counter("moesif.events.dropped", [self._dropped], "{event}", "Events given up, by reason")
+        counter("moesif.export.retries", [self._of("retries")], "{attempt}", "POSTs that have to be repeated")
+        level("moesif.events.pending", [self._of("pending")], "{event}", "Events accepted and not settled yet")
+        level("moesif.held_bytes", [self._of("held_bytes")], "By", "Captured and prepared bytes in memory")
+        level("moesif.spool.size", [self._of("spool_bytes")], "By", "Bytes in the spool directory, when last looked at")
+        self._duration = meter.create_histogram("moesif.export.duration", "s", "Duration of one POST")
 
-    def add(self, owner: object, ledger: Ledger) -> None:
+    def add(self, owner: object, ledger: Ledger) -> Callable[[float], None]:
+        """Include a pipeline for as long as `owner` lives; return where to put the seconds of each POST."""
         with self._here():
             self._sources.append((weakref.ref(owner), ledger))
-        self.read()  # releases ledgers whose owner is gone, even if no metric reader is configured
+        self._read()  # releases ledgers whose owner is gone, even if no metric reader is configured
+        return self._duration.record
 
-    def read(self) -> Stats:
+    def _read(self) -> Stats:
         with self._here():
             total = Stats({**self._gone, **dict.fromkeys(_LEVELS, 0), "dropped": dict(self._gone["dropped"])})
             alive = []
@@ -65,49 +92,14 @@ class _Sources:
     def _here(self) -> threading.Lock:
         if self._pid != os.getpid():
             # A forked child: its ledgers begin at nothing, and the lock may have been held at the fork.
-            self._pid = os.getpid()
-            self._lock = threading.Lock()
-            self._gone = Stats({**dict.fromkeys(_SUMMED, 0), "dropped": {}})
+            self._pid, self._lock, self._gone = os.getpid(), threading.Lock(), _nothing()
         return self._lock
 
-
-def _add(total: Stats, stats: Stats, keys: Iterable[str]) -> None:
-    for key in keys:
-        total[key] += stats[key]
-    for reason, n in stats["dropped"].items():
-        total["dropped"][reason] = total["dropped"].get(reason, 0) + n
-
-
-class Instruments:
-    """The instruments on one meter provider.
-
-    Args:
-        meter_provider: Where they are made; the global one by default.
-    """
-
-    def __init__(self, meter_provider: MeterProvider | None = None) -> None:
-        self._sources = _Sources()
-        meter: Meter = metrics.get_meter(_SCOPE, meter_provider=meter_provider)
-        counter, level = meter.create_observable_counter, meter.create_observable_up_down_counter
-        counter("moesif.events.accepted", [self._of("accepted")], "{event}", "Events taken for delivery")
-        counter("moesif.events.delivered", [self._of("delivered")], "{event}", "Events that Moesif took")
-        counter("moesif.events.dropped", [self._dropped], "{event}", "Events given up, by reason")
-        counter("moesif.export.retries", [self._of("retries")], "{attempt}", "POSTs that have to be repeated")
-        level("moesif.events.pending", [self._of("pending")], "{event}", "Events accepted and not settled yet")
-        level("moesif.held_bytes", [self._of("held_bytes")], "By", "Captured and prepared bytes in memory")
-        level("moesif.spool.size", [self._of("spool_bytes")], "By", "Bytes in the spool directory, when last looked at")
-        self._duration = meter.create_histogram("moesif.export.duration", "s", "Duration of one POST")
-
-    def add(self, owner: object, ledger: Ledger) -> Callable[[float], None]:
-        """Include a pipeline for as long as `owner` lives; gives where to put the seconds of each POST."""
-        self._sources.add(owner, ledger)
-        return self._duration.record
-
     def _of(self, key: str) -> Callable[[CallbackOptions], list[Observation]]:
-        return lambda _: [Observation(self._sources.read()[key])]
+        return lambda _: [Observation(self._read()[key])]
 
     def _dropped(self, _: CallbackOptions) -> list[Observation]:
-        dropped: dict[str, int] = self._sources.read()["dropped"]
+        dropped: dict[str, int] = self._read()["dropped"]
         return [Observation(n, {"reason": reason}) for reason, n in sorted(dropped.items())]
 
 
@@ -115,15 +107,7 @@ _instruments: list[Instruments] = []
 
 
 def export_metrics(owner: object, ledger: Ledger) -> Callable[[float], None]:
-    """Include a pipeline in the metrics of this process.
-
-    Args:
-        owner: Held weakly; when it is gone its levels go and its counts stay.
-        ledger: What is read.
-
-    Returns:
-        Where to put the seconds of each POST.
-    """
+    """Include a pipeline in the metrics of this process, as `Instruments.add` does."""
     if not _instruments:
         _instruments.append(Instruments())
     return _instruments[0].add(owner, ledger)

@@ -1,7 +1,4 @@
-"""What an answer of the server means for a batch: one closed enum, one table.
-
-Pure functions and frozen values; nothing here looks at the body of an answer.
-"""
+"""What an answer of the server means for a batch. Nothing here looks at the body of an answer."""
 
 from __future__ import annotations
 
@@ -32,34 +29,18 @@ class BatchOutcome(Enum):
     """Nothing of ours is wanted until somebody changes a setting; do not storm."""
 
 
-STATUS_OUTCOMES: Final[Mapping[int, BatchOutcome]] = {
-    # Documented by Moesif: 201, 400, 401, 402, 404, 405, 406, 410, 429, 500, 502, 503 (API documentation, "errors").
-    # 413, 422 and the others come from proxies and gateways on the way (RFC 9110 section 15, RFC 6585, RFC 8470).
-    200: BatchOutcome.DELIVERED,
-    201: BatchOutcome.DELIVERED,
-    202: BatchOutcome.DELIVERED,
-    204: BatchOutcome.DELIVERED,
-    400: BatchOutcome.ISOLATE,
+# Documented by Moesif: 201, 400, 401, 402, 404, 405, 406, 410, 429, 500, 502, 503 (API documentation, "errors").
+# The others come from proxies and gateways on the way (RFC 9110 section 15, RFC 6585, RFC 8470).
+_STATUS_OUTCOMES: Final[Mapping[int, BatchOutcome]] = {
     401: BatchOutcome.SUSPENDED,
     402: BatchOutcome.SUSPENDED,
     403: BatchOutcome.SUSPENDED,
-    404: BatchOutcome.ISOLATE,
-    405: BatchOutcome.ISOLATE,
-    406: BatchOutcome.ISOLATE,
     407: BatchOutcome.RETRY,  # a proxy of this site wants credentials: nothing is wrong with the events
     408: BatchOutcome.RETRY,
-    410: BatchOutcome.ISOLATE,
     413: BatchOutcome.SPLIT,
-    422: BatchOutcome.ISOLATE,
     425: BatchOutcome.RETRY,
     429: BatchOutcome.RETRY,
-    500: BatchOutcome.RETRY,
-    502: BatchOutcome.RETRY,
-    503: BatchOutcome.RETRY,
-    504: BatchOutcome.RETRY,
 }
-"""Status to outcome; what is not in it is decided by its class (`outcome_of_status`)."""
-
 # 3xx: a POST is never sent to another place (it carries the application id); a captive portal or a moved BASE_URI
 # may come right again, and until then the bounds hold.
 _CLASS_OUTCOMES: Final[Mapping[int, BatchOutcome]] = {
@@ -101,9 +82,8 @@ class PostAnswer:
 
 
 def outcome_of_status(status: int) -> BatchOutcome:
-    """Return the outcome of any HTTP status; an unknown one goes by its class, anything odd is retried."""
-    found = STATUS_OUTCOMES.get(status)
-    return found if found is not None else _CLASS_OUTCOMES.get(status // 100, BatchOutcome.RETRY)
+    """Return the outcome of any HTTP status: its own, else that of its class; anything odd is retried."""
+    return _STATUS_OUTCOMES.get(status) or _CLASS_OUTCOMES.get(status // 100, BatchOutcome.RETRY)
 
 
 def retry_after_seconds(value: str | None, now_s: float) -> float | None:

@@ -203,27 +203,11 @@ FORKS_TELL: Final = hasattr(os, "register_at_fork") and "uwsgi" not in (*sys.bui
 """Whether every fork runs Python's at-fork hooks. uWSGI forks without them: there the process id must be looked at."""
 
 
-class Watched(Protocol):
-    """What `watch` takes: a `Delivery`."""
-
-    def after_fork(self) -> None:
-        """Begin anew in a forked child."""
-        ...
-
-    def begin_exit(self) -> None:
-        """Send what waits now, without waiting for it."""
-        ...
-
-    def finish_exit(self) -> None:
-        """Bring what was accepted to an end, within `SHUTDOWN_TIMEOUT`."""
-        ...
+_alive: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
 
 
-_alive: Final[weakref.WeakSet[Watched]] = weakref.WeakSet()
-
-
-def watch(delivery: Watched) -> None:
-    """Tell `delivery` of forks and of the end of the process for as long as it lives, without keeping it alive."""
+def watch(delivery: Any) -> None:
+    """Tell a `Delivery` of forks and of the end of the process for as long as it lives, without keeping it alive."""
     _alive.add(delivery)
 
 

@@ -48,6 +48,7 @@ class Sender:
 
     Args:
         parts: The delivery's collaborators.
+        disk: Told of batches from disk that are settled.
         without_bodies: Returns the same event without its bodies; None: events have none to leave out.
         on_duration: Told the seconds of each POST.
     """
@@ -55,20 +56,21 @@ class Sender:
     def __init__(
         self,
         parts: Collaborators,
+        disk: Disk | None,
         *,
         without_bodies: Callable[[bytes], bytes] | None,
         on_duration: Callable[[float], None],
     ) -> None:
         self._parts = parts
+        self._disk = disk
         self._without_bodies = without_bodies
         self._on_duration = on_duration
 
-    def turn(self, state: ProcessState[Any], disk: Disk | None, limit_at_s: float | None = None) -> Turn:
+    def turn(self, state: ProcessState[Any], limit_at_s: float | None = None) -> Turn:
         """Send, cut or drop one batch, if one waits and the server may be asked.
 
         Args:
             state: Whose batches.
-            disk: Told of batches from disk that are settled.
             limit_at_s: Monotonic time that no POST may outlast.
 
         Returns:
@@ -89,17 +91,17 @@ class Sender:
                 return Turn(permit.wait_s, version)
             state.queue.take()
         if permit is None:
-            self._split(state, disk, batch, posted=False)
+            self._split(state, batch, posted=False)
         elif permit.drop is not None:
-            self._settle(state, disk, batch, permit.drop)
+            self._settle(state, batch, permit.drop)
         else:
             answer = _INTERRUPTED
             try:
                 answer = self._attempt(batch.payloads, batch.size_bytes, timeout_s)
             finally:  # also when Ctrl-C ends an attempt in the application's own thread
-                self._apply(state, disk, batch, permit, answer)
-                if state.stopped and disk is not None and batch.origin is not None:
-                    self._parts.guard.run("returning batches to SPOOL_DIRECTORY", disk.take_back, state)
+                self._apply(state, batch, permit, answer)
+                if state.stopped and self._disk is not None and batch.origin is not None:
+                    self._parts.guard.run("returning batches to SPOOL_DIRECTORY", self._disk.take_back, state)
         return Turn(0.0, version)
 
     def _time_for_post(self, state: ProcessState[Any], limit_at_s: float | None) -> float:
@@ -123,23 +125,21 @@ class Sender:
         parts.log.batch(len(payloads), answer.status, duration_s, answer.outcome.value)
         return answer
 
-    def _apply(
-        self, state: ProcessState[Any], disk: Disk | None, batch: Batch, permit: Permit, answer: PostAnswer
-    ) -> None:
+    def _apply(self, state: ProcessState[Any], batch: Batch, permit: Permit, answer: PostAnswer) -> None:
         outcome = answer.outcome
         self._note_health(state, permit, answer, len(batch))
         if outcome is BatchOutcome.DELIVERED:
-            self._settle(state, disk, batch, None)
+            self._settle(state, batch, None)
         elif outcome is BatchOutcome.RETRY:
-            self._retry(state, disk, batch, answer)
+            self._retry(state, batch, answer)
         elif outcome is BatchOutcome.SPLIT:
-            self._split(state, disk, batch, posted=answer.status is not None)
+            self._split(state, batch, posted=answer.status is not None)
         elif outcome is BatchOutcome.ISOLATE:
-            self._isolate(state, disk, batch, answer.status)
+            self._isolate(state, batch, answer.status)
         elif batch.origin is not None:
             self._put_back(state, batch)
         else:
-            self._settle(state, disk, batch, SUSPENSION_REASONS.get(answer.status or 0, DropReason.UNAUTHORIZED))
+            self._settle(state, batch, SUSPENSION_REASONS.get(answer.status or 0, DropReason.UNAUTHORIZED))
 
     def _note_health(self, state: ProcessState[Any], permit: Permit, answer: PostAnswer, events: int) -> None:
         """Tell the state's health what an answer says about the server, and log what is worth a line."""
@@ -166,7 +166,7 @@ class Sender:
 
     # What becomes of a batch.
 
-    def _settle(self, state: ProcessState[Any], disk: Disk | None, batch: Batch, reason: DropReason | None) -> None:
+    def _settle(self, state: ProcessState[Any], batch: Batch, reason: DropReason | None) -> None:
         """Count a batch as dropped for that reason, or, without one, as delivered."""
         ledger = self._parts.ledger
         with state.lock:
@@ -183,8 +183,8 @@ class Sender:
                     ledger.drop(reason, len(batch))
                 self._parts.budget.release(batch.size_bytes)
             state.note_settled()
-        if settled and batch.origin is not None and disk is not None and not batch.family.unsettled:
-            disk.finish(state, batch)
+        if settled and batch.origin is not None and self._disk is not None and not batch.family.unsettled:
+            self._disk.finish(state, batch)
 
     def _put_back(self, state: ProcessState[Any], batch: Batch, *pieces: Batch, last: bool = False) -> bool:
         with state.lock:
@@ -192,7 +192,7 @@ class Sender:
             state.note_change()
             return there
 
-    def _retry(self, state: ProcessState[Any], disk: Disk | None, batch: Batch, answer: PostAnswer) -> None:
+    def _retry(self, state: ProcessState[Any], batch: Batch, answer: PostAnswer) -> None:
         if answer is _INTERRUPTED or (answer.status is not None and answer.status < 500):
             self._put_back(state, batch)  # the server's state, not the batch's fault
             return
@@ -210,7 +210,7 @@ class Sender:
                 f"{self._parts.log.address} failed {batch.failures} times on one event ({_cause(answer)}) while it "
                 "accepted others; that event is dropped, and counted as rejected",
             )
-            self._settle(state, disk, batch, DropReason.REJECTED)
+            self._settle(state, batch, DropReason.REJECTED)
             return
         # Others were taken before: with no more of them to compare with, its own halves are compared with each other.
         suspect = worked_on or batch.strikes > 0
@@ -218,7 +218,7 @@ class Sender:
         pieces = batch.halves() if halve and len(batch) > 1 else ()
         self._put_back(state, batch, *pieces, last=True)
 
-    def _split(self, state: ProcessState[Any], disk: Disk | None, batch: Batch, *, posted: bool) -> None:
+    def _split(self, state: ProcessState[Any], batch: Batch, *, posted: bool) -> None:
         if len(batch) > 1:
             with state.lock:
                 if posted:
@@ -231,7 +231,7 @@ class Sender:
                 "too large",
                 f"an event is larger than {self._parts.log.address} accepts, even without its bodies; it is dropped",
             )
-            self._settle(state, disk, batch, DropReason.TOO_LARGE)
+            self._settle(state, batch, DropReason.TOO_LARGE)
             return
         piece = batch.replaced(smaller)
         if self._put_back(state, batch, piece):
@@ -246,13 +246,13 @@ class Sender:
             return None
         return Prepared(payload, len(payload))
 
-    def _isolate(self, state: ProcessState[Any], disk: Disk | None, batch: Batch, status: int | None) -> None:
+    def _isolate(self, state: ProcessState[Any], batch: Batch, status: int | None) -> None:
         if len(batch) > 1 and (state.refused_in_a_row < HOPELESS_EVENTS or self._takes_some_of(state, batch)):
             self._put_back(state, batch, *batch.halves())
             return
         state.refused_in_a_row += len(batch)
         self._parts.log.refused(len(batch), status)
-        self._settle(state, disk, batch, DropReason.REJECTED)
+        self._settle(state, batch, DropReason.REJECTED)
 
     def _takes_some_of(self, state: ProcessState[Any], batch: Batch) -> bool:
         """Ask with a few events of a refused batch, one by one; the server knows them again by their ids."""

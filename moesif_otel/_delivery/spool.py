@@ -223,17 +223,13 @@ class Spool:
         """Remove a batch whose events are settled."""
         with contextlib.suppress(OSError):
             self._note_size(self._size_bytes - os.fstat(claim.descriptor).st_size)
-        self._remove(claim.path)
+        self.remove(claim.path)
         self._unlock(claim.descriptor)
 
     def release(self, claim: Claim) -> None:
         """Leave a batch to whoever comes next."""
         self._unlock(claim.descriptor)
         self._listed.clear()
-
-    def remove(self, path: Path) -> None:
-        """Remove a batch that was just written and is not wanted after all."""
-        self._remove(path)
 
     def abandon(self) -> None:
         """Close the leased files without ending the leases: in a forked child these are the parent's."""
@@ -308,7 +304,7 @@ class Spool:
                 continue
             file = self._oldest.popleft()
             if file.kind == _UNREADABLE:
-                self._remove(file.path)
+                self.remove(file.path)
             elif file.kind == _BATCH and (descriptor := self._lease(file.path)) is not None:
                 self._lose(file, descriptor, DropReason.SPOOL_FULL)
             else:
@@ -351,7 +347,7 @@ class Spool:
         # Whoever settles a spooled event accepts it and drops it in one step: see `stats`.
         self._ledger.accept(file.events)
         self._ledger.drop(reason, file.events)
-        self._remove(file.path)
+        self.remove(file.path)
         self._unlock(descriptor)
 
     def _set_aside(self, file: _File) -> None:
@@ -366,7 +362,8 @@ class Spool:
             self._ledger.accept(file.events)
             self._ledger.drop(DropReason.SPOOL_UNREADABLE, file.events)
 
-    def _remove(self, path: Path) -> None:
+    def remove(self, path: Path) -> None:
+        """Remove a file; that of a batch that was just written and is not wanted after all, for one."""
         try:
             path.unlink()
         except OSError as exc:

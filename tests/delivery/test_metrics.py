@@ -91,7 +91,7 @@ def test_pipelines_are_summed_and_counters_never_go_back(reader) -> None:
         assert found["moesif.events.delivered"] == 6
         assert found["moesif.events.dropped"] == {"shutdown": 2}
         assert found["moesif.events.pending"] == 0
-    assert instruments._sources._sources == []
+    assert instruments._sources == []
 
 
 def test_no_readers_no_leak() -> None:
@@ -101,7 +101,7 @@ def test_no_readers_no_leak() -> None:
         instruments.add(Owner(), Ledger())
     gc.collect()
     instruments.add(Owner(), Ledger())
-    assert len(instruments._sources._sources) <= 2
+    assert len(instruments._sources) <= 2
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
@@ -113,14 +113,14 @@ def test_a_child_begins_at_nothing(reader) -> None:
     instruments.add(Owner(), ledger)
     ledger.accept(5)
     ledger.deliver(5)
-    instruments._sources.read()
-    instruments._sources._lock.acquire()
+    instruments._read()
+    instruments._lock.acquire()
     pid = os.fork()
     if pid == 0:
-        os._exit(instruments._sources.read()["accepted"])
-    instruments._sources._lock.release()
+        os._exit(instruments._read()["accepted"])
+    instruments._lock.release()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert instruments._sources.read()["accepted"] == 5
+    assert instruments._read()["accepted"] == 5
 
 
 def test_provider_that_is_set_later_gets_them() -> None:
