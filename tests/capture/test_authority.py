@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from moesif_otel._capture.asgi.scope import url_source as asgi_url
 from moesif_otel._capture.authority import is_authority
-from moesif_otel._capture.tornado.request import _full_url
+from moesif_otel._capture.tornado.capture import _full_url
 from moesif_otel._capture.wsgi.environ import url_source as wsgi_url
 from moesif_otel._guard import Guard
 from moesif_otel._pipeline.governance import decide

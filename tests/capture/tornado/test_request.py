@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 from tornado.web import Application, RequestHandler
 
-from moesif_otel._capture.tornado.request import open_exchange
+from moesif_otel._capture.tornado.capture import open_exchange
 from tests.capture.tornado.serving import recorder
 
 _PIPELINE = recorder()
