@@ -16,15 +16,11 @@ import requests
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.trace.export import SpanExportResult
 
-from moesif_otel._capture.body import ByteBudget, LeftOut
 from moesif_otel._delivery.client import MoesifTransport
 from moesif_otel._delivery.delivery import Delivery, Prepared
 from moesif_otel._delivery.outcome import BatchOutcome, PostAnswer, outcome_of_status, retry_after_seconds
-from moesif_otel._delivery.profiles import Profiles
-from moesif_otel._delivery.stats import DropReason
-from moesif_otel._guard import Guard
 from moesif_otel._otlp.span_copy import Hide, private_copy
-from moesif_otel._pipeline.sink import EVENT_OVERHEAD_BYTES, EVENTS_SHARE, held_by_texts
+from moesif_otel._pipeline.sink import EVENT_OVERHEAD_BYTES, Sink, held_by_texts
 from moesif_otel.errors import MoesifConfigError
 
 if TYPE_CHECKING:
@@ -34,8 +30,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
     from moesif_otel._capture.exchange import Exchange
-    from moesif_otel._delivery.stats import Stats
-    from moesif_otel._remote.poller import ConfigPoller
+    from moesif_otel._delivery.stats import DropReason
+    from moesif_otel._guard import Guard
     from moesif_otel.settings import Settings
 
 __all__ = ["ExporterSink", "http_session"]
@@ -44,7 +40,7 @@ _NOT_HONOURED: Final = ("mask_event_model", "spool_directory")
 _CLOSE_S: Final = 1.0  # for the exporter's own shutdown where no deadline is known (a process that ends)
 
 
-class ExporterSink:
+class ExporterSink(Sink):
     """Delivers the calls of a pipeline through another OTel exporter.
 
     Args:
@@ -58,8 +54,6 @@ class ExporterSink:
     Thread-safe. After a fork, the child has its own queue and, for OTLP over HTTP, its own connections.
     """
 
-    remote: ConfigPoller | None = None
-
     def __init__(self, exporter: SpanExporter, settings: Settings) -> None:
         for name in _NOT_HONOURED:
             if getattr(settings, name) is not None:
@@ -68,43 +62,22 @@ class ExporterSink:
                     "*_MASKS options, and let the Collector queue on disk",
                     option=name.upper(),
                 )
-        self.settings = settings
-        self.guard = Guard()
-        self.budget = ByteBudget(settings.event_queue_bytes - settings.event_queue_bytes // EVENTS_SHARE)
-        self.profiles = Profiles(settings, MoesifTransport(settings), self.guard)  # sent to Moesif directly
+        super().__init__(settings, MoesifTransport(settings))  # profiles go to Moesif itself
         self._hide = Hide(settings)
         self._transport = _ExporterTransport(exporter, self.guard)
-        self.delivery: Delivery[Exchange] = Delivery(
+        self.delivery = Delivery(
             settings.with_changes(event_worker_count=1),
             prepare=self._prepare,
+            on_drop=self._discard,
             transport=self._transport,
             budget=self.budget,
             guard=self.guard,
         )
 
-    def ensure_started(self) -> None:
-        """Start the threads of this process unless they run."""
-        self.delivery.ensure_started()
-
-    def count(self, name: str) -> None:
-        """Count something in `stats()` that is not a delivery or a drop."""
-        self.delivery.count(name)
-
     def submit(self, exchange: Exchange) -> None:
-        """Take over a finished call, its captured bytes and its span `exchange.span`. Never raises, never waits."""
+        """Take over a finished call; all work is our thread's."""
         try:
-            held_bytes = EVENT_OVERHEAD_BYTES + held_by_texts(exchange)
-            limit_bytes = self.settings.event_queue_bytes
-            if self.budget.held_bytes + held_bytes > limit_bytes:
-                exchange.leave_bodies_out(LeftOut.MEMORY)
-            if self.budget.held_bytes + held_bytes > limit_bytes:
-                self.delivery.ledger.accept()
-                self.delivery.ledger.drop(DropReason.QUEUE_FULL)
-                exchange.discard()
-                return
-            self.budget.charge(held_bytes)
-            if not self.delivery.submit(exchange, held_bytes):
-                exchange.discard()
+            self._submit(exchange, EVENT_OVERHEAD_BYTES + held_by_texts(exchange))
         except Exception as exc:
             self.guard.caught("submitting a call", exc)
         self.delivery.settle_at_exit()
@@ -118,36 +91,15 @@ class ExporterSink:
             exchange.discard()
 
     def force_flush(self, timeout_s: float) -> bool:
-        """Deliver everything that was submitted.
-
-        Args:
-            timeout_s: Return after this time at the latest.
-
-        Returns:
-            True if everything submitted before was accepted by the exporter or is counted as dropped.
-        """
+        """Deliver everything that was submitted, and flush the exporter; see `Sink.force_flush`."""
         deadline_s = time.monotonic() + timeout_s
-        done = self.delivery.force_flush(timeout_s) and self._transport.flush(deadline_s - time.monotonic())
-        return self.profiles.force_flush(max(0.0, deadline_s - time.monotonic())) and done
+        return super().force_flush(timeout_s) and self._transport.flush(deadline_s - time.monotonic())
 
     def shutdown(self, timeout_s: float | None = None) -> None:
-        """Deliver what is pending, then end the threads and the exporter.
-
-        Args:
-            timeout_s: Return after this time at the latest; `SHUTDOWN_TIMEOUT` by default.
-        """
+        """Deliver what is pending, then end the threads and the exporter; see `Sink.shutdown`."""
         timeout_s = self.settings.shutdown_timeout if timeout_s is None else timeout_s
-        deadline_s = self._transport.close_by_s = time.monotonic() + timeout_s
-        self.profiles.shutdown(timeout_s / 2)
-        self.delivery.shutdown(max(0.0, deadline_s - time.monotonic()))
-
-    def stats(self) -> Stats:
-        """Return the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
-        stats = self.delivery.stats()
-        profiles = self.profiles.stats()
-        if profiles is not None:
-            stats["profiles"] = profiles
-        return stats
+        self._transport.close_by_s = time.monotonic() + timeout_s
+        super().shutdown(timeout_s)
 
 
 def http_session(exporter: SpanExporter) -> requests.Session | None:

@@ -18,7 +18,7 @@ import queue
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from opentelemetry import trace
 from opentelemetry.instrumentation.utils import suppress_instrumentation
@@ -39,17 +39,13 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk.trace import ReadableSpan, Span
 
-    from moesif_otel._capture.body import ByteBudget
     from moesif_otel._capture.exchange import Decision, Steps
-    from moesif_otel._delivery.delivery import Delivery
-    from moesif_otel._delivery.profiles import Profiles
     from moesif_otel._delivery.stats import Stats
-    from moesif_otel._guard import Guard
     from moesif_otel._pipeline.providers import Dispatcher
-    from moesif_otel._remote.poller import ConfigPoller
+    from moesif_otel._pipeline.sink import Sink
     from moesif_otel.settings import Settings
 
-__all__ = ["Pipeline", "Sink", "live_pipeline", "live_pipelines"]
+__all__ = ["Pipeline", "live_pipeline", "live_pipelines"]
 
 _T = TypeVar("_T")
 _logger: Final = get_logger(__name__)
@@ -94,49 +90,6 @@ def live_pipelines() -> tuple[Pipeline, ...]:
 def _at_exit() -> None:
     for pipeline in tuple(_pipelines):
         PROCESS_GUARD.run("ending open calls at exit", pipeline.end_open_calls)
-
-
-class Sink(Protocol):
-    """Where the calls of a pipeline go: `EventSink`, or somebody else's exporter. Thread-safe and fork-safe."""
-
-    settings: Settings
-    guard: Guard
-    budget: ByteBudget
-    delivery: Delivery[Any]
-    profiles: Profiles
-
-    @property
-    def remote(self) -> ConfigPoller | None:
-        """What Moesif says back; None where sampling and governance do not apply."""
-        ...
-
-    def submit(self, exchange: Exchange) -> None:
-        """Take over a finished call with its captured bytes. Never raises, never waits."""
-        ...
-
-    def submit_later(self, exchange: Exchange) -> None:
-        """Take a call over as `submit` does, with no work done at once; a finalizer may call it."""
-        ...
-
-    def count(self, name: str) -> None:
-        """Count something that is no event's fate."""
-        ...
-
-    def ensure_started(self) -> None:
-        """Start the threads of this process unless they run."""
-        ...
-
-    def force_flush(self, timeout_s: float) -> bool:
-        """Deliver everything that was submitted, within the time."""
-        ...
-
-    def shutdown(self, timeout_s: float) -> None:
-        """Deliver what is pending within the time, then end the threads."""
-        ...
-
-    def stats(self) -> Stats:
-        """Return the counters."""
-        ...
 
 
 class _Finishing(NamedTuple):

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from moesif_otel._pipeline.mask import EventMask
     from moesif_otel.settings import Settings
 
-__all__ = ["EVENTS_SHARE", "EVENT_OVERHEAD_BYTES", "EventSink", "held_by_texts"]
+__all__ = ["EVENTS_SHARE", "EVENT_OVERHEAD_BYTES", "EventSink", "Sink", "held_by_texts"]
 
 _logger: Final = get_logger(__name__)
 
@@ -65,7 +65,109 @@ _UNPREPARED_SHARE: Final = 8
 """Captured bodies that wait for our thread may take this part of `EVENT_QUEUE_BYTES`; beyond it bodies are left out."""
 
 
-class EventSink:
+class Sink:
+    """Where the calls of a pipeline go: the base of `EventSink`, and of the one over somebody else's exporter.
+
+    Args:
+        settings: The pipeline's settings.
+        transport: Moesif, where profiles go in any case.
+
+    A class that inherits it sets `delivery`. Thread-safe and fork-safe.
+    """
+
+    delivery: Delivery[Any]
+    remote: ConfigPoller | None = None
+    """What Moesif says back; None where sampling and governance do not apply."""
+
+    def __init__(self, settings: Settings, transport: MoesifTransport) -> None:
+        self.settings = settings
+        self.guard = Guard()
+        self.budget = ByteBudget(settings.event_queue_bytes - settings.event_queue_bytes // EVENTS_SHARE)
+        self.profiles = Profiles(settings, transport, self.guard)
+
+    def ensure_started(self) -> None:
+        """Start the threads of this process unless they run."""
+        self.delivery.ensure_started()
+
+    def count(self, name: str) -> None:
+        """Count something that is no event's fate."""
+        self.delivery.count(name)
+
+    def submit(self, exchange: Exchange) -> None:
+        """Take over a finished call with its captured bytes; its span is `exchange.span`. Never raises, never waits.
+
+        Not for finalizers: see `submit_later`.
+        """
+        raise NotImplementedError
+
+    def submit_later(self, exchange: Exchange) -> None:
+        """Take over a finished call as `submit` does, leaving all work to our thread; a finalizer may call it."""
+        raise NotImplementedError
+
+    def _submit(self, item: Any, held_bytes: int) -> None:
+        """Hand an item to delivery, within the bound of memory: bodies go first, calls last."""
+        self.budget.charge(held_bytes)
+        if self.budget.held_bytes > self.settings.event_queue_bytes:
+            self._leave_bodies_out(item)
+            if self.budget.held_bytes > self.settings.event_queue_bytes:
+                self.budget.release(held_bytes)
+                self._discard(item)
+                self._drop(DropReason.QUEUE_FULL)
+                return
+        if not self.delivery.submit(item, held_bytes):
+            self._discard(item)
+
+    def _leave_bodies_out(self, item: Any) -> None:
+        if isinstance(item, Exchange):
+            item.leave_bodies_out(LeftOut.MEMORY)
+
+    def _discard(self, item: Any) -> None:
+        if isinstance(item, Exchange):
+            item.discard()
+
+    def _drop(self, reason: DropReason) -> None:
+        self.delivery.ledger.accept()
+        self.delivery.ledger.drop(reason)
+
+    def force_flush(self, timeout_s: float) -> bool:
+        """Deliver everything that was submitted.
+
+        Args:
+            timeout_s: Return after this time at the latest.
+
+        Returns:
+            True if everything submitted before was delivered or is counted as dropped.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        done = self.delivery.force_flush(timeout_s)
+        return self.profiles.force_flush(max(0.0, deadline_s - time.monotonic())) and done
+
+    def shutdown(self, timeout_s: float | None = None) -> None:
+        """Deliver what is pending, then end the threads; later calls are counted as dropped (`shutdown`).
+
+        Args:
+            timeout_s: Return after this time at the latest; `SHUTDOWN_TIMEOUT` by default.
+        """
+        if timeout_s is None:
+            timeout_s = self.settings.shutdown_timeout
+        deadline_s = time.monotonic() + timeout_s
+        # First, and with half of the time at most: they are few, and events must not starve them.
+        self.profiles.shutdown(timeout_s / 2)
+        self.delivery.shutdown(max(0.0, deadline_s - time.monotonic()))
+
+    def stats(self) -> Stats:
+        """Return the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time.
+
+        `profiles` has those of profile calls that did not wait, under the same law.
+        """
+        stats = self.delivery.stats()
+        profiles = self.profiles.stats()
+        if profiles is not None:
+            stats["profiles"] = profiles
+        return stats
+
+
+class EventSink(Sink):
     """Makes Moesif events of finished calls and of bare HTTP spans, and delivers them.
 
     Args:
@@ -74,20 +176,19 @@ class EventSink:
     Thread-safe and fork-safe.
     """
 
+    remote: ConfigPoller
+
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.guard = Guard()
-        self.budget = ByteBudget(settings.event_queue_bytes - settings.event_queue_bytes // EVENTS_SHARE)
+        self.transport = MoesifTransport(settings, on_tags=self._note_tags)
+        super().__init__(settings, self.transport)
         # Bodies as the application made them, in its part of the heap, which does not shrink when they go: in a flood
         # they would come on top of the payloads that wait.
         self._unprepared = ByteBudget(settings.event_queue_bytes // _UNPREPARED_SHARE)
         self._mask = None if settings.mask_event_model is None else _mask_of(settings.mask_event_model, self.guard)
         self._builder = EventBuilder(settings)
-        self.transport = MoesifTransport(settings, on_tags=self._note_tags)
-        self.profiles = Profiles(settings, self.transport, self.guard)
         self.remote = ConfigPoller(settings, self.transport)
         self._told: set[str] = set()
-        self.delivery: Delivery[Exchange | ReadableSpan] = Delivery(
+        self.delivery = Delivery(
             settings,
             prepare=self._prepare,
             on_drop=self._discard,
@@ -102,23 +203,16 @@ class EventSink:
 
     def ensure_started(self) -> None:
         """Start the threads of this process unless they run."""
-        self.delivery.ensure_started()
+        super().ensure_started()
         self.remote.ensure_started()
 
     def _note_tags(self, config_etag: str | None, rules_tag: str | None) -> None:
         self.remote.note_tags(config_etag, rules_tag)
 
-    def count(self, name: str) -> None:
-        """Count something that is no event's fate."""
-        self._ledger.count(name)
-
     # Taking calls.
 
     def submit(self, exchange: Exchange) -> None:
-        """Take over a finished call with its captured bytes; its span is `exchange.span`. Never raises, never waits.
-
-        Not for finalizers: see `submit_later`.
-        """
+        """Take over a finished call: a small one is made an event at once, others on our thread."""
         try:
             if self._mask is not None or _may_take_long(exchange):
                 self.submit_later(exchange)
@@ -165,24 +259,6 @@ class EventSink:
         else:
             self._drop(made)
 
-    def _drop(self, reason: DropReason) -> None:
-        self._ledger.accept()
-        self._ledger.drop(reason)
-
-    def _submit(self, item: Exchange | ReadableSpan, held_bytes: int) -> None:
-        self.budget.charge(held_bytes)
-        if self.budget.held_bytes > self.settings.event_queue_bytes:
-            if isinstance(item, Exchange):
-                self._unprepared.release(item.kept_bytes)
-                item.leave_bodies_out(LeftOut.MEMORY)
-            if self.budget.held_bytes > self.settings.event_queue_bytes:
-                self.budget.release(held_bytes)
-                self._discard(item)
-                self._drop(DropReason.QUEUE_FULL)
-                return
-        if not self.delivery.submit(item, held_bytes):
-            self._discard(item)
-
     def _hold_unprepared(self, exchange: Exchange) -> None:
         kept_bytes = exchange.kept_bytes
         waiting_bytes, limit_bytes = self._unprepared.held_bytes + kept_bytes, self._unprepared.limit_bytes
@@ -193,10 +269,15 @@ class EventSink:
             return
         self._unprepared.charge(kept_bytes)
 
+    def _leave_bodies_out(self, item: Exchange | ReadableSpan) -> None:
+        if isinstance(item, Exchange):
+            self._unprepared.release(item.kept_bytes)
+        super()._leave_bodies_out(item)
+
     def _discard(self, item: Exchange | ReadableSpan) -> None:
         if isinstance(item, Exchange):
             self._unprepared.release(item.kept_bytes)
-            item.discard()
+        super()._discard(item)
 
     # Making events of them.
 
@@ -291,47 +372,22 @@ class EventSink:
     # Flush, end, counters.
 
     def force_flush(self, timeout_s: float) -> bool:
-        """Deliver everything that was submitted.
-
-        Args:
-            timeout_s: Return after this time at the latest.
-
-        Returns:
-            True if everything submitted before was delivered or is counted as dropped.
-        """
+        """Deliver everything that was submitted; see `Sink.force_flush`."""
         if self._mask is not None and self._mask.is_own_thread:
             return False  # the event that it holds would be waited for in vain
-        deadline_s = time.monotonic() + timeout_s
-        done = self.delivery.force_flush(timeout_s)
-        return self.profiles.force_flush(max(0.0, deadline_s - time.monotonic())) and done
+        return super().force_flush(timeout_s)
 
     def shutdown(self, timeout_s: float | None = None) -> None:
-        """Deliver what is pending, then end the threads; later calls are counted as dropped (`shutdown`).
-
-        Args:
-            timeout_s: Return after this time at the latest; `SHUTDOWN_TIMEOUT` by default.
-        """
-        if timeout_s is None:
-            timeout_s = self.settings.shutdown_timeout
-        deadline_s = time.monotonic() + timeout_s
-        # First, and with half of the time at most: they are few, and events must not starve them.
-        self.profiles.shutdown(timeout_s / 2)
-        self.delivery.shutdown(max(0.0, deadline_s - time.monotonic()))
+        """Deliver what is pending, then end the threads; see `Sink.shutdown`."""
+        super().shutdown(timeout_s)
         self.remote.release()
         if self._mask is not None:
             self._mask.tell_end()
 
     def stats(self) -> Stats:
-        """Return the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time.
-
-        `profiles` has those of profile calls that did not wait, under the same law.
-        """
-        stats = self._ledger.snapshot()
-        stats["held_bytes"] = self.budget.held_bytes
-        stats["errors"] = {**self.guard.counts(), **self.remote.counts()}
-        profiles = self.profiles.stats()
-        if profiles is not None:
-            stats["profiles"] = profiles
+        """Return the counters; see `Sink.stats`."""
+        stats = super().stats()
+        stats["errors"].update(self.remote.counts())
         return stats
 
 
