@@ -67,7 +67,6 @@ def start_capture_outgoing(
         live_pipeline(settings, of_processor=True) or Pipeline(EventSink(settings)),
         tracer_provider,
         clients=clients,
-        everywhere=True,
         ends_pipeline=True,
     )
 
@@ -98,9 +97,7 @@ def start_capture_for(pipeline: Pipeline, tracer_provider: trace.TracerProvider 
     Returns:
         The capture, for `stop()` in the middleware's `shutdown`.
     """
-    return OutgoingCapture(
-        pipeline, tracer_provider, clients=DEFAULT_CLIENTS, everywhere=False, ends_pipeline=False
-    )
+    return OutgoingCapture(pipeline, tracer_provider, clients=DEFAULT_CLIENTS, ends_pipeline=False)
 
 
 class OutgoingCapture:
@@ -115,35 +112,22 @@ class OutgoingCapture:
         tracer_provider: trace.TracerProvider | None,
         *,
         clients: tuple[str, ...],
-        everywhere: bool,
         ends_pipeline: bool,
     ) -> None:
         self._pipeline = pipeline
         if ends_pipeline:
             pipeline.join(self)
         self._ends_pipeline = ends_pipeline
-        self._provider: Any = None
-        self._is_explicit = tracer_provider is not None
         if tracer_provider is not None:
-            self._watch(tracer_provider)
+            pipeline.watch(tracer_provider)
         self._route: Route | None = Route(
             pipeline,
             clients=clients,
-            everywhere=everywhere,
-            before=self._watch_global_provider,
+            everywhere=ends_pipeline,
+            before=pipeline.watch_global_provider if tracer_provider is None else None,
             spans=ClientSpans(tracer_provider) if tracer_provider is not None else None,
         )
         add_route(self._route)
-
-    def _watch_global_provider(self) -> None:
-        """Look for spans that others make: an application may set its provider up in any order."""
-        if not self._is_explicit and (provider := trace.get_tracer_provider()) is not self._provider:
-            self._watch(provider)
-
-    def _watch(self, provider: Any) -> None:
-        self._provider = provider
-        if callable(getattr(provider, "add_span_processor", None)):
-            self._pipeline.watch(provider)
 
     def stop(self, timeout_millis: int | None = None) -> None:
         """Restore the clients, then deliver what is pending. Idempotent.
@@ -195,15 +179,5 @@ class StartCapture:
     """The class of `moesifpythonrequest`: `StartCapture().start_capture_outgoing(options)`."""
 
     def start_capture_outgoing(self, options: Mapping[str, Any] | Settings) -> OutgoingCapture:
-        """Do what the function `start_capture_outgoing` does.
-
-        Args:
-            options: The dict of options.
-
-        Returns:
-            The capture.
-
-        Raises:
-            MoesifConfigError: An option is wrong.
-        """
+        """Do what the function `start_capture_outgoing` does, with the dict of options."""
         return start_capture_outgoing(options)

@@ -10,8 +10,6 @@ import functools
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry import trace
-
 from moesif_otel._autoinstrument.targets import install, say_what_is_not_captured
 from moesif_otel._capture.patching import when_imported
 from moesif_otel._guard import PROCESS_GUARD, get_logger
@@ -78,7 +76,6 @@ class Instrumentation:
         # Filled once, by `dict.setdefault`: no lock that a forked child could inherit held.
         self._made: dict[str, tuple[Pipeline, WsgiCapture]] = {}
         self._active = False
-        self._provider: Any = None
         self._route: Route | None = None
         self._asgi: AsgiCapture | None = None
         self._tornado: TornadoCapture | None = None
@@ -121,7 +118,7 @@ class Instrumentation:
         """Return the WSGI application with our capture around it, for one call. Never raises."""
         try:
             pipeline, capture = self._pipeline()
-            self._watch_provider(pipeline)
+            pipeline.watch_global_provider()
         except Exception as exc:
             PROCESS_GUARD.caught("preparing the capture", exc)
             return app
@@ -135,26 +132,17 @@ class Instrumentation:
                 from moesif_otel._capture.asgi.capture import AsgiCapture
 
                 self._asgi = AsgiCapture(pipeline, provisional=True)
-            self._watch_provider(pipeline)
+            pipeline.watch_global_provider()
         except Exception as exc:
             PROCESS_GUARD.caught("preparing the capture", exc)
             return app
         return functools.partial(self._asgi.serve, app)
 
-    def _watch_provider(self, pipeline: Pipeline) -> None:
-        """Add our dispatcher to the global provider, once that is an SDK provider."""
-        provider = trace.get_tracer_provider()
-        if provider is self._provider:
-            return
-        self._provider = provider
-        if callable(getattr(provider, "add_span_processor", None)):
-            pipeline.watch(provider)
-
     def _start_outgoing(self) -> None:
         from moesif_otel._capture.outgoing import Route, add_route
 
         pipeline = self.pipeline()
-        self._route = Route(pipeline, before=functools.partial(self._watch_provider, pipeline))
+        self._route = Route(pipeline, before=pipeline.watch_global_provider)
         add_route(self._route)
 
     def prepare_tornado(self) -> None:
@@ -172,9 +160,7 @@ class Instrumentation:
             )
             return
         pipeline = self.pipeline()
-        self._tornado = TornadoCapture(
-            pipeline, before_first=functools.partial(self._watch_provider, pipeline), everywhere=True
-        )
+        self._tornado = TornadoCapture(pipeline, before_first=pipeline.watch_global_provider, everywhere=True)
         if self._active:
             self._tornado.start()
 
@@ -216,7 +202,6 @@ class Instrumentation:
 
             remove_route(route)
         if self._made:
-            self._provider = None
             self.pipeline().leave(self, timeout_millis / 1_000)
 
     def stats(self) -> Stats:

@@ -208,9 +208,7 @@ class _ReaderWatch:
         self._response = weakref.ref(response)
         self.error: BaseException | None = None  # what ended the reading, before the response is closed for it
         if call.has_callbacks:
-            arguments = info, _without_stream(info, response)
-            for exchange in call.exchanges:
-                exchange.callback_arguments = arguments
+            call.set_arguments(info, _without_stream(info, response))
         self._finalizer = weakref.finalize(response, _dropped, id(response.content), call)
         self._finalizer.atexit = False
 

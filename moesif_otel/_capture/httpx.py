@@ -140,7 +140,7 @@ def _enter(call: OutgoingCall, request: httpx.Request) -> Any:
     for exchange in call.exchanges:
         # Until the response is there only a capture that stops midway looks.
         exchange.request_headers = lambda: _headers(request)
-        exchange.callback_arguments = (request, None)
+    call.set_arguments(request, None)
     call.enter()
     stream = request.stream
     try:
@@ -180,9 +180,7 @@ def _answered(call: OutgoingCall, request: httpx.Request, stream: Any, response:
             call.finish(request, response, Outcome.UPGRADED)
             return
         if hasattr(response, "_content"):  # a transport has made it of bytes
-            for body in call.response_bodies:
-                body.decoded = True
-                body.add(response.content)
+            call.take_body(response.content, decoded=True)
             _StreamWatch(call, response).ended(Outcome.COMPLETE)
             return
         watch = _StreamWatch(call, response)
@@ -210,9 +208,7 @@ class _StreamWatch:
         self._response = weakref.ref(response)
         self._length = _length_of(response)
         if call.has_callbacks:
-            arguments = _without_objects(response)
-            for exchange in call.exchanges:
-                exchange.callback_arguments = arguments
+            call.set_arguments(*_without_objects(response))
         self._finalizer = weakref.finalize(response, call.dropped)
         self._finalizer.atexit = False
 

@@ -361,6 +361,12 @@ class OutgoingCall:
         for exchange in self.exchanges:
             exchange.method, exchange.url, exchange.request_headers = method, sent_url(url), headers
 
+    def take_body(self, content: bytes, *, decoded: bool) -> None:
+        """Take a response body that the client has read as a whole."""
+        for body in self.response_bodies:
+            body.decoded = decoded
+            body.add(content)
+
     def note_response(self, status: int, headers: Headers, redirects: int = 0) -> None:
         """Note the response's status and headers."""
         for exchange in self.exchanges:
@@ -370,6 +376,11 @@ class OutgoingCall:
                 exchange.notes["redirects"] = redirects
 
     # -- the end
+
+    def set_arguments(self, request: Any, response: Any) -> None:
+        """Set what callbacks get where `finish` is never called."""
+        for exchange in self.exchanges:
+            exchange.callback_arguments = (request, response)
 
     def finish(self, request: Any, response: Any, outcome: Outcome, error: BaseException | None = None) -> None:
         """End the call; callbacks run now, with `request` and `response`. The first end counts. Never raises."""

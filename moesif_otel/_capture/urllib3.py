@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from moesif_otel._capture.body import LeftOut
 from moesif_otel._capture.exchange import Outcome
 from moesif_otel._capture.outgoing import begin_call
 from moesif_otel._capture.patching import Patch, PatchSet
-from moesif_otel._capture.requests.download import is_teeable, watch_download
-from moesif_otel._capture.requests.facts import TEXT_ENCODING, bytes_read, is_decoded, text_of
+from moesif_otel._capture.requests.download import watch_download
+from moesif_otel._capture.requests.facts import TEXT_ENCODING, is_decoded, text_of
 from moesif_otel._capture.streams import UploadSink, add_plain, is_plain, stand_in_for
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def _urlopen(urlopen: Any, pool: Any, /, *args: Any, **kwargs: Any) -> Any:
     request = Urllib3Request(method, call.exchanges[0].url, headers, given.get("body"))
     for exchange in call.exchanges:
         exchange.request_headers = _pairs(headers)
-        exchange.callback_arguments = (request, None)
+    call.set_arguments(request, None)
     call.enter()
     seen = _seen(call, request.body)
     if seen is not request.body:
@@ -114,17 +113,9 @@ def _answered(call: OutgoingCall, request: Urllib3Request, response: Any) -> Non
         content = getattr(response, "_body", None)
         if isinstance(content, bytes):
             seen = seen._replace(data=content)
-            for body in call.response_bodies:
-                body.decoded = is_decoded(response)
-                body.add(content)
+            call.take_body(content, decoded=is_decoded(response))
         else:
-            seen_bytes = bytes_read(response) if is_teeable(response) else 0
-            if seen_bytes or not is_teeable(response):
-                for body in call.response_bodies:
-                    body.left_out = LeftOut.UNREADABLE
-                    body.count(seen_bytes)
-            for exchange in call.exchanges:
-                exchange.callback_arguments = (request, seen)
+            call.set_arguments(request, seen)
             if watch_download(call, response, lambda outcome, error: call.finish(request, seen, outcome, error)):
                 return
     except Exception as exc:

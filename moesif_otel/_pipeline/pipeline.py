@@ -140,6 +140,7 @@ class Pipeline:
         self.sees_spans = False
         self._owners: weakref.WeakSet[Any] = weakref.WeakSet()
         self._dispatchers: list[Dispatcher] = []
+        self._global_provider: Any = None  # the one that was looked at last
         if self.settings.debug:
             show_debug_log()
         _watch_exit()
@@ -166,8 +167,17 @@ class Pipeline:
         else:
             self.shutdown(timeout_s)
 
+    def watch_global_provider(self) -> None:
+        """See the spans of the global provider: an application may set it up in any order. Never raises."""
+        provider = trace.get_tracer_provider()
+        if provider is not self._global_provider:
+            self._global_provider = provider
+            self.watch(provider)
+
     def watch(self, provider: Any) -> None:
-        """See the spans of a provider from now on, until the shutdown; twice is once. Never raises."""
+        """See the spans of an SDK provider from now on, until the shutdown; twice is once. Never raises."""
+        if not callable(getattr(provider, "add_span_processor", None)):
+            return
         try:
             dispatcher = dispatcher_on(provider)
             if dispatcher not in self._dispatchers and self.is_live:

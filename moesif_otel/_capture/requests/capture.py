@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from requests import PreparedRequest, Response
 
-from moesif_otel._capture.body import LeftOut
 from moesif_otel._capture.exchange import Outcome
 from moesif_otel._capture.outgoing import begin_call
 from moesif_otel._capture.patching import Patch, PatchSet
 from moesif_otel._capture.requests import facts
-from moesif_otel._capture.requests.download import is_teeable, watch_download
+from moesif_otel._capture.requests.download import watch_download
 from moesif_otel._capture.streams import UploadSink, add_plain, is_plain, original_of, stand_in_for
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ def _enter(call: OutgoingCall, session: Any, request: Any) -> None:
     for exchange in call.exchanges:
         # Until `send` returns only a capture that stops midway looks.
         exchange.request_headers = partial(facts.request_headers, request)
-        exchange.callback_arguments = (request, None)
+    call.set_arguments(request, None)
     call.enter()
     try:
         if call.request_bodies and not is_plain(request.body):
@@ -151,21 +150,11 @@ def _is_streaming(call: OutgoingCall, response: Response) -> bool:
     """Take the body if it is there, else stand beside it; says whether it is still to come."""
     content = facts.content_of(response)
     if content is not None:
-        decoded = facts.is_decoded(response.raw)
-        for body in call.response_bodies:
-            body.decoded = decoded
-            body.add(content)
+        call.take_body(content, decoded=facts.is_decoded(response.raw))
         return False
-    seen_bytes = facts.bytes_read(response.raw) if is_teeable(response.raw) else 0
-    if seen_bytes or not is_teeable(response.raw):
-        # It is no response of urllib3's, or a hook has read from it: the body, or its beginning, cannot be seen.
-        for body in call.response_bodies:
-            body.left_out = LeftOut.UNREADABLE
-            body.count(seen_bytes)
     view = _View(call, response)
     if watch_download(call, response.raw, view.finish):
-        for exchange in call.exchanges:
-            exchange.callback_arguments = view.arguments
+        call.set_arguments(*view.arguments)
         return True
     call.finish(*view.seen(), Outcome.COMPLETE)
     return True

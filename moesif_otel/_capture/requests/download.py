@@ -16,15 +16,20 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib3.exceptions import HTTPError
 from urllib3.response import HTTPResponse
 
+from moesif_otel._capture.body import LeftOut
 from moesif_otel._capture.exchange import Outcome
-from moesif_otel._capture.requests.facts import is_being_finalized, is_urllib3s, nothing_left, pieces_decoded
+from moesif_otel._capture.requests.facts import (
+    bytes_read,
+    is_being_finalized,
+    is_urllib3s,
+    nothing_left,
+    pieces_decoded,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from moesif_otel._capture.outgoing import OutgoingCall
-
-__all__ = ["Finish", "is_teeable", "watch_download"]
 
 Finish = Callable[[Outcome, "BaseException | None"], None]
 """Takes how a body ended, and its error."""
@@ -42,7 +47,14 @@ def watch_download(call: OutgoingCall, raw: Any, finish: Finish) -> bool:
         raw: urllib3's response, or what stands in its place.
         finish: Called once when the body has ended in any other way.
     """
-    if not is_teeable(raw) or nothing_left(raw):
+    can_be_seen = is_urllib3s(raw) or type(raw) is _TeedResponse
+    seen_bytes = bytes_read(raw) if can_be_seen else 0
+    if seen_bytes or not can_be_seen:
+        # It is no response of urllib3's, or a hook has read from it: the body, or its beginning, cannot be seen.
+        for body in call.response_bodies:
+            body.left_out = LeftOut.UNREADABLE
+            body.count(seen_bytes)
+    if not can_be_seen or nothing_left(raw):
         return False
     # A body may belong to two calls: a hook that signs in and sends again gives back the response of another one.
     download = raw.__dict__.setdefault(_KEY, _NOBODY)
@@ -51,11 +63,6 @@ def watch_download(call: OutgoingCall, raw: Any, finish: Finish) -> bool:
         raw.__class__ = _TeedResponse
     download.add(call, raw, finish)
     return True
-
-
-def is_teeable(raw: Any) -> bool:
-    """Whether the body of `raw` can be watched: it is urllib3's own response, or one that is watched already."""
-    return is_urllib3s(raw) or type(raw) is _TeedResponse
 
 
 class _Download:
