@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import trace
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from moesif_otel._autoinstrument import instrument as auto
-from moesif_otel._autoinstrument.settings import read_settings
+from moesif_otel._autoinstrument.instrument import read_settings, sink_of
 
 # For its exit handler: registered before the tracer provider's, it runs after that one's last export.
 from moesif_otel._delivery import process  # noqa: F401 - see above
@@ -54,7 +53,7 @@ class AutoSpanExporter(SpanExporter):
             from moesif_otel._pipeline.sink import EventSink
             from moesif_otel.exporter import MoesifSpanExporter
 
-            found = auto.sink_of(self._settings)
+            found = sink_of(self._settings)
             made = (MoesifSpanExporter.of(found or EventSink(self._settings)), found is not None)
             made = self._made.setdefault("made", made)
         return made

@@ -15,8 +15,7 @@ from opentelemetry.instrumentation.instrumentor import (  # type: ignore[attr-de
 )
 from opentelemetry.util._importlib_metadata import entry_points
 
-from moesif_otel._autoinstrument.instrument import Instrumentation
-from moesif_otel._autoinstrument.settings import is_switched_off, read_settings
+from moesif_otel._autoinstrument.instrument import Instrumentation, is_switched_off, read_settings
 from moesif_otel._guard import PROCESS_GUARD, get_logger
 from moesif_otel.settings import OPTIONS, Settings, warn_of_unknown
 

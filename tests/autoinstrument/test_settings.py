@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from opentelemetry.sdk.trace.export import SpanExportResult
 
-from moesif_otel._autoinstrument import settings as auto_settings
+from moesif_otel._autoinstrument import instrument as auto
 from moesif_otel._autoinstrument.exporter import AutoSpanExporter
+from moesif_otel._autoinstrument.instrument import is_switched_off, read_settings
 from moesif_otel._autoinstrument.instrumentor import MoesifInstrumentor, MoesifOptions
-from moesif_otel._autoinstrument.settings import is_switched_off, read_settings
 from moesif_otel.settings import OPTIONS, ImportedCallback
 
 ID = {"MOESIF_APPLICATION_ID": "from the environment"}
@@ -20,7 +20,7 @@ ID = {"MOESIF_APPLICATION_ID": "from the environment"}
 
 @pytest.fixture(autouse=True)
 def _untold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auto_settings, "_told", set())
+    monkeypatch.setattr(auto, "_told", set())
     for name in OPTIONS:
         monkeypatch.delenv(f"MOESIF_{name}", raising=False)
         monkeypatch.delenv(f"OTEL_MOESIF_{name}", raising=False)

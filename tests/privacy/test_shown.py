@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from moesif_otel import MoesifClient, MoesifMiddleware, MoesifSpanExporter, MoesifSpanProcessor, instrument
+from moesif_otel._autoinstrument.instrument import read_settings
 from moesif_otel._autoinstrument.instrumentor import MoesifOptions
-from moesif_otel._autoinstrument.settings import read_settings
 from moesif_otel._capture.body import ByteBudget, CapturedBody
 from moesif_otel._delivery.queue import Prepared
 from moesif_otel._events.body import Body
