@@ -439,7 +439,7 @@ def test_as_a_middleware_captures(upstream, sandbox):
 
     middleware = MoesifMiddleware(app, options(sandbox))
     other = MoesifSpanProcessor(options(sandbox, APPLICATION_ID="another application"))
-    captures = [start_capture_for(middleware._pipeline), start_capture_for(other)]
+    captures = [start_capture_for(middleware._pipeline), start_capture_for(other.pipeline)]
     environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "SERVER_NAME": "h", "SERVER_PORT": "80", "wsgi.url_scheme": "http"}
     list(middleware(environ, lambda *_: None))
     for capture in captures:
