@@ -11,8 +11,6 @@ import threading
 from collections import deque
 from typing import Final
 
-__all__ = ["Counters"]
-
 _FOLD_AT: Final = 64  # entries that may wait; a reader folds them in any case
 _READ_WAIT_S: Final = 1.0
 

@@ -15,8 +15,6 @@ from moesif_otel._counters import Counters
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ContainedLogger", "Guard", "get_logger", "place_of"]
-
 _T = TypeVar("_T")
 
 

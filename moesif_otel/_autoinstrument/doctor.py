@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
     from moesif_otel.errors import MoesifConfigError
 
-__all__ = ["Finding", "diagnose", "report"]
-
 Level = Literal["ok", "info", "warning", "error"]
 
 _PROBE_TIMEOUT_S: Final = 5.0

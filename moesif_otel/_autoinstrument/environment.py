@@ -17,8 +17,6 @@ from moesif_otel.settings import OPTIONS
 if TYPE_CHECKING:
     from collections.abc import Collection, MutableMapping
 
-__all__: list[str] = []
-
 # The command looks for names that begin with OTEL_ in this module.
 globals().update({f"OTEL_MOESIF_{name}": f"OTEL_MOESIF_{name}" for name in OPTIONS})
 

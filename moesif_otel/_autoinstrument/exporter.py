@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from moesif_otel.exporter import MoesifSpanExporter
 
-__all__ = ["AutoSpanExporter"]
-
 
 class AutoSpanExporter(SpanExporter):
     """Sends HTTP spans to Moesif as `moesif_otel.MoesifSpanExporter` does, or nothing without an application id.

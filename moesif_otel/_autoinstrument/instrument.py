@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from moesif_otel._pipeline.pipeline import Pipeline
     from moesif_otel._pipeline.sink import EventSink
 
-__all__ = ["Instrumentation", "instrument", "sink_of"]
-
 _logger: Final = get_logger(__name__)
 
 _told: Final[set[str]] = set()

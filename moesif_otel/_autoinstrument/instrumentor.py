@@ -22,8 +22,6 @@ from moesif_otel.settings import OPTIONS, Settings, warn_of_unknown
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-__all__ = ["MoesifInstrumentor", "MoesifOptions"]
-
 _logger: Final = get_logger(__name__)
 
 

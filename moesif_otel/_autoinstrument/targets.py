@@ -20,17 +20,6 @@ from moesif_otel._guard import PROCESS_GUARD, get_logger
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = [
-    "NOT_CAPTURED",
-    "NOT_CAPTURED_CLIENTS",
-    "ROWS",
-    "ServedApplication",
-    "ServedAsgiApplication",
-    "Serving",
-    "install",
-    "say_what_is_not_captured",
-]
-
 _logger: Final = get_logger(__name__)
 
 

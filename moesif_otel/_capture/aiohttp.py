@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from moesif_otel._capture.exchange import Headers
     from moesif_otel._capture.outgoing import OutgoingCall
 
-__all__ = ["PATCHES"]
-
 _SWITCHING_PROTOCOLS: Final = 101
 _DECODED: Final = frozenset({"gzip", "deflate", "br", "zstd"})  # the codings that aiohttp undoes
 

@@ -9,8 +9,6 @@ import re
 from ipaddress import IPv6Address
 from typing import Any, Final
 
-__all__ = ["authority_of", "is_authority"]
-
 _DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
 
 # RFC 3986, section 3.2.2: a registered name or an IPv4 address, or an IPv6 address in brackets, then a port. Letters

@@ -12,8 +12,6 @@ from typing import Final
 
 from moesif_otel._counters import Counters
 
-__all__ = ["ByteBudget", "CapturedBody", "LeftOut"]
-
 # A body that comes in many small pieces is joined now and then: a list entry and an object header a piece would
 # otherwise take more memory than the piece itself, uncounted.
 _MAX_PARTS: Final = 128

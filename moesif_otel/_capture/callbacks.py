@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from moesif_otel._guard import Guard
     from moesif_otel.settings import Settings
 
-__all__ = ["Callbacks", "await_steps", "check_signatures", "run_steps"]
-
 _logger: Final = get_logger(__name__)
 
 _NAMES: Final = ("SKIP", "IDENTIFY_USER", "IDENTIFY_COMPANY", "GET_METADATA", "GET_SESSION_TOKEN")

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from moesif_otel._capture.exchange import Exchange
 
-__all__ = ["ClientSpans"]
-
 # https://opentelemetry.io/docs/specs/semconv/http/http-spans/: the variable chooses between old and stable names.
 _OPT_IN: Final = "OTEL_SEMCONV_STABILITY_OPT_IN"
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"})

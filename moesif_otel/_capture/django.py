@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from moesif_otel._capture.exchange import CapturePipeline, Decision, Governed, Headers
     from moesif_otel.settings import Settings
 
-__all__ = ["DjangoCall", "DjangoCapture"]
-
 _HANDLER_ATTRIBUTE: Final = "_moesif_otel_capture"
 _UNKNOWN: Final[Any] = object()
 _LINKS: Final = ("__wrapped__", "get_response", "func", "awaitable")  # what a middleware or adapter calls

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from moesif_otel._guard import Guard
     from moesif_otel.settings import Settings
 
-__all__ = ["CapturePipeline", "Decision", "Direction", "Exchange", "Headers", "Outcome", "current_exchange", "identify"]
-
 Direction = Literal["Incoming", "Outgoing"]
 Headers = list[tuple[str, str]]
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from moesif_otel._capture.exchange import Headers
     from moesif_otel._capture.outgoing import OutgoingCall
 
-__all__ = ["PATCHES"]
-
 _SWITCHING_PROTOCOLS: Final = 101
 _STATUSES_WITHOUT_BODY: Final = frozenset({204, 304})  # RFC 9110, 6.4.1
 

@@ -31,19 +31,6 @@ if TYPE_CHECKING:
     from moesif_otel._capture.exchange import CapturePipeline, Headers
     from moesif_otel._capture.patching import PatchSet
 
-__all__ = [
-    "CLIENTS",
-    "DEFAULT_CLIENTS",
-    "OutgoingCall",
-    "Route",
-    "add_route",
-    "begin_call",
-    "call_being_sent",
-    "cause_of",
-    "remove_route",
-    "sent_url",
-]
-
 
 class _Client(NamedTuple):
     """A client library: when it is imported its capture is imported and put on."""

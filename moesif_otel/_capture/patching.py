@@ -27,8 +27,6 @@ from moesif_otel._guard import PROCESS_GUARD
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["InstancePatches", "Patch", "PatchSet", "layer_around", "when_imported"]
-
 
 _PROXY: Final[type] = getattr(wrapt, "BaseObjectProxy", wrapt.ObjectProxy)  # the former since wrapt 2
 

@@ -14,8 +14,6 @@ from opentelemetry.propagate import get_global_textmap
 if TYPE_CHECKING:
     from moesif_otel._capture.exchange import Exchange
 
-__all__ = ["ServerSpanChoice"]
-
 _WRAPPED_APP_ATTRIBUTES: Final = ("wsgi", "app", "application", "wsgi_app", "asgi_app", "__wrapped__")
 
 

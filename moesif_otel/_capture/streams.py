@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from moesif_otel._capture.body import CapturedBody
     from moesif_otel._capture.outgoing import OutgoingCall
 
-__all__ = ["PieceSink", "UploadSink", "add_plain", "is_plain", "original_of", "stand_in_for"]
-
 
 class PieceSink(Protocol):
     """Where a stand-in tells what happens to it. Nothing here may raise."""

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from moesif_otel._capture.exchange import Headers
     from moesif_otel._capture.outgoing import OutgoingCall
 
-__all__ = ["PATCHES", "Urllib3Request", "Urllib3Response"]
-
 
 class Urllib3Request(NamedTuple):
     """What callbacks get as the request: urllib3 has no object for it."""

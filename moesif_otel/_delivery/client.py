@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from moesif_otel._delivery.connection import HttpAnswer
     from moesif_otel.settings import Settings
 
-__all__ = ["MoesifTransport", "gzipped"]
-
 _EVENTS_BATCH: Final = "/v1/events/batch"
 _JSON: Final = "application/json; charset=utf-8"
 _GZIP: Final = 31  # `wbits` of zlib for a gzip container (RFC 1952)

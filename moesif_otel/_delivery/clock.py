@@ -6,8 +6,6 @@ import contextlib
 import threading
 import time
 
-__all__ = ["Clock", "WakeEvent"]
-
 
 class Clock:
     """Where delivery reads the time and waits; tests put one in whose time passes by the waits."""

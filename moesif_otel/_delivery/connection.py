@@ -32,8 +32,6 @@ from urllib3.util.wait import wait_for_read
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Connections", "HttpAnswer"]
-
 _CONNECT_TIMEOUT_S: Final = 3.0
 # A connection that was idle for longer may be dead without a word: a firewall forgot it, a Lambda was frozen.
 _MAX_IDLE_S: Final = 15.0

@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from moesif_otel._delivery.stats import Stats
     from moesif_otel.settings import Settings
 
-__all__ = ["Delivery", "Prepared"]
-
 T = TypeVar("T")
 
 _GATHER_S: Final = 0.1

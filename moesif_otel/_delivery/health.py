@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from moesif_otel._delivery.stats import DropReason
 
-__all__ = ["FIRST_BACKOFF_S", "MAX_BACKOFF_S", "SUSPENSION_S", "Permit", "ServerHealth"]
-
 FIRST_BACKOFF_S: Final = 1.0
 MAX_BACKOFF_S: Final = 30.0
 SUSPENSION_S: Final = 60.0

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from moesif_otel._delivery.stats import Ledger
 
-__all__ = ["Instruments", "export_metrics"]
-
 _SCOPE: Final = "moesif_otel"
 _SUMMED: Final = ("accepted", "delivered", "retries")
 _LEVELS: Final = ("pending", "held_bytes", "spool_bytes")

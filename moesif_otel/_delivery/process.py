@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from moesif_otel._guard import Guard
     from moesif_otel.settings import Settings
 
-__all__ = ["FORKS_TELL", "Collaborators", "FlushMark", "ProcessState", "Transport", "Turn", "watch"]
-
 T = TypeVar("T")
 
 

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from moesif_otel._guard import Guard
     from moesif_otel.settings import Settings
 
-__all__ = ["ACTION", "COMPANY", "SUBSCRIPTION", "USER", "Post", "ProfileKind", "Profiles", "posts_of"]
-
 _MAX_BATCH_ITEMS: Final = 1_000
 _MAX_QUEUED: Final = 100_000
 _QUEUE_SHARE: Final = 8

@@ -9,8 +9,6 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["MAX_BATCH_BYTES", "Batch", "BatchQueue", "Family", "Prepared"]
-
 MAX_BATCH_BYTES: Final = 5_000_000
 """Most bytes of JSON in one POST. Moesif takes 50 MB, its older documentation says far less: stay well below."""
 

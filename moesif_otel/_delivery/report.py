@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from moesif_otel._delivery.clock import Clock
     from moesif_otel._delivery.stats import Stats
 
-__all__ = ["DeliveryLog", "describe"]
-
 _logger: Final = get_logger(__name__)
 
 _BETWEEN_LINES_S: Final = 60.0

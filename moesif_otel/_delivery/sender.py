@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from moesif_otel._delivery.process import Collaborators, ProcessState
     from moesif_otel._delivery.spool import Disk
 
-__all__ = ["HOPELESS_EVENTS", "Sender"]
-
 HOPELESS_EVENTS: Final = 200
 """When this many events in a row were refused one by one it may not be the events: a wrong address answers 404 to all.
 From then on a refused batch is taken apart only if the server takes one of a few events of it."""

@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from moesif_otel._delivery.stats import Ledger
     from moesif_otel._guard import Guard
 
-__all__ = ["MAX_AGE_S", "Claim", "Disk", "Spool"]
-
 _logger: Final = get_logger(__name__)
 
 MAX_AGE_S: Final = 30 * 86_400.0

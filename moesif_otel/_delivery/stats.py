@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from moesif_otel._capture.body import ByteBudget
     from moesif_otel._guard import Guard
 
-__all__ = ["DropReason", "Ledger", "Stats"]
-
 
 class DropReason(str, Enum):
     """Why an event was not delivered by this process; the values are the keys of `Stats.dropped`."""

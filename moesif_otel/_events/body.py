@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from moesif_otel._redaction.media import Media
     from moesif_otel._redaction.rules import Rules
 
-__all__ = ["NO_BODY", "Body", "read_body"]
-
 # 450,000 characters of base64, so that two bodies and the rest stay under the server's 1 MB an event.
 _MAX_BASE64_INPUT_BYTES: Final = 337_500
 _NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'"[]{}'))

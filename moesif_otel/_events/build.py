@@ -15,7 +15,7 @@ from moesif_otel._capture.body import LeftOut
 from moesif_otel._capture.exchange import Outcome
 from moesif_otel._events.body import read_body
 from moesif_otel._events.caller import ADDRESS_HEADERS, client_address, user_from_headers
-from moesif_otel._events.serialize import OUR_KEY, as_mapping, plain, serialize, text_of, without_bodies
+from moesif_otel._events.serialize import OUR_KEY, as_mapping, plain, text_of
 from moesif_otel._events.spans import SpanFacts, call_of_span, facts_of_span, weight_of_span
 from moesif_otel._redaction.bodies import names_in
 from moesif_otel._redaction.budget import Inspection
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from moesif_otel._capture.exchange import Exchange, Headers
     from moesif_otel._redaction.rules import Rules
     from moesif_otel.settings import Settings
-
-__all__ = ["EventBuilder", "build_event", "builder_for", "serialize", "transaction_id_for", "without_bodies"]
 
 _TRACE_ID: Final = (1 << 128) - 1
 _SPAN_ID: Final = (1 << 64) - 1

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from moesif_otel._capture.exchange import Exchange
 
-__all__ = ["ADDRESS_HEADERS", "client_address", "settle", "user_from_headers"]
-
 # Servers refuse headers of 8 to 64 KB; a longer one is no token.
 _MAX_CREDENTIALS_CHARACTERS: Final = 65_536
 # A user id longer than this is no id.

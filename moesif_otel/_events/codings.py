@@ -18,8 +18,6 @@ try:
 except ImportError:
     zstandard = None  # type: ignore[assignment] # a module, or nothing
 
-__all__ = ["Decoded", "decode_content"]
-
 _IDENTITY: Final = frozenset({"", "identity", "aws-chunked"})
 # RFC 9110 lets a sender apply any number; each one undone is a pass over up to the bound.
 _MAX_CODINGS: Final = 4

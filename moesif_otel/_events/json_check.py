@@ -10,8 +10,6 @@ import orjson
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["is_json", "load_validator"]
-
 # Numbers beyond the range of a float are JSON by the grammar, and refused by orjson and by many servers. They have an
 # exponent of three digits, or some two hundred digits in a row.
 _SMALL_E: Final = bytes.maketrans(b"E", b"e")

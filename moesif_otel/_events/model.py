@@ -11,8 +11,6 @@ from moesifapi.models import EventModel, EventRequestModel, EventResponseModel
 
 from moesif_otel._events.serialize import as_mapping, text_of
 
-__all__ = ["MoesifEvent", "as_dictionary", "hide_absent_bodies", "show_absent_bodies"]
-
 _IDS: Final = ("user_id", "company_id", "session_token", "transaction_id", "trace_id")
 _FIELDS: Final = (
     *("tags", "subscription_id", "metadata", "direction", "weight", "blocked_by", "span", "action_name"),

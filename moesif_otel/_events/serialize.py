@@ -9,19 +9,6 @@ from typing import Any, Final
 
 import orjson
 
-__all__ = [
-    "OUR_KEY",
-    "as_mapping",
-    "json_bytes",
-    "parsed_json",
-    "plain",
-    "serialize",
-    "snapshot",
-    "sound_text",
-    "text_of",
-    "without_bodies",
-]
-
 OUR_KEY: Final = "moesif_otel"
 """The one key under which everything that we add to an event's metadata lies."""
 

@@ -24,17 +24,6 @@ if TYPE_CHECKING:
     from moesif_otel._capture.exchange import Headers
     from moesif_otel.settings import Settings
 
-__all__ = [
-    "CONVENTION_PREFIXES",
-    "SpanFacts",
-    "attributes_of",
-    "call_of_span",
-    "facts_of_span",
-    "has_http_method",
-    "weight_of",
-    "weight_of_span",
-]
-
 _REQUEST_HEADER: Final = "http.request.header."
 _RESPONSE_HEADER: Final = "http.response.header."
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}

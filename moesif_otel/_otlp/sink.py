@@ -17,8 +17,9 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from moesif_otel._delivery.client import MoesifTransport
-from moesif_otel._delivery.delivery import Delivery, Prepared
+from moesif_otel._delivery.delivery import Delivery
 from moesif_otel._delivery.outcome import BatchOutcome, PostAnswer, outcome_of_status, retry_after_seconds
+from moesif_otel._delivery.queue import Prepared
 from moesif_otel._otlp.span_copy import Hide, private_copy
 from moesif_otel._pipeline.sink import EVENT_OVERHEAD_BYTES, Sink, held_by_texts
 from moesif_otel.errors import MoesifConfigError
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from moesif_otel._delivery.stats import DropReason
     from moesif_otel._guard import Guard
     from moesif_otel.settings import Settings
-
-__all__ = ["ExporterSink", "http_session"]
 
 _NOT_HONOURED: Final = ("mask_event_model", "spool_directory")
 _CLOSE_S: Final = 1.0  # for the exporter's own shutdown where no deadline is known (a process that ends)

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from moesif_otel._capture.exchange import Exchange
     from moesif_otel.settings import Settings
 
-__all__ = ["Hide", "private_copy", "redacted_attributes", "redacted_events"]
-
 # Ids, times, name, resource and protobuf's framing of one span.
 _SPAN_BYTES: Final = 1_024
 # Batches are closed at 5,000,000 accounted bytes; with this margin they stay below the 4 MiB (4,194,304 bytes) that an

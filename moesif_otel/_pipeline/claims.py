@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-__all__ = ["ClaimSet", "claims_of"]
-
 # A batch processor holds 2,048 spans by default (OTel specification, OTEL_BSP_MAX_QUEUE_SIZE); ten times that.
 _MAX_CLAIMS: Final = 20_480
 

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from moesif_otel._remote.config import RemoteConfig
     from moesif_otel._remote.governance import RuleSet
 
-__all__ = ["GovernedRequest", "decide"]
-
 TOO_LARGE: Final = "too_large"
 """`request.body.$unreadable` of a body over `REQUEST_MAX_BODY_SIZE`, or one whose end cannot be known beforehand."""
 ENCODED: Final = "encoded"

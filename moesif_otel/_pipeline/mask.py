@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from moesif_otel._guard import Guard
 
-__all__ = ["MASK_TIMEOUT_S", "EventMask"]
-
 _logger: Final = get_logger(__name__)
 
 MASK_TIMEOUT_S: Final = 5.0

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from moesif_otel.outgoing import OutgoingCapture
     from moesif_otel.settings import Settings
 
-__all__ = ["Middleware"]
-
 
 class Middleware(ProfileCalls):
     """The base of the middlewares of all frameworks; it knows none of them.

@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from moesif_otel._pipeline.sink import Sink
     from moesif_otel.settings import Settings
 
-__all__ = ["Pipeline", "live_pipeline", "live_pipelines"]
-
 _T = TypeVar("_T")
 _logger: Final = get_logger(__name__)
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import ReadableSpan, Span
 
-__all__ = ["Dispatcher", "dispatcher_on", "resolve_provider"]
-
 
 def resolve_provider(explicit: Any = None) -> Any:
     """Return the provider to work with: the explicit one, else the global one if it is an SDK provider, else None.

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 from moesif_otel._capture.body import ByteBudget, LeftOut
 from moesif_otel._capture.exchange import Exchange
 from moesif_otel._delivery.client import MoesifTransport
-from moesif_otel._delivery.delivery import Delivery, Prepared
+from moesif_otel._delivery.delivery import Delivery
 from moesif_otel._delivery.profiles import Profiles
+from moesif_otel._delivery.queue import Prepared
 from moesif_otel._delivery.stats import DropReason
 from moesif_otel._events.build import EventBuilder
 from moesif_otel._events.json_check import load_validator
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from moesif_otel._delivery.stats import Stats
     from moesif_otel._pipeline.mask import EventMask
     from moesif_otel.settings import Settings
-
-__all__ = ["EVENTS_SHARE", "EVENT_OVERHEAD_BYTES", "EventSink", "Sink", "held_by_texts"]
 
 _logger: Final = get_logger(__name__)
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from moesif_otel._redaction.media import Media
     from moesif_otel._redaction.rules import Rules
 
-__all__ = ["looks_like_json", "names_in", "redact_body", "redact_json_body"]
-
 _LEFT_OUT: Final = b"(left out)"
 _MAX_PARTS: Final = 1_000
 _MAX_MULTIPART_NESTING: Final = 4

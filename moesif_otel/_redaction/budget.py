@@ -17,17 +17,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from moesif_otel._redaction.rules import Rules
 
-__all__ = [
-    "MAX_DECODED_BYTES",
-    "MAX_DEPTH",
-    "MAX_HEADER_BYTES",
-    "MAX_INSPECTED_BYTES",
-    "MAX_NESTING",
-    "MAX_NODES",
-    "Inspection",
-    "OverBudget",
-]
-
 MAX_DECODED_BYTES: Final = 450_000
 """Most bytes that undoing a Content-Encoding may make: the server truncates a body there."""
 

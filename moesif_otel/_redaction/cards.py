@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["has_card_number", "number_digits"]
-
 # Digits, maybe in groups: `4111 1111 …`, `4111-1111-…`, with up to three separators between two of them.
 _DIGITS: Final = re.compile(r"[0-9]+(?:[ \-+._\u00a0\t]{1,3}[0-9]+)*", re.ASCII)
 _GROUP: Final = re.compile(r"[0-9]+", re.ASCII)

@@ -7,8 +7,6 @@ import re
 from json import detect_encoding
 from typing import Final, NamedTuple
 
-__all__ = ["DecodedText", "decode_text", "utf8_of"]
-
 _UTF8: Final = frozenset({None, "", "utf-8", "utf8", "us-ascii", "ascii", "utf-8-sig"})
 _WIDE: Final = frozenset(
     f"utf{dash}{size}{order}" for dash in ("-", "") for size in (16, 32) for order in ("", "le", "be", "-le", "-be")

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from moesif_otel._capture.exchange import Headers
     from moesif_otel._redaction.budget import Inspection
 
-__all__ = ["bounded_headers", "redact_header"]
-
 # Two Set-Cookie headers that somebody joined with a comma; the comma of a date is followed by no name.
 _JOINED: Final = re.compile(r",(?=\s{0,8}[^;,=\s]{1,256}=)")
 

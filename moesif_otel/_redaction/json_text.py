@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     Leaf = Callable[[Inspection, str, bool], str]
 
-__all__ = ["is_clean_json", "is_json_text", "redact_json"]
-
 _STRING: Final = r'"([^"\\\x00-\x1f]*(?:\\[^\x00-\x1f][^"\\\x00-\x1f]*)*)"'
 _STRINGS: Final = re.compile(_STRING + r"(\s*:)?")
 _TOKENS: Final = re.compile(_STRING + r"(\s*:)?|([{\[])|([}\]])|(-?[0-9][0-9.eE+\-]*)|(\")")

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     Leaf = Callable[[Inspection, str, bool], str]
 
-__all__ = ["redact_prose"]
-
 _URL: Final = re.compile(r"""(?<![A-Za-z0-9])[A-Za-z][A-Za-z0-9+.\-]{1,19}:\\?/\\?/[^\s"<>\\]+""")
 _ESCAPE: Final = re.compile(r"(?<!\\)\\{1,32}u([0-9A-Fa-f]{4})")
 _PERCENT: Final = re.compile(r"%[0-9A-Fa-f]{2}")

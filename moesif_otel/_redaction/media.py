@@ -8,8 +8,6 @@ from enum import Enum
 from functools import lru_cache
 from typing import Final
 
-__all__ = ["LEFT_OUT_TYPES", "Format", "Media", "is_left_out", "media_of"]
-
 
 class Format(Enum):
     """How a body of some media type is read."""

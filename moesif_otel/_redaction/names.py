@@ -9,23 +9,6 @@ import re
 from enum import Enum
 from typing import Final
 
-__all__ = [
-    "CARD_NAMES",
-    "CREDENTIAL_HEADERS",
-    "CREDENTIAL_SCHEMES",
-    "HIDDEN",
-    "QUERY_NAMES",
-    "SENSITIVE_COOKIES",
-    "SENSITIVE_NAMES",
-    "Verdict",
-    "fold",
-    "is_card_name",
-    "is_secret_cookie",
-    "is_secret_header",
-    "is_secret_name",
-    "is_secret_query",
-]
-
 
 class Verdict(Enum):
     """What becomes of the value of a name."""

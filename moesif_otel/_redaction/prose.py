@@ -14,8 +14,6 @@ from moesif_otel._redaction.names import HIDDEN, Verdict, is_card_name
 if TYPE_CHECKING:
     from moesif_otel._redaction.budget import Inspection
 
-__all__ = ["QUOTE", "hide_pairs", "is_card_label", "is_label", "next_concerned"]
-
 # One start a run of name characters, so that the search is linear. Behind the name: a quote, escaped or not, a bracket,
 # and `=`, `:`, `=>` or `:=`; also `is:` and `?:`.
 _KEY: Final = re.compile(

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from moesif_otel.settings import Settings
 
-__all__ = ["MAX_REMEMBERED", "Redaction", "Rules", "redaction_for"]
-
 # Clients can invent names without end: the memory forgets what was not asked for longest, and long names at once.
 _MAX_JUDGED: Final = 4_096
 MAX_REMEMBERED: Final = 128

@@ -14,8 +14,6 @@ from moesif_otel._redaction.names import fold
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["QuickScan"]
-
 _UPPER, _LOWER_CASE = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ", b"abcdefghijklmnopqrstuvwxyz"
 _LOWER: Final = bytes.maketrans(_UPPER, _LOWER_CASE)
 # Some consonants, and the marks that stand around names. All else is taken out first, which leaves a third of a text.

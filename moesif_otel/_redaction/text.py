@@ -21,8 +21,6 @@ from moesif_otel._redaction.urls import inspect_url
 if TYPE_CHECKING:
     from moesif_otel._redaction.rules import Rules
 
-__all__ = ["inspect_prose", "inspect_text", "redact_text", "redact_url", "redact_value"]
-
 # Without one of these a text holds no name with a value, only words.
 _MARKED: Final = re.compile(r"[=:%@<]|--|[\"'] ?[,;|]|\n")
 _PLAIN_QUERY: Final = re.compile(r"(?:[A-Za-z0-9_.\-]{1,64}(?:=[A-Za-z0-9_.,\-]*)?(?:&|\Z)){1,64}\Z")

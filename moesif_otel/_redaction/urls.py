@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     Leaf = Callable[[Inspection, str, bool], str]
 
-__all__ = ["hide_user_info", "inspect_form", "inspect_url", "redact_encoded", "unquoted"]
-
 # RFC 3986 lets a password have quotes and brackets of the round kind; people write others unescaped, too.
 _USER_INFO: Final = re.compile(r"""(?<=//)[^/?#\s"<>\\]*@""")
 _ESCAPED_USER_INFO: Final = re.compile(r"""(?<=/\\/)[^/?#\s"<>\\]*@""")

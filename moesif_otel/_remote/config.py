@@ -18,8 +18,6 @@ from moesif_otel._remote.rules import MAX_VALUE_CHARS, Conditions, MalformedErro
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["DEFAULT_CONFIG", "CohortEntry", "RemoteConfig", "SampleRule"]
-
 _FULL_RATE: Final = 100.0
 
 

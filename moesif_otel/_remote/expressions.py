@@ -22,8 +22,6 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Allowance", "OutOfTimeError", "Pattern", "PatternError"]
-
 MAX_EXPRESSION_CHARS: Final = 1_000
 """A longer expression is refused."""
 MAX_UNROLLED_SIZE: Final = 2_000

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from moesif_otel._guard import Guard
 
-__all__ = ["BodyNeededError", "CallFacts", "Condition", "Field", "RequestFacts", "as_id", "as_text", "route_of"]
-
 _HEADERS: Final = "request.headers."
 _BODY: Final = "request.body."
 _PLAIN_FIELDS: Final = {

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from moesif_otel._remote.config import CohortEntry, RemoteConfig
     from moesif_otel._remote.facts import RequestFacts
 
-__all__ = ["NO_RULES", "RuleSet"]
-
 _MAX_RULES: Final = 2_000
 _NO_VALUES: Final[Mapping[str, str]] = {}
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     # True: fetch what is due; False: end. Its `put` is safe in a finalizer.
     _Wakes = queue.SimpleQueue[bool]
 
-__all__ = ["ConfigPoller"]
-
 _logger: Final = get_logger(__name__)
 
 POLL_INTERVAL_S: Final = 60.0

@@ -19,19 +19,6 @@ from moesif_otel._remote.facts import Condition, Field, as_text
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = [
-    "MAX_VALUE_CHARS",
-    "Action",
-    "Conditions",
-    "MalformedError",
-    "Rule",
-    "RuleError",
-    "Skips",
-    "read_conditions",
-    "read_rule",
-    "shown",
-]
-
 _logger: Final = get_logger(__name__)
 _KINDS: Final = frozenset({"regex", "company", "user"})
 # `100 Continue` and the like would not end a call, but a rule may ask for any status of three digits.

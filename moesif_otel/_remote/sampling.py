@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from moesif_otel._remote.config import RemoteConfig
     from moesif_otel._remote.facts import CallFacts, Field
 
-__all__ = ["Sampled", "decide", "rate_for", "weight_for"]
-
 _FULL_RATE: Final = 100.0
 # Limits the weight for absurdly small rates, such as 1e-300 percent.
 _MAX_WEIGHT: Final = 1_000_000_000

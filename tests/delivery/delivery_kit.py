@@ -10,8 +10,9 @@ from random import Random
 from unittest.mock import patch
 
 from moesif_otel._capture.body import ByteBudget
-from moesif_otel._delivery.delivery import Delivery, Prepared
+from moesif_otel._delivery.delivery import Delivery
 from moesif_otel._delivery.outcome import BatchOutcome, PostAnswer
+from moesif_otel._delivery.queue import Prepared
 from moesif_otel._delivery.stats import DropReason, Ledger, Stats
 from moesif_otel._guard import Guard
 from moesif_otel.settings import Settings

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from moesif_otel._delivery.delivery import Prepared
 from moesif_otel._delivery.outcome import BatchOutcome, PostAnswer
+from moesif_otel._delivery.queue import Prepared
 from moesif_otel._delivery.stats import DropReason
 from tests.delivery.delivery_kit import FakeClock, MemoryTransport, Rig, assert_law, no_new_threads, payload
 

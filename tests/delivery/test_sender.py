@@ -222,7 +222,7 @@ def test_post_is_given_no_more_time_than_there_is() -> None:
 
 def test_payloads_of_any_kind_are_sent_as_they_are() -> None:
     """Another exporter's objects go through: batches, retries and halves, without bytes of any kind."""
-    from moesif_otel._delivery.delivery import Prepared
+    from moesif_otel._delivery.queue import Prepared
 
     class Thing:
         pass

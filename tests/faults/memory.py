@@ -9,7 +9,7 @@ from pathlib import Path
 
 from moesif_otel._capture.body import CapturedBody
 from moesif_otel._delivery.client import MoesifTransport
-from moesif_otel._delivery.delivery import Prepared
+from moesif_otel._delivery.queue import Prepared
 from tests.delivery.delivery_kit import Rig, settings
 from tests.faults.fault_server import FaultServer, Hang
 

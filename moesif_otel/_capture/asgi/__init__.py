@@ -4,7 +4,5 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["INTERNAL"]
-
 INTERNAL: Final = "_moesif_otel_internal"
 """Attribute of applications and servers of our own, the sandbox's: a process may have one beside what it captures."""

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from moesif_otel._capture.exchange import Steps
 
-__all__ = ["go_on"]
-
 _PATIENCE_S: Final = 5.0  # the pipeline waits no longer either
 
 _tasks: Final[set[asyncio.Task[None]]] = set()

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from moesif_otel._capture.exchange import Exchange
 
-__all__ = ["CallbackObjects", "PlainRequest", "PlainResponse"]
-
 # A router changes these in place; callbacks see the request as it came.
 _AS_IT_CAME = ("path", "raw_path", "root_path", "query_string", "headers")
 

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     Receive = Callable[[], Awaitable[Message]]
     Send = Callable[[Message], Awaitable[Any]]
 
-__all__ = ["EXCHANGES_KEY", "AsgiCapture"]
-
 EXCHANGES_KEY: Final = "moesif_otel.exchanges"
 """Where a scope carries the Exchanges of its call, against capturing one call twice."""
 

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     Send = Callable[[MutableMapping[str, Any]], Awaitable[Any]]
 
-__all__ = ["Lifespan", "deliver_at_shutdown", "run_in_thread"]
-
 _ENDS: Final = frozenset({"lifespan.shutdown.complete", "lifespan.shutdown.failed"})
 
 _delivered_at_shutdown: Final[weakref.WeakSet[CapturePipeline]] = weakref.WeakSet()

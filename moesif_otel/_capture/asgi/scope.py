@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from moesif_otel._capture.exchange import Headers
 
-__all__ = ["header_source", "peer_address", "repeatable", "url_source"]
-
 _SCHEMES: Final = {"ws": "http", "wss": "https"}  # a handshake is an HTTP request
 # RFC 3986: pchar and "/" stay as they are in a path; what else may stand in a query; "%" of raw bytes is kept.
 _PATH_SAFE: Final = "/:@!$&'()*+,;=~"

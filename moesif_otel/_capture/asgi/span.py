@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
 
-__all__ = ["AsgiServerSpan", "AsgiServerSpans"]
-
 _starting: ContextVar[AsgiServerSpan | None] = ContextVar("moesif_otel_starting_asgi_span", default=None)
 # FastAPI itself makes SERVER spans where it has `fastapi.telemetry`.
 _FRAMEWORK_INSTRUMENTATIONS: Final = (

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from moesif_otel._capture.outgoing import OutgoingCall
 
-__all__ = ["PATCHES"]
-
 
 def _send(send: Any, session: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Do `Session.send` and capture the call."""

@@ -17,27 +17,8 @@ from urllib3.util.response import is_fp_closed
 if TYPE_CHECKING:
     from moesif_otel._capture.exchange import Headers
 
-__all__ = [
-    "TEXT_ENCODING",
-    "body_position",
-    "bytes_read",
-    "content_of",
-    "is_being_finalized",
-    "is_decoded",
-    "is_urllib3s",
-    "nothing_left",
-    "pieces_decoded",
-    "request_headers",
-    "request_without_objects",
-    "response_headers",
-    "response_with_content",
-    "response_without_body",
-    "text_of",
-]
-
 TEXT_ENCODING: Final = "latin-1" if getattr(urllib3, "__version__", "").startswith("1.") else "utf-8"
 """How urllib3 sends text: version 1 leaves it to `http.client`."""
-
 
 
 def text_of(value: Any) -> str:

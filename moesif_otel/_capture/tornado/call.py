@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
     from moesif_otel._capture.exchange import Decision, Exchange
 
-__all__ = ["HandlerCall", "ResponseTee", "TornadoCall", "chained_close"]
-
 _SWITCHING_PROTOCOLS: Final = 101
 _STATUSES_WITHOUT_BODY: Final = frozenset({204, 304})  # RFC 9110, 6.4.1
 

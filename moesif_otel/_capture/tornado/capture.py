@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
     from moesif_otel._capture.exchange import CapturePipeline
 
-__all__ = ["CAPTURE_ATTRIBUTE", "TornadoCapture"]
-
 CAPTURE_ATTRIBUTE: Final = "_tornado_capture"
 """Where the owner of a `log_function` method keeps its capture."""
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from moesif_otel._capture.exchange import Exchange
 
-__all__ = ["ConnectionCall", "marked_environ"]
-
 _METHODS: Final = ("write_headers", "write", "finish", "set_close_callback")
 _FIRST_FINAL_STATUS: Final = 200
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from moesif_otel._capture.exchange import Decision, Exchange
     from moesif_otel._capture.tornado.call import TornadoCall
 
-__all__ = ["govern"]
-
 
 def govern(call: TornadoCall) -> None:
     """Ask the rules about a request; note headers to add, or arrange the answer of a blocked one. Never raises."""

@@ -16,17 +16,6 @@ if TYPE_CHECKING:
 
     from tornado.web import RequestHandler
 
-__all__ = [
-    "UnknownShape",
-    "check_tornado",
-    "client_is_gone",
-    "close_callback_of",
-    "finishes_by_itself",
-    "headers_of",
-    "is_finished",
-    "streams_request_body",
-]
-
 
 class UnknownShape(Exception):  # noqa: N818 - it is a finding about Tornado, not an error of a user's
     """Tornado does not look as it did when this was written; nothing more is captured."""

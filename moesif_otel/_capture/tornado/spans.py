@@ -20,8 +20,6 @@ try:
 except ImportError:  # an application may have Tornado, and spans of its own or none
     _Instrumentor = None
 
-__all__ = ["YieldingInstrumentation", "instrumentation"]
-
 _DISABLED_VARIABLE: Final = "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS"
 
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from moesif_otel._capture.exchange import CapturePipeline, Decision
     from moesif_otel._capture.wsgi.span import WsgiServerSpan, WsgiServerSpans
 
-__all__ = ["EXCHANGES_KEY", "TRANSACTION_ID_HEADER", "WsgiCapture"]
-
 EXCHANGES_KEY: Final = "moesif_otel.exchanges"
 """Where an environ carries the Exchanges of its call, against capturing one call twice."""
 

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from moesif_otel._capture.exchange import Headers
 
-__all__ = ["asks_for_upgrade", "headers_of", "may_have_body", "url_source"]
-
 _UNPREFIXED: Final = (("CONTENT_TYPE", "Content-Type"), ("CONTENT_LENGTH", "Content-Length"))
 # RFC 3986: pchar and "/" stay as they are in a path; what else may stand in a query; "%" of a raw query is kept.
 _PATH_SAFE: Final = "/:@!$&'()*+,;=~"

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from moesif_otel._capture.body import CapturedBody
     from moesif_otel._guard import Guard
 
-__all__ = ["PrefixedInput", "read_ahead", "tee_input"]
-
 _BYTES = (bytes, bytearray, memoryview)
 
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
 
 
-__all__ = ["WsgiServerSpan", "WsgiServerSpans"]
-
 _starting: ContextVar[WsgiServerSpan | None] = ContextVar("moesif_otel_starting_span", default=None)
 
 # Instrumentors that make the SERVER span of a WSGI framework themselves.
