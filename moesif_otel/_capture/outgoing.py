@@ -11,8 +11,9 @@ import os
 import threading
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
 from opentelemetry import context as otel_context
@@ -32,21 +33,14 @@ if TYPE_CHECKING:
     from moesif_otel._capture.patching import PatchSet
 
 
-class _Client(NamedTuple):
-    """A client library: when it is imported its capture is imported and put on."""
-
-    library: str
-    capture: str
-    """Our module, which has `PATCHES`."""
-
-
 CLIENTS: Final = {
-    "requests": _Client("requests", "moesif_otel._capture.requests.capture"),
-    "httpx": _Client("httpx", "moesif_otel._capture.httpx"),
-    "aiohttp": _Client("aiohttp.client", "moesif_otel._capture.aiohttp"),
-    "urllib3": _Client("urllib3", "moesif_otel._capture.urllib3"),
+    "requests": ("requests", "moesif_otel._capture.requests.capture"),
+    "httpx": ("httpx", "moesif_otel._capture.httpx"),
+    "aiohttp": ("aiohttp.client", "moesif_otel._capture.aiohttp"),
+    "urllib3": ("urllib3", "moesif_otel._capture.urllib3"),
 }
-"""The clients whose calls can be captured, by the names that users say."""
+"""The clients whose calls can be captured, by the names that users say: when the first module is imported, the second
+one, which has `PATCHES`, is imported and put on."""
 
 DEFAULT_CLIENTS: Final = ("requests", "httpx", "aiohttp")
 """Not urllib3, which others are built on: cloud SDKs and exporters talk through it."""
@@ -92,7 +86,7 @@ def add_route(route: Route) -> None:
     with _lock:
         _routes = (*_routes, route)
     for name in route.clients:
-        when_imported(CLIENTS[name].library, _Start(route, name))
+        when_imported(CLIENTS[name][0], partial(_start, route, name))
 
 
 def remove_route(route: Route) -> None:
@@ -107,21 +101,12 @@ def remove_route(route: Route) -> None:
 _PATCHES: Final[dict[str, PatchSet]] = {}
 
 
-class _Start:
-    """Puts the capture of a client on, once that is imported, if its route is still there."""
-
-    __slots__ = ("_name", "_route")
-
-    def __init__(self, route: Route, name: str) -> None:
-        self._route: Route | None = route
-        self._name = name
-
-    def __call__(self) -> None:
-        route, self._route = self._route, None
-        if route is not None and route in _routes:
-            patches: PatchSet = import_module(CLIENTS[self._name].capture).PATCHES
-            _PATCHES[self._name] = patches
-            patches.hold(route)
+def _start(route: Route, name: str) -> None:
+    """Put the capture of a client on, which is imported now, if its route is still there."""
+    if route in _routes:
+        patches: PatchSet = import_module(CLIENTS[name][1]).PATCHES
+        _PATCHES[name] = patches
+        patches.hold(route)
 
 
 def begin_call(

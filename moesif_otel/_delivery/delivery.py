@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-from moesif_otel._capture.body import ByteBudget
 from moesif_otel._delivery.clock import Clock
 from moesif_otel._delivery.health import ServerHealth
 from moesif_otel._delivery.metrics import export_metrics
@@ -27,15 +26,16 @@ from moesif_otel._delivery.report import DeliveryLog
 from moesif_otel._delivery.sender import Sender
 from moesif_otel._delivery.spool import Disk, Spool
 from moesif_otel._delivery.stats import DropReason, Ledger
-from moesif_otel._guard import Guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from random import Random
 
+    from moesif_otel._capture.body import ByteBudget
     from moesif_otel._delivery.process import Transport
     from moesif_otel._delivery.queue import Batch
     from moesif_otel._delivery.stats import Stats
+    from moesif_otel._guard import Guard
     from moesif_otel.settings import Settings
 
 T = TypeVar("T")
@@ -62,10 +62,9 @@ class Delivery(Generic[T]):
         prepare: Makes an item ready to be sent, or says why it is dropped; runs on the intake thread. When it raises,
             the item is dropped as `not_convertible`.
         transport: Where batches go.
-        without_bodies: For a 413: returns the same payload without its bodies; None when there are none.
-        ledger: Where everything is counted. `submit` accepts: nobody else does that for an item.
         budget: Where bytes are held and given back.
         guard: Where errors are counted.
+        without_bodies: For a 413: returns the same payload without its bodies; None when there are none.
         on_drop: Told each item that is given up before it was prepared, other than by `submit`, to release it.
         clock: Time; the system's by default.
         random: For the jitter; the system's source by default, which forked children do not share.
@@ -81,19 +80,18 @@ class Delivery(Generic[T]):
         *,
         prepare: Callable[[T], Prepared | DropReason],
         transport: Transport,
+        budget: ByteBudget,
+        guard: Guard,
         without_bodies: Callable[[bytes], bytes] | None = None,
-        ledger: Ledger | None = None,
-        budget: ByteBudget | None = None,
-        guard: Guard | None = None,
         on_drop: Callable[[T], None] | None = None,
         clock: Clock | None = None,
         random: Random | None = None,
         measured: bool = True,
     ) -> None:
         self.settings = settings
-        self.guard = Guard() if guard is None else guard
-        self.budget = ByteBudget(settings.event_queue_bytes) if budget is None else budget
-        self.ledger = Ledger(budget=self.budget, guard=self.guard) if ledger is None else ledger
+        self.guard = guard
+        self.budget = budget
+        self.ledger = Ledger(budget=budget, guard=guard)
         self._transport = transport
         self._prepare = prepare
         self._on_drop = on_drop

@@ -176,10 +176,6 @@ class ProcessState(Generic[T]):
         self.work.notify_all()
         self.progress.notify_all()
 
-    def note_settled(self) -> None:
-        """Wake those who wait for events to be settled. Call with `lock` held."""
-        self.progress.notify_all()
-
     def wait_for_work(self, clock: Clock, turn: Turn) -> None:
         """Wait as a sender's turn has found, unless something has changed since."""
         with self.lock:

@@ -180,7 +180,7 @@ class Sender:
                 else:
                     ledger.drop(reason, len(batch))
                 self._parts.budget.release(batch.size_bytes)
-            state.note_settled()
+            state.progress.notify_all()
         if settled and batch.origin is not None and self._disk is not None and not batch.family.unsettled:
             self._disk.finish(state, batch)
 

@@ -13,7 +13,7 @@ from moesif_otel._capture.body import ByteBudget
 from moesif_otel._delivery.delivery import Delivery
 from moesif_otel._delivery.outcome import BatchOutcome, PostAnswer
 from moesif_otel._delivery.queue import Prepared
-from moesif_otel._delivery.stats import DropReason, Ledger, Stats
+from moesif_otel._delivery.stats import DropReason, Stats
 from moesif_otel._guard import Guard
 from moesif_otel.settings import Settings
 
@@ -122,7 +122,6 @@ class Rig:
         self.settings = settings(**changes)
         self.guard = Guard()
         self.budget = ByteBudget(self.settings.event_queue_bytes)
-        self.ledger = Ledger(budget=self.budget, guard=self.guard)
         self.transport = transport
         self.clock = clock
         self.delivery = Delivery(
@@ -130,13 +129,13 @@ class Rig:
             prepare=prepare,
             transport=transport,
             without_bodies=without_bodies,
-            ledger=self.ledger,
             budget=self.budget,
             guard=self.guard,
             on_drop=on_drop,
             clock=clock,
             random=random or Longest(),
         )
+        self.ledger = self.delivery.ledger
 
     def submit(self, item, held_bytes: int = 10) -> bool:
         self.budget.charge(held_bytes)

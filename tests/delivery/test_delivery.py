@@ -605,14 +605,11 @@ def test_shutdown_takes_shutdown_timeout() -> None:
 
 
 def test_held_bytes_are_those_of_the_budget() -> None:
-    """A delivery that is given nothing makes its own guard, budget and ledger, which know each other."""
-    from moesif_otel._delivery.delivery import Delivery
-    from tests.delivery.delivery_kit import prepare, settings
-
+    """The counters show the bytes of the budget that the delivery was given."""
     with no_new_threads():
-        delivery = Delivery(settings(), prepare=prepare, transport=MemoryTransport(then=PostAnswer(BatchOutcome.RETRY, 503)))
+        delivery = Rig(MemoryTransport(then=PostAnswer(BatchOutcome.RETRY, 503))).delivery
         delivery.submit_prepared(payload(1))
-        assert delivery.stats().held_bytes == len(payload(1))
+        assert delivery.stats().held_bytes == delivery.budget.held_bytes == len(payload(1))
         delivery.shutdown(0)
         assert delivery.stats().held_bytes == 0
 
