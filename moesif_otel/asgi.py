@@ -70,6 +70,8 @@ class MoesifMiddleware(Middleware):
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> Any:
         """Serve one connection (ASGI 3): what passes, is returned and raised is what it would be without us."""
+        if self._is_shut_down:
+            return await self.app(scope, receive, send)
         spans = self._spans["made"] if self._spans else self._resolve()
         if "app" in scope and scope["app"] is not self._seen_app:
             self._stand_outside(scope["app"])
@@ -125,6 +127,8 @@ class MoesifMiddleware(Middleware):
         return False
 
     def _serve_outermost(self, app: Any, scope: Any, receive: Any, send: Any) -> Any:
+        if self._is_shut_down:
+            return app(scope, receive, send)
         spans = self._spans["made"] if self._spans else self._resolve()
         return self._capture.serve(app, scope, receive, send, spans=spans, governs=False)
 

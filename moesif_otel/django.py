@@ -105,7 +105,9 @@ class MoesifMiddleware(Middleware):
                 self._guard.caught("callbacks of a Django request", exc)
             return self._guard.run("headers of a Django response", self._add_headers, call, response) or response
 
-    def _begin(self, request: Any) -> DjangoCall:
+    def _begin(self, request: Any) -> DjangoCall | None:
+        if not self._pipeline.is_live:
+            return None
         if not self._has_provider:
             self._has_provider = True
             self._provider_to_watch()

@@ -77,7 +77,9 @@ class MoesifMiddleware(Middleware):
         return self._spans.setdefault("made", spans)
 
     def _transaction_id(self, exchange: Exchange) -> str:
-        return self._transaction_id_of(exchange, exchange.callback_arguments[1].get("HTTP_X_MOESIF_TRANSACTION_ID"))
+        arguments = exchange.callback_arguments  # none where a shutdown has ended the call
+        incoming = arguments[1].get("HTTP_X_MOESIF_TRANSACTION_ID") if arguments else None
+        return self._transaction_id_of(exchange, incoming)
 
 
 def _check_application(app: Any) -> None:

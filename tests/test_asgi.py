@@ -394,6 +394,48 @@ def test_a_wsgi_application_in_an_asgi_one_is_captured_once(sandbox: Sandbox) ->
     inner.shutdown()
 
 
+def test_after_shutdown_the_application_is_served_on(wrap: Any) -> None:
+    """Calls after `shutdown` pass straight through: the application gets the server's own `receive` and `send`."""
+    seen: list[tuple[Any, Any]] = []
+    asked: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append((receive, send))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"served"})
+
+    middleware = wrap(app, IDENTIFY_USER=lambda *_: asked.append(1))
+    middleware.shutdown()
+
+    async def receive() -> Any:
+        return request()
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(middleware(http_scope(path="/"), receive, send))
+    assert seen == [(receive, send)]
+    assert sent[1]["body"] == b"served"
+    assert (asked, middleware.stats()["accepted"]) == ([], 0)
+
+
+def test_a_call_that_a_shutdown_has_ended_keeps_nothing(wrap: Any) -> None:
+    """What its application sends after that is the client's alone; the bytes are not held for an event that has left."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.to_thread(middleware.shutdown)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"served"})
+
+    middleware = wrap(app)
+    connection = asyncio.run(Connection(request()).serve(middleware, http_scope(path="/")))
+    assert answer(connection)[2] == b"served"
+    stats = middleware.stats()
+    assert (stats["delivered"], stats["held_bytes"], stats["errors"]) == (1, 0, {})
+
+
 # Governance.
 
 

@@ -366,6 +366,21 @@ def test_after_shutdown_the_application_is_served_on(sandbox: Sandbox) -> None:
     assert len(sandbox.events()) == 1
 
 
+def test_a_call_that_a_shutdown_ends_before_its_headers_is_answered_without_an_error(sandbox: Sandbox) -> None:
+    """It has left as `unfinished`; the id header that its answer still gets is that of the event."""
+
+    def app(environ: Any, start_response: Any) -> Any:
+        door.app.shutdown()
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [b"served"]
+
+    door = Door(sandbox, app)
+    _status, headers, body = door.ask()
+    assert body == b"served"
+    assert headers["X-Moesif-Transaction-Id"] == sandbox.events()[0]["transaction_id"]
+    assert door.app.stats()["errors"] == {}
+
+
 def test_an_open_stream_is_told_as_unfinished_at_shutdown(sandbox: Sandbox) -> None:
     """A stream that runs while the process ends is an event with what it had sent."""
 

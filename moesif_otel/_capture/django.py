@@ -61,10 +61,14 @@ class DjangoCapture:
 
     def serve_wsgi(self, call: Any, handler: Any, variables: Any, start_response: Any) -> Any:
         """Have a WSGI handler serve a call."""
+        if not self.pipeline.is_live:
+            return call(handler, variables, start_response)
         return self._wsgi.call(functools.partial(call, handler), variables, start_response, callback_app=handler)
 
     def serve_asgi(self, call: Any, handler: Any, scope: Any, receive: Any, send: Any) -> Awaitable[Any]:
         """Have an ASGI handler serve a call."""
+        if not self.pipeline.is_live:
+            return call(handler, scope, receive, send)  # type: ignore[no-any-return]
         return self._asgi.serve(functools.partial(call, handler), scope, receive, send, governs=False)
 
 

@@ -137,6 +137,7 @@ class CapturePipeline(Protocol):
     settings: Settings
     guard: Guard
     budget: ByteBudget
+    is_live: bool  # until its shutdown
 
     @property
     def generation(self) -> int:

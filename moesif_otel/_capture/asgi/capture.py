@@ -322,6 +322,8 @@ class HttpCall:
             if data and self._keeps_bodies:
                 body = exchange.request_body
                 if body is None:
+                    if not exchange.is_open:
+                        return  # a shutdown has ended it
                     pipeline = exchange.pipeline
                     body = exchange.request_body = CapturedBody(
                         pipeline.settings.request_max_body_size, pipeline.budget
@@ -362,6 +364,8 @@ class HttpCall:
         if self._keeps_bodies:
             body = exchange.response_body
             if body is None:
+                if not exchange.is_open:
+                    return  # a shutdown has ended it
                 pipeline = exchange.pipeline
                 body = exchange.response_body = CapturedBody(pipeline.settings.response_max_body_size, pipeline.budget)
             body.add(data)
