@@ -1,4 +1,4 @@
-"""The command `moesif-otel`: a sandbox to send to, its `tail`, and a demo that needs nothing else.
+"""The command `moesif-otel`: `sandbox`, `tail`, `demo` and `doctor`.
 
 Runs on the main thread; SIGINT and SIGTERM end a command cleanly. The package never imports it, and it configures no
 logging before a command runs.
@@ -69,11 +69,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"moesif-otel {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     sandbox = commands.add_parser(
-        "sandbox", help="run a Moesif of your own on this machine", description="Run a Moesif of your own."
+        "sandbox",
+        help="run a local stand-in for Moesif",
+        description="Run a local stand-in for Moesif, and show what it receives.",
     )
-    sandbox.add_argument("--port", type=_port, default=_DEFAULT_PORT, help="default %(default)s; 0 takes a free one")
+    sandbox.add_argument("--port", type=_port, default=_DEFAULT_PORT, help="default %(default)s; 0 chooses a free one")
     sandbox.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    sandbox.add_argument("--database", metavar="FILE", help="keep what arrives in this SQLite file")
+    sandbox.add_argument("--database", metavar="FILE", help="keep what it receives in this SQLite file")
     sandbox.add_argument(
         "--application-id", action="append", default=[], metavar="ID", help="accept only this id (may be repeated)"
     )
@@ -82,19 +84,23 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME",
-        help="take requests for this host name too (may be repeated)",
+        help="also accept requests for this host name (may be repeated)",
     )
-    sandbox.add_argument("--quiet", action="store_true", help="print no line for each call")
+    sandbox.add_argument("--quiet", action="store_true", help="do not print a line for each call")
     sandbox.add_argument("--color", choices=_COLOURS, default="auto", help="default %(default)s")
     tail = commands.add_parser(
-        "tail", help="follow a running sandbox in the terminal", description="Follow a running sandbox in the terminal."
+        "tail",
+        help="show the calls that a running sandbox receives",
+        description="Show the calls that a running sandbox receives, as they arrive.",
     )
     address = f"http://127.0.0.1:{_DEFAULT_PORT}"
     tail.add_argument("--url", default=address, help="the sandbox's address (default %(default)s)")
-    tail.add_argument("-n", "--number", type=_number, default=10, help="calls to begin with (default %(default)s)")
-    tail.add_argument("-q", "--text", dest="q", metavar="TEXT", help="calls that hold this text")
+    tail.add_argument(
+        "-n", "--number", type=_number, default=10, help="recent calls to begin with (default %(default)s)"
+    )
+    tail.add_argument("-q", "--text", dest="q", metavar="TEXT", help="only calls that contain this text")
     tail.add_argument("--verb")
-    tail.add_argument("--status", help="such as 404, 5xx or none; several with commas")
+    tail.add_argument("--status", help="such as 404, 5xx or none; separate several with commas")
     tail.add_argument("--user", metavar="ID")
     tail.add_argument("--company", metavar="ID")
     tail.add_argument("--direction", choices=("incoming", "outgoing", "internal"))
@@ -103,21 +109,21 @@ def _parser() -> argparse.ArgumentParser:
     tail.add_argument("--trace", metavar="ID")
     tail.add_argument("--marks", choices=("blocked", "hidden", "truncated"))
     tail.add_argument("--errors", action="store_const", const="1", help="only calls that failed")
-    tail.add_argument("--json", action="store_true", help="one JSON object a line")
+    tail.add_argument("--json", action="store_true", help="print one JSON object per line")
     tail.add_argument("--color", choices=_COLOURS, default="auto", help="default %(default)s")
     demo = commands.add_parser(
         "demo",
-        help="see real calls being captured, no account needed",
+        help="see calls being captured, without an account",
         description="Start a sandbox and a small API, send it traffic, and show what was captured.",
     )
-    demo.add_argument("--once", action="store_true", help="send the traffic once, print a table and end")
+    demo.add_argument("--once", action="store_true", help="send the traffic once, print a table and exit")
     demo.add_argument(
-        "--port", type=_port, help=f"the sandbox's port (default {_DEFAULT_PORT}, or a free one where that is taken)"
+        "--port", type=_port, help=f"the sandbox's port (default {_DEFAULT_PORT}, or a free one if that is in use)"
     )
     doctor = commands.add_parser(
         "doctor",
         help="find out why no calls arrive",
-        description="Look at options, OpenTelemetry, the way to Moesif and, if you name it, your program. "
+        description="Check the options, OpenTelemetry, the connection to Moesif and, if you name it, your program. "
         "Exit status 1 if something is wrong.",
     )
     doctor.add_argument("--send", action="store_true", help="send one event and wait for its acknowledgement")
@@ -126,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
         "program",
         nargs=argparse.REMAINDER,
         metavar="-- PROGRAM",
-        help="a command such as python app.py, which is run for some seconds, or module:application, which is imported",
+        help="a command such as python app.py, which is run for a few seconds, or module:application, to import",
     )
     return parser
 
@@ -176,7 +182,7 @@ def _sandbox(options: argparse.Namespace, ended: threading.Event) -> int:
         _complain(f"cannot listen on {options.host} port {options.port}: {error.strerror or error}")
         return EXIT_FAILED
     else:
-        _say(f"Moesif sandbox: {sandbox.url}/ shows what arrives; Ctrl-C ends it")
+        _say(f"Moesif sandbox: {sandbox.url}/ shows what it receives; Ctrl-C ends it")
         _say("Send to it from any service that uses moesif-otel:")
         _say(f"  MOESIF_BASE_URI={sandbox.url} MOESIF_APPLICATION_ID={(options.application_id or ['any-id'])[0]}")
         _follow(sandbox, options, ended)
@@ -257,7 +263,7 @@ _COMMANDS: Final = {"sandbox": _sandbox, "tail": _tail, "demo": _demo}
 def _doctor(options: argparse.Namespace) -> int:
     from moesif_otel._autoinstrument.doctor import diagnose, report
 
-    # What goes wrong is a finding; the same as a log line would be read twice.
+    # Problems are findings; log lines would repeat them.
     logging.getLogger("moesif_otel").setLevel(logging.CRITICAL)
     program = options.program[1:] if options.program[:1] == ["--"] else options.program
     found = diagnose(program, send=options.send)

@@ -1,4 +1,4 @@
-"""A Moesif of your own on this machine: for trying moesif_otel, and for asserting in tests what reaches Moesif."""
+"""The sandbox: a local stand-in for Moesif, to try moesif_otel, and to assert in tests what Moesif receives."""
 
 from __future__ import annotations
 

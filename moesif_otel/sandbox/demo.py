@@ -81,7 +81,7 @@ def run_demo(*, ports: Sequence[int], once: bool, ended: threading.Event, say: C
         sandbox = stack.enter_context(_sandbox(ports))
         sandbox.put_rules(RULES)  # nobody is in the cohort yet
         demo = stack.enter_context(_running_api(sandbox))
-        say(f"Sandbox: {sandbox.url}/ (a Moesif of your own; the page shows what arrives)")
+        say(f"Sandbox: {sandbox.url}/ (a local stand-in for Moesif; the page shows what it receives)")
         say(f"API:     {demo.url} (Flask behind waitress, wrapped in MoesifMiddleware)")
         if not once:
             say("Ctrl-C ends it\n")

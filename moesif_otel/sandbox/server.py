@@ -42,7 +42,7 @@ _WORKERS: Final = 4
 
 
 class Sandbox:
-    """A Moesif of your own, in this process: assert in your tests what reaches Moesif.
+    """A stand-in for Moesif in this process: assert in your tests what Moesif receives.
 
     ```python
     with Sandbox() as sandbox:
