@@ -383,6 +383,20 @@ def test_middlewares_of_equal_settings_share_a_pipeline(sandbox: Sandbox) -> Non
         assert MoesifMiddleware()._pipeline is MoesifMiddleware()._pipeline
 
 
+def test_after_shutdown_the_site_is_served_on(site: Any, sandbox: Sandbox) -> None:
+    """Calls after the pipeline's shutdown pass straight through: no header of ours, nothing counted."""
+    ours = site(DISABLED_TRANSACTION_ID=False)
+    ours.ask("/items/7")
+    pipeline = MoesifMiddleware()._pipeline
+    pipeline.shutdown(5)
+    assert len(sandbox.events()) == 1
+    status, headers, content = ours.ask("/items/7")
+    assert (status, content) == bare(ours.kind).ask("/items/7")[::2]
+    assert "x-moesif-transaction-id" not in dict(headers)
+    stats = pipeline.stats()
+    assert (stats["accepted"], stats["delivered"]) == (1, 1)
+
+
 def test_profile_calls_need_no_request(sandbox: Sandbox) -> None:
     """`MoesifMiddleware().update_user(…)`, as with moesifdjango."""
     with override_settings(MOESIF_MIDDLEWARE=django_project.moesif_options(BASE_URI=sandbox.url)):
