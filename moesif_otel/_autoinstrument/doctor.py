@@ -472,7 +472,7 @@ def _dry_run(program: Sequence[str]) -> dict[str, Any] | None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run(  # noqa: S603 - the user's own program
                 command,
-                timeout=_RUN_S + 20,
+                timeout=_RUN_S + 40,
                 check=False,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

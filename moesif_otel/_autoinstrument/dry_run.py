@@ -127,7 +127,6 @@ def main(arguments: Sequence[str]) -> None:
     program = list(arguments[1:])
     timer = threading.Timer(RUN_S, report.write)
     timer.daemon = True
-    timer.start()
     try:
         from opentelemetry import trace
         from opentelemetry.instrumentation.auto_instrumentation import initialize
@@ -137,6 +136,7 @@ def main(arguments: Sequence[str]) -> None:
         environment.prepare(os.environ)
         initialize()
         report.provider_before = trace.get_tracer_provider()
+        timer.start()  # not before: the set-up takes its time on a busy machine, and is no part of the program
         _run(program, report)
     except SystemExit as exc:
         report.write("" if exc.code in {None, 0} else f"exit status {exc.code}")
