@@ -15,7 +15,7 @@ _DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
 # beyond ASCII, which some clients send, are encoded by whoever builds the URL.
 _AUTHORITY: Final = re.compile(
     r"""
-    (?: (?: [A-Za-z0-9._~!$&'()*+,;=\x80-\U0010ffff-] | %[0-9A-Fa-f]{2} ){1,255}
+    (?: (?: [A-Za-z0-9._~!$&'()*+,;=-] | [^\x00-\x7f] | %[0-9A-Fa-f]{2} ){1,255}
       | \[ (?P<v6> [0-9A-Fa-f:.]{2,45} ) \]
     ) (?: : [0-9]{0,5} )?
     """,

@@ -7,13 +7,13 @@ obeyed nor changed.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import time
 import weakref
 import zlib
 from http.client import HTTPException
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
@@ -50,13 +50,17 @@ _MAX_CONFIG_BYTES: Final = 16 * 1024 * 1024
 _NO_ANSWER: Final = (OSError, HTTPException, ValueError)
 
 
-def _version() -> str:
+@functools.cache
+def _user_agent() -> str:
+    from importlib import metadata  # late: it reads the disk
+
     try:
-        return metadata.version("moesif-otel")
+        return f"moesif-otel/{metadata.version('moesif-otel')}"
     except metadata.PackageNotFoundError:  # run from a source tree
-        return "0"
+        return "moesif-otel/0"
 
 
+@functools.cache
 def _compressor_module() -> Any:
     # The same format, in half of the time or a quarter; `isal` is a dependency where it has wheels.
     for name in ("isal.isal_zlib", "zlib_ng.zlib_ng"):
@@ -67,13 +71,9 @@ def _compressor_module() -> Any:
     return zlib
 
 
-_USER_AGENT: Final = f"moesif-otel/{_version()}"
-_zlib: Final = _compressor_module()
-
-
 def gzipped(data: bytes) -> bytes:
     """Compress lightly into a gzip container."""
-    compressor = _zlib.compressobj(_LIGHT, zlib.DEFLATED, _GZIP)
+    compressor = _compressor_module().compressobj(_LIGHT, zlib.DEFLATED, _GZIP)
     compressed: bytes = compressor.compress(data) + compressor.flush()
     return compressed
 
@@ -130,7 +130,7 @@ class MoesifTransport:
         self._connections = Connections(settings.base_uri, settings.event_worker_count + 2)
         # Of a pipeline that is forgotten; sockets that garbage collection ends warn that nobody closed them.
         weakref.finalize(self, self._connections.close).atexit = False
-        self._own_headers = {"X-Moesif-Application-Id": settings.application_id, "User-Agent": _USER_AGENT}
+        self._application_id = settings.application_id
         self._on_tags = on_tags
         self.address: Final = settings.shown_address
         # Names this destination on disk without giving the application id away (it is long and random).
@@ -190,7 +190,7 @@ class MoesifTransport:
             return self._connections.request(
                 "POST",
                 path,
-                {**headers, **self._own_headers},
+                {**headers, **self._own_headers()},
                 body,
                 timeout_s=timeout_s,
                 max_body_bytes=_MAX_ANSWER_BYTES,
@@ -219,7 +219,7 @@ class MoesifTransport:
                 answer = self._connections.request(
                     "GET",
                     path,
-                    {**headers, **self._own_headers},
+                    {**headers, **self._own_headers()},
                     b"",
                     timeout_s=timeout_s,
                     max_body_bytes=_MAX_CONFIG_BYTES,
@@ -229,6 +229,9 @@ class MoesifTransport:
         if len(answer.body) > _MAX_CONFIG_BYTES:
             raise ConnectionError(f"more than {_MAX_CONFIG_BYTES} bytes of configuration")
         return answer.status, answer.body, answer.headers
+
+    def _own_headers(self) -> dict[str, str]:
+        return {"X-Moesif-Application-Id": self._application_id, "User-Agent": _user_agent()}
 
     def close(self) -> None:
         """Close idle connections; a later call opens new ones."""

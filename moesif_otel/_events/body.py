@@ -18,7 +18,6 @@ from moesif_otel._capture.body import LeftOut
 from moesif_otel._events.codings import decode_content
 from moesif_otel._events.json_check import is_json
 from moesif_otel._events.serialize import parsed_json
-from moesif_otel._redaction.bodies import looks_like_json, redact_body, redact_json_body
 from moesif_otel._redaction.budget import MAX_DECODED_BYTES, MAX_DEPTH
 from moesif_otel._redaction.charsets import utf8_of
 from moesif_otel._redaction.media import Format, media_of
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
 # 450,000 characters of base64, so that two bodies and the rest stay under the server's 1 MB an event.
 _MAX_BASE64_INPUT_BYTES: Final = 337_500
 _NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'"[]{}'))
+# Whitespace, the zeros of UTF-16 and UTF-32, byte order marks, the record separator of RFC 7464.
+_BEFORE_JSON: Final = b" \t\r\n\0\x1e\xef\xbb\xbf\xff\xfe"
 _BLANKS: Final = b" \t\r\n"
 _ESCAPES: Final = re.compile(rb"\\.", re.DOTALL)
 _STRINGS: Final = re.compile(rb'"[^"]*"')
@@ -107,6 +108,8 @@ def read_body(
             return found
     if rules is not None:
         if readable:
+            from moesif_otel._redaction.bodies import redact_body
+
             hidden = redact_body(rules, clear, media, whole=whole and not unread)
             if isinstance(hidden, LeftOut):
                 return Body(None, None, hidden.value)
@@ -125,7 +128,7 @@ def read_body(
 def _as_json(data: bytes, media: Media, *, parse: bool, rules: Rules | None, concerned: bool) -> Body | None:
     if data[:1] in _OPENINGS and data[1:2] != b"\0" and (media.charset is None or media.charset == "utf-8"):
         text = data
-    elif media.format is Format.JSON or looks_like_json(data):
+    elif media.format is Format.JSON or data.lstrip(_BEFORE_JSON)[:1] in _OPENINGS:
         text = utf8_of(data, media.charset)
     else:
         return None
@@ -141,6 +144,9 @@ def _as_json(data: bytes, media: Media, *, parse: bool, rules: Rules | None, con
     if _is_too_deep(text):
         return None
     if rules is not None and rules.active and (concerned or text is not data) and rules.may_concern(text):
+        # Late, as below: most bodies need no closer look, and its expressions take time to compile.
+        from moesif_otel._redaction.bodies import redact_json_body
+
         hidden = redact_json_body(rules, text)
         if isinstance(hidden, LeftOut):
             return Body(None, None, hidden.value)

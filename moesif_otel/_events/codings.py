@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-try:
-    import brotli
-except ImportError:  # the extra `encodings` is not installed
-    brotli = None
-try:
-    import zstandard
-except ImportError:
-    zstandard = None  # type: ignore[assignment] # a module, or nothing
 
 _IDENTITY: Final = frozenset({"", "identity", "aws-chunked"})
 # RFC 9110 lets a sender apply any number; each one undone is a pass over up to the bound.
@@ -66,7 +59,7 @@ def decode_content(data: bytes, content_encoding: str | None, *, truncated: bool
         if not _has_mark(out, name) and _is_text(out):
             # Seen before the coding was applied, or after a client undid it, as Tornado's does.
             continue
-        undo = _CODINGS.get(_shown_coding(out) or name)
+        undo = _codings().get(_shown_coding(out) or name)
         if undo is None:
             return Decoded(data, not truncated, clear=False)
         try:
@@ -163,6 +156,8 @@ def _salvage(data: bytes, wbits: int, max_bytes: int) -> tuple[bytes, bool]:
 
 
 def _brotli(data: bytes, max_bytes: int) -> tuple[bytes, bool]:
+    import brotli
+
     inflate = brotli.Decompressor()
     out: list[bytes] = []
     size = 0
@@ -179,6 +174,8 @@ def _brotli(data: bytes, max_bytes: int) -> tuple[bytes, bool]:
 
 
 def _zstd(data: bytes, max_bytes: int) -> tuple[bytes, bool]:
+    import zstandard
+
     # RFC 9659: a window of at most 8 MB on the web; a larger one is refused rather than allocated.
     reader = zstandard.ZstdDecompressor(max_window_size=1 << 23).stream_reader(data, read_across_frames=True)
     out: list[bytes] = []
@@ -191,36 +188,37 @@ def _zstd(data: bytes, max_bytes: int) -> tuple[bytes, bool]:
                 raise
             return b"".join(out), False
         if not part:
-            return b"".join(out), _zstd_ended(data, size)
+            return b"".join(out), _zstd_ended(zstandard, data, size)
         out.append(part)
         size += len(part)
     return b"".join(out)[:max_bytes], False
 
 
-def _zstd_ended(data: bytes, size: int) -> bool:
+def _zstd_ended(zstandard: Any, data: bytes, size: int) -> bool:
     # The reader gives no sign of a frame that was cut; the frame header often tells the size (-1: it does not).
     try:
-        declared = zstandard.frame_content_size(data)
+        declared: int = zstandard.frame_content_size(data)
     except zstandard.ZstdError:
         return False
     return declared < 0 or size >= declared
 
 
+@functools.cache
 def _codings() -> dict[str, Callable[[bytes, int], tuple[bytes, bool]]]:
     found: dict[str, Callable[[bytes, int], tuple[bytes, bool]]] = {
         "gzip": _gzip,
         "x-gzip": _gzip,
         "deflate": _deflate,
     }
+    # Imported when the first such body comes: most services have none. The extra `encodings` installs them.
     try:
+        import brotli
+
         # brotli before 1.2 has no bound on its output: 20 bytes may become 16 MB, so such a body stays as it is.
         brotli.Decompressor().process(b"", output_buffer_limit=1)
         found["br"] = _brotli
-    except (AttributeError, TypeError):
+    except (ImportError, AttributeError, TypeError):
         pass
-    if zstandard is not None:
+    if importlib.util.find_spec("zstandard") is not None:
         found["zstd"] = _zstd
     return found
-
-
-_CODINGS: Final = _codings()

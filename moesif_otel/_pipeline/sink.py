@@ -6,6 +6,8 @@ Nothing waits or raises here, and an event whose mask failed is never sent.
 
 from __future__ import annotations
 
+import functools
+import importlib
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -198,7 +200,7 @@ class EventSink(Sink):
         )
         self._ledger = self.delivery.ledger
         self.delivery.add_after_fork(self._unprepared.after_fork)
-        self.delivery.add_housekeeping(load_validator)
+        self.delivery.add_housekeeping(_load_late)
 
     def ensure_started(self) -> None:
         """Start the threads of this process unless they run."""
@@ -388,6 +390,14 @@ class EventSink(Sink):
         stats = super().stats()
         stats["errors"].update(self.remote.counts())
         return stats
+
+
+@functools.cache
+def _load_late() -> None:
+    """Import, on our thread, what the first call that needs it would wait for; too slow for the application's start."""
+    load_validator()
+    importlib.import_module("moesif_otel._redaction.bodies")
+    importlib.import_module("moesif_otel._redaction.markup")
 
 
 def _mask_of(mask: Callable[..., Any], guard: Guard) -> EventMask:

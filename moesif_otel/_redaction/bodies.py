@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 _LEFT_OUT: Final = b"(left out)"
 _MAX_PARTS: Final = 1_000
 _MAX_MULTIPART_NESTING: Final = 4
-# Whitespace, the zeros of UTF-16 and UTF-32, byte order marks, the record separator of RFC 7464.
-_BEFORE_JSON: Final = b" \t\r\n\0\x1e\xef\xbb\xbf\xff\xfe"
 _WORD: Final = re.compile(r"[\w.\-]+")
 _LINE_ENDS: Final = re.compile(r"(\r\n|\r|\n)")
 # What a form and an event stream are made of, whatever the type says; anything else is looked into as a text.
@@ -77,11 +75,6 @@ def names_in(rules: Rules, text: str) -> bool:
         return _has_name(Inspection(rules), text)
     except OverBudget:
         return True
-
-
-def looks_like_json(data: bytes) -> bool:
-    """Whether `data` begins as a JSON object or array does, in any of JSON's charsets."""
-    return data.lstrip(_BEFORE_JSON)[:1] in {b"{", b"["}
 
 
 def _redacted(look: Inspection, data: bytes, media: Media, *, whole: bool, nesting: int) -> bytes | LeftOut:

@@ -40,7 +40,7 @@ _SPELLED: Final = re.compile(
     rb"%(?:[46][1-9A-Fa-f]|[57][0-9Aa]|40|3[0-9]|2[5DEde]|5[CcFf]|(?<=(?:ig|de|on)%)3[Dd])|\\{1,32}u00[2-7]|&(?:#|nbsp|colon|equals|quot|lowbar|commat|sol)"
 )
 _USER_INFO: Final = re.compile(rb'/\\{0,8}/[^/?#\s"\\<>]*@')
-_PLAIN_MASK: Final = re.compile(r'[^"\\/%&<\x00-\x1f\x7f-\U0010ffff]+\Z')
+_PLAIN_MASK: Final = re.compile(r"[ !#$'-.0-;=-\[\]-~]+\Z")  # ASCII without quotes, slashes and `%&<`
 
 
 class QuickScan:
