@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moesif_otel._capture.body import CapturedBody
-from moesif_otel._events.build import build_event, serialize
+from moesif_otel._events.build import build_event
+from moesif_otel._events.serialize import serialize
 from moesif_otel._otlp.span_copy import Hide, redacted_attributes
 from tests.calls import Calls
 from tests.secrets import CODINGS, MASK, SECRET, bodies, holds, json_texts, names, urls

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from moesif_otel._events.build import build_event, serialize
+from moesif_otel._events.build import build_event
+from moesif_otel._events.serialize import serialize
 from moesif_otel._redaction.cards import has_card_number
 from moesif_otel._redaction.names import CARD_NAMES, SENSITIVE_NAMES
 from moesif_otel._redaction.rules import Rules, redaction_for
