@@ -5,6 +5,7 @@ A page has a placeholder where a table goes, such as `<!-- options -->`.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moesif_otel._redaction import budget
@@ -54,6 +55,12 @@ def budget_table() -> str:
     return "\n".join(["| | at most |", "|---|---|", *lines])
 
 
+def results() -> str:
+    """Return what `python -m benchmarks` wrote last, without its title."""
+    text = (Path(__file__).parents[1] / "benchmarks" / "RESULTS.md").read_text()
+    return text.partition("\n")[2].strip()
+
+
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in sorted(names)) + "."
 
@@ -61,6 +68,7 @@ def _listed(names: Iterable[str]) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "options": options_table,
     "budget": budget_table,
+    "results": results,
     "secret-names": lambda: _listed(SENSITIVE_NAMES),
     "secret-cookies": lambda: _listed(SENSITIVE_COOKIES),
     "secret-query": lambda: _listed(QUERY_NAMES),
