@@ -7,6 +7,8 @@ and never logs an exception's message, a body, a header, an identity or the appl
 from __future__ import annotations
 
 import logging
+import os
+import threading
 import traceback
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -16,6 +18,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _T = TypeVar("_T")
+
+LATE_IMPORTS: Final = threading.RLock()
+"""Held by whoever imports a module late, and by whoever forks.
+
+A child that is forked while another thread imports inherits that module's import lock, held for ever, and would wait
+for it at its own first call.
+"""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=LATE_IMPORTS.acquire, after_in_parent=LATE_IMPORTS.release, after_in_child=LATE_IMPORTS.release
+    )
 
 
 class ContainedLogger:

@@ -26,7 +26,7 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 from moesif_otel._delivery.connection import Connections
 from moesif_otel._delivery.outcome import BatchOutcome, PostAnswer, outcome_of_status, retry_after_seconds
 from moesif_otel._delivery.report import describe
-from moesif_otel._guard import PROCESS_GUARD
+from moesif_otel._guard import LATE_IMPORTS, PROCESS_GUARD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -52,7 +52,8 @@ _NO_ANSWER: Final = (OSError, HTTPException, ValueError)
 
 @functools.cache
 def _user_agent() -> str:
-    from importlib import metadata  # late: it reads the disk
+    with LATE_IMPORTS:  # it reads the disk
+        from importlib import metadata
 
     try:
         return f"moesif-otel/{metadata.version('moesif-otel')}"
@@ -65,7 +66,8 @@ def _compressor_module() -> Any:
     # The same format, in half of the time or a quarter; `isal` is a dependency where it has wheels.
     for name in ("isal.isal_zlib", "zlib_ng.zlib_ng"):
         try:
-            return importlib.import_module(name)
+            with LATE_IMPORTS:
+                return importlib.import_module(name)
         except ImportError:
             pass
     return zlib

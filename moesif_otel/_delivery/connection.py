@@ -13,6 +13,9 @@ from __future__ import annotations
 
 import base64
 import contextlib
+
+# Looked up by each first connection; a thread that imports it while another one forks would leave its lock held.
+import encodings.idna  # noqa: F401
 import http.client
 import io
 import os

@@ -18,6 +18,7 @@ from moesif_otel._capture.body import LeftOut
 from moesif_otel._events.codings import decode_content
 from moesif_otel._events.json_check import is_json
 from moesif_otel._events.serialize import parsed_json
+from moesif_otel._guard import LATE_IMPORTS
 from moesif_otel._redaction.budget import MAX_DECODED_BYTES, MAX_DEPTH
 from moesif_otel._redaction.charsets import utf8_of
 from moesif_otel._redaction.media import Format, media_of
@@ -108,7 +109,8 @@ def read_body(
             return found
     if rules is not None:
         if readable:
-            from moesif_otel._redaction.bodies import redact_body
+            with LATE_IMPORTS:
+                from moesif_otel._redaction.bodies import redact_body
 
             hidden = redact_body(rules, clear, media, whole=whole and not unread)
             if isinstance(hidden, LeftOut):
@@ -145,7 +147,8 @@ def _as_json(data: bytes, media: Media, *, parse: bool, rules: Rules | None, con
         return None
     if rules is not None and rules.active and (concerned or text is not data) and rules.may_concern(text):
         # Late, as below: most bodies need no closer look, and its expressions take time to compile.
-        from moesif_otel._redaction.bodies import redact_json_body
+        with LATE_IMPORTS:
+            from moesif_otel._redaction.bodies import redact_json_body
 
         hidden = redact_json_body(rules, text)
         if isinstance(hidden, LeftOut):

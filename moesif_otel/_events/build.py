@@ -17,6 +17,7 @@ from moesif_otel._events.body import read_body
 from moesif_otel._events.caller import ADDRESS_HEADERS, client_address, user_from_headers
 from moesif_otel._events.serialize import OUR_KEY, as_mapping, plain, text_of
 from moesif_otel._events.spans import SpanFacts, call_of_span, facts_of_span, weight_of_span
+from moesif_otel._guard import LATE_IMPORTS
 from moesif_otel._redaction.budget import Inspection
 from moesif_otel._redaction.headers import bounded_headers, redact_header
 from moesif_otel._redaction.media import is_left_out, media_of
@@ -277,7 +278,8 @@ class EventBuilder:
 
     def _exception(self, found: dict[str, str]) -> dict[str, str]:
         """Return an exception without its message where that has a name that counts: messages quote data freely."""
-        from moesif_otel._redaction.bodies import names_in  # late: few calls have an exception
+        with LATE_IMPORTS:  # few calls have an exception
+            from moesif_otel._redaction.bodies import names_in
 
         message = found.get("message", "")
         if any(names_in(side, message) for side in self._rules):

@@ -8,6 +8,8 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from moesif_otel._guard import LATE_IMPORTS
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -156,7 +158,8 @@ def _salvage(data: bytes, wbits: int, max_bytes: int) -> tuple[bytes, bool]:
 
 
 def _brotli(data: bytes, max_bytes: int) -> tuple[bytes, bool]:
-    import brotli
+    with LATE_IMPORTS:
+        import brotli
 
     inflate = brotli.Decompressor()
     out: list[bytes] = []
@@ -174,7 +177,8 @@ def _brotli(data: bytes, max_bytes: int) -> tuple[bytes, bool]:
 
 
 def _zstd(data: bytes, max_bytes: int) -> tuple[bytes, bool]:
-    import zstandard
+    with LATE_IMPORTS:
+        import zstandard
 
     # RFC 9659: a window of at most 8 MB on the web; a larger one is refused rather than allocated.
     reader = zstandard.ZstdDecompressor(max_window_size=1 << 23).stream_reader(data, read_across_frames=True)
@@ -212,7 +216,8 @@ def _codings() -> dict[str, Callable[[bytes, int], tuple[bytes, bool]]]:
     }
     # Imported when the first such body comes: most services have none. The extra `encodings` installs them.
     try:
-        import brotli
+        with LATE_IMPORTS:
+            import brotli
 
         # brotli before 1.2 has no bound on its output: 20 bytes may become 16 MB, so such a body stays as it is.
         brotli.Decompressor().process(b"", output_buffer_limit=1)

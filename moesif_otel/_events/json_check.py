@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
+from moesif_otel._guard import LATE_IMPORTS
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -63,7 +65,8 @@ def load_validator() -> None:
     """Import what is faster with large bodies, for a thread that nobody waits for: it takes some 20 ms, once."""
     if not _validators:
         try:
-            import msgspec
+            with LATE_IMPORTS:
+                import msgspec
         except ImportError:  # where it has no wheels
             _validators.append(orjson.loads)
         else:

@@ -398,7 +398,8 @@ class Pipeline:
         The SDK's `ConcurrentMultiSpanProcessor` runs processors in threads of its own. Never raises.
         """
         try:
-            if exchange.span is None and exchange.is_open:
+            # One that does not record was sampled out; its ids are no parent of the call, which has the caller's.
+            if exchange.span is None and exchange.is_open and trace.get_current_span().is_recording():
                 self._bind_current(exchange)
         except Exception as exc:
             self.guard.caught("binding a span", exc)

@@ -22,7 +22,7 @@ from moesif_otel._events.build import EventBuilder
 from moesif_otel._events.json_check import load_validator
 from moesif_otel._events.serialize import json_bytes, serialize, without_bodies
 from moesif_otel._events.spans import attributes_of, call_of_span, weight_of_span
-from moesif_otel._guard import Guard, get_logger
+from moesif_otel._guard import LATE_IMPORTS, Guard, get_logger
 from moesif_otel._remote import sampling
 from moesif_otel._remote.facts import CallFacts, route_of
 from moesif_otel._remote.poller import ConfigPoller
@@ -396,8 +396,9 @@ class EventSink(Sink):
 def _load_late() -> None:
     """Import, on our thread, what the first call that needs it would wait for; too slow for the application's start."""
     load_validator()
-    importlib.import_module("moesif_otel._redaction.bodies")
-    importlib.import_module("moesif_otel._redaction.markup")
+    for name in ("moesif_otel._redaction.bodies", "moesif_otel._redaction.markup"):
+        with LATE_IMPORTS:
+            importlib.import_module(name)
 
 
 def _mask_of(mask: Callable[..., Any], guard: Guard) -> EventMask:

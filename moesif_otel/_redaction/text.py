@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from moesif_otel._guard import LATE_IMPORTS
 from moesif_otel._redaction.budget import MAX_NESTING, Inspection, OverBudget
 from moesif_otel._redaction.cards import has_card_number
 from moesif_otel._redaction.json_text import is_json_text, redact_json
@@ -86,7 +87,8 @@ def inspect_text(look: Inspection, text: str, card: bool) -> str:
 def inspect_prose(look: Inspection, text: str, *, card: bool = False, cut: bool = False) -> str:
     """Hide in a text that has no form of its own."""
     # Late: few bodies need it, and its expressions take longer to compile than the rest of the package to import.
-    from moesif_otel._redaction.markup import redact_prose
+    with LATE_IMPORTS:
+        from moesif_otel._redaction.markup import redact_prose
 
     return redact_prose(look, text, inspect_text, card=card, cut=cut)
 
