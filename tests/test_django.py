@@ -390,11 +390,12 @@ def test_after_shutdown_the_site_is_served_on(site: Any, sandbox: Sandbox) -> No
     pipeline = MoesifMiddleware()._pipeline
     pipeline.shutdown(5)
     assert len(sandbox.events()) == 1
+    accepted = pipeline.stats()["accepted"]  # sites of equal settings share it, those of other tests too
     status, headers, content = ours.ask("/items/7")
     assert (status, content) == bare(ours.kind).ask("/items/7")[::2]
     assert "x-moesif-transaction-id" not in dict(headers)
     stats = pipeline.stats()
-    assert (stats["accepted"], stats["delivered"]) == (1, 1)
+    assert (stats["accepted"], stats["pending"]) == (accepted, 0)
 
 
 def test_profile_calls_need_no_request(sandbox: Sandbox) -> None:
