@@ -32,6 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="What moesif-otel costs, side by side.")
     parser.add_argument("--only", help=f"measures with commas between them: {', '.join(MEASURES)}")
     parser.add_argument("--quick", action="store_true", help="shorter rounds, for a first look")
+    parser.add_argument("--write", action="store_true", help="write RESULTS.md with --only, too")
     parser.add_argument("--rounds", type=int, help="rounds of each measure (default 5, quick 2)")
     options = parser.parse_args()
     plan = Plan(options.rounds or (2 if options.quick else 5), 2.0 if options.quick else 5.0)
@@ -43,7 +44,7 @@ def main() -> None:
         sections.append((name, lines))
         for line in lines:
             print(f"{line.what:85} {line.value:>9}  {line.spread:18} {line.goal}", flush=True)
-    if not options.only:
+    if options.write or not options.only:
         RESULTS.write_text(_page(sections, plan))
         print(f"written to {RESULTS.name}")
 

@@ -339,23 +339,20 @@ def outgoing(plan: Plan) -> list[Line]:
     with receiver() as url:
         for _ in range(max(3, plan.rounds)):
             for variant, values in found.items():
-                values.append(
-                    json.loads(
-                        _run(["-m", "benchmarks.programs", "calls", f"{url}/upstream", "1500"], variant, MOESIF_URL=url)
-                    )["cpu_us"]
-                )
+                told = _run(["-m", "benchmarks.programs", "calls", f"{url}/upstream", "1500"], variant, MOESIF_URL=url)
+                values.append(json.loads(told.splitlines()[-1])["cpu_us"])  # moesifpythonrequest prints before
     middle = {variant: statistics.median(values) for variant, values in found.items()}
     return [
         Line(
             "CPU of a `requests` call over OpenTelemetry alone: moesif-otel with it",
-            f"+{middle['ours provider'] - middle['otel']:.0f} µs",
+            f"{middle['ours provider'] - middle['otel']:+.0f} µs",
             "",
             "≤ +30 µs",
         ),
-        Line("CPU of a `requests` call over bare: moesif-otel", f"+{middle['ours'] - middle['bare']:.0f} µs"),
-        Line("CPU of a `requests` call over bare: OpenTelemetry alone", f"+{middle['otel'] - middle['bare']:.0f} µs"),
+        Line("CPU of a `requests` call over bare: moesif-otel", f"{middle['ours'] - middle['bare']:+.0f} µs"),
+        Line("CPU of a `requests` call over bare: OpenTelemetry alone", f"{middle['otel'] - middle['bare']:+.0f} µs"),
         Line(
-            "CPU of a `requests` call over bare: moesifpythonrequest", f"+{middle['replaced'] - middle['bare']:.0f} µs"
+            "CPU of a `requests` call over bare: moesifpythonrequest", f"{middle['replaced'] - middle['bare']:+.0f} µs"
         ),
     ]
 
