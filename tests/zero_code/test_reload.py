@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,17 @@ from tests.zero_code.kit import PROGRAMS, Program, command, environment, free_po
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+
+def change_until_seen(path: Path, program: Program, text: str, count: int) -> None:
+    """Change a file; again after some seconds, since a reloader that had not looked yet takes the first change as given."""
+    deadline = time.monotonic() + 60
+    while program.output.count(text) < count:
+        assert time.monotonic() < deadline, program.output
+        path.write_text(path.read_text() + "\n# changed\n")
+        seen_by = time.monotonic() + 6
+        while program.output.count(text) < count and time.monotonic() < seen_by:
+            time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +71,9 @@ def reloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Sandbox
                 programs["flask"].call("GET", "/pid"),
                 programs["django"].call("POST", "/django/echo", b'{"n": 1}'),
             ]
-            for changed in (watched, folder / "reloaded_app.py", django / "django_urls.py"):
-                changed.write_text(changed.read_text() + "\n# changed\n")
-            programs["tornado"].wait_for_output("listening", 2)
-            programs["flask"].wait_for_output("application made", 3)
-            programs["django"].wait_for_output("development server at http", 2)
+            change_until_seen(watched, programs["tornado"], "listening", 2)
+            change_until_seen(folder / "reloaded_app.py", programs["flask"], "application made", 3)
+            change_until_seen(django / "django_urls.py", programs["django"], "development server at http", 2)
             for program in programs.values():
                 program.wait_until_it_listens()
             answers += [
