@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from moesif_otel._capture.asgi.capture import EXCHANGES_KEY, AsgiCapture
 from moesif_otel._capture.callbacks import check_signatures
 from moesif_otel._pipeline.middleware import Middleware
-from moesif_otel.errors import MoesifConfigError
+from moesif_otel.errors import MoesifConfigError, install_command
 from moesif_otel.settings import Settings
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class MoesifMiddleware(Middleware):
 
                 spans = AsgiServerSpans(provider, app=self.app, given=self._explicit_provider is not None)
         except ImportError as exc:
-            self._pipeline.guard.caught("SERVER spans (pip install 'moesif-otel[asgi]' brings what is missing)", exc)
+            self._pipeline.guard.caught(f"SERVER spans ({install_command('asgi')} brings what is missing)", exc)
         except Exception as exc:
             self._pipeline.guard.caught("choosing a tracer provider", exc)
         # No lock (a forked child could inherit it held): of first calls at the same time one wins, atomically.

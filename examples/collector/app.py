@@ -3,7 +3,7 @@
 MOESIF_APPLICATION_ID=… otelcol-contrib --config collector.yaml
 MOESIF_APPLICATION_ID=… python app.py
 
-needs `pip install 'moesif-otel[otlp]' flask`. README.md has the sizes.
+needs `pip install '../..[otlp]' flask`. README.md has the sizes.
 """
 
 import os

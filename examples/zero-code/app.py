@@ -1,6 +1,6 @@
 """A Flask service that knows nothing of Moesif.
 
-With `pip install 'moesif-otel[auto]' flask gunicorn`, in this folder:
+With `pip install '../..[auto]' flask gunicorn`, in this folder:
 
     MOESIF_APPLICATION_ID=… MOESIF_IDENTIFY_USER=hooks:identify_user opentelemetry-instrument python app.py
 
