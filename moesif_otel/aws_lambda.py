@@ -1,18 +1,27 @@
-"""AWS Lambda: what a handler's call has left to be delivered is delivered before the process is frozen."""
+"""AWS Lambda: `MoesifLogger` records a handler's calls, `deliver_before_freeze` delivers what others have captured.
+
+Between two calls Lambda freezes the process with all of its threads, and may end it without a word. So whatever a call
+has left to be delivered is delivered before its handler returns.
+"""
 
 from __future__ import annotations
 
 import functools
+import os
 import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
+from moesif_otel._capture.aws_lambda import LambdaCapture
+from moesif_otel._capture.callbacks import check_signatures
 from moesif_otel._guard import PROCESS_GUARD
+from moesif_otel._pipeline.middleware import Middleware
 from moesif_otel._pipeline.pipeline import live_pipelines
+from moesif_otel.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-__all__ = ["deliver_before_freeze"]
+__all__ = ["MoesifLogger", "deliver_before_freeze"]
 
 _Handler = TypeVar("_Handler", bound="Callable[..., Any]")
 
@@ -20,11 +29,53 @@ _MAX_WAIT_S: Final = 1.0
 _MARGIN_S: Final = 0.2  # Lambda kills what takes longer than its time, and the answer must still get out
 
 
+class MoesifLogger(Middleware):
+    """Decorator that records the calls of a Lambda handler in Moesif.
+
+    Drop-in for `moesif_aws_lambda.middleware.MoesifLogger`:
+
+    ```python
+    @MoesifLogger({"APPLICATION_ID": "…"})
+    def handler(event, context):
+        return {"statusCode": 200, "body": "hello"}
+    ```
+
+    It records calls that come from API Gateway (payload 1.0 and 2.0), a function URL or a load balancer; other events
+    are passed through. They are delivered before the handler returns, as with `deliver_before_freeze`. Callbacks take
+    `(event, context)`.
+
+    Args:
+        settings: Dict of options, `{"APPLICATION_ID": "…", …}`; absent ones are read from the environment.
+            `API_VERSION` is the function's version by default.
+
+    Raises:
+        MoesifConfigError: An option is wrong; nothing has been changed or started.
+    """
+
+    def __init__(self, settings: Mapping[str, Any] | Settings | None = None) -> None:
+        version = os.environ.get("AWS_LAMBDA_FUNCTION_VERSION")
+        settings = Settings.of(settings, defaults={"api_version": version} if version else None)
+        check_signatures(settings, ("event", "context"))
+        super().__init__(settings, None)
+        self._capture = LambdaCapture(self._pipeline)
+
+    def __call__(self, handler: _Handler) -> _Handler:
+        """Return the handler with the capture around it; what it returns and raises passes unchanged."""
+        # Now, since OpenTelemetry's Lambda instrumentation starts the first call's span before we see the call.
+        self._pipeline.watch_global_provider()
+
+        @functools.wraps(handler, updated=())
+        def captured(*arguments: Any, **keywords: Any) -> Any:
+            self._pipeline.watch_global_provider()
+            return self._capture.call(handler, *arguments, **keywords)
+
+        return cast("_Handler", deliver_before_freeze(captured))
+
+
 def deliver_before_freeze(handler: _Handler) -> _Handler:
     """Deliver, before a Lambda handler returns, what its call has left to be delivered.
 
-    Between two calls Lambda freezes the process with all of its threads, and may end it without a word. Put this around
-    the handler; the call itself is captured by the middleware of the application inside:
+    Put this around a handler whose calls are captured by the middleware of the application inside:
 
     ```python
     handler = deliver_before_freeze(Mangum(MoesifMiddleware(app, settings)))
