@@ -23,7 +23,7 @@ from moesif_otel._redaction.headers import bounded_headers, redact_header
 from moesif_otel._redaction.media import is_left_out, media_of
 from moesif_otel._redaction.names import Verdict
 from moesif_otel._redaction.rules import redaction_for
-from moesif_otel._redaction.text import redact_text, redact_url, redact_value
+from moesif_otel._redaction.text import inspect_text, redact_text, redact_url, redact_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -429,7 +429,7 @@ class _Names:
                 facts[key] = value
             if concerned or not stays:
                 if look is None:
-                    look = Inspection(self._rules)
+                    look = Inspection(self._rules, inspect_text)
                 value = redact_header(look, key, value, concerned=concerned)  # noqa: PLW2901 - the same value, hidden
             spelled = spelling.setdefault(key, spelled)
             if spelled in shown:

@@ -47,7 +47,7 @@ def redact_json_body(rules: Rules, text: bytes) -> bytes | LeftOut:
     if is_clean_json(rules, decoded):
         return text
     try:
-        return redact_json(Inspection(rules), decoded, inspect_text).encode()
+        return redact_json(Inspection(rules, inspect_text), decoded).encode()
     except OverBudget:
         return LeftOut.TOO_COMPLEX
 
@@ -62,7 +62,7 @@ def redact_body(rules: Rules, data: bytes, media: Media, *, whole: bool) -> byte
         whole: Whether it is all of the body.
     """
     try:
-        return _redacted(Inspection(rules), data, media, whole=whole, nesting=0)
+        return _redacted(Inspection(rules, inspect_text), data, media, whole=whole, nesting=0)
     except OverBudget:
         return LeftOut.TOO_COMPLEX
 
@@ -72,7 +72,7 @@ def names_in(rules: Rules, text: str) -> bool:
     if not rules.active or not rules.may_concern_text(text):
         return False
     try:
-        return _has_name(Inspection(rules), text)
+        return _has_name(Inspection(rules, inspect_text), text)
     except OverBudget:
         return True
 
@@ -100,17 +100,15 @@ def _redacted(look: Inspection, data: bytes, media: Media, *, whole: bool, nesti
 def _by_format(look: Inspection, text: str, media: Media, *, whole: bool) -> str | None:
     """Return a text with everything hidden, or None when a name that counts stands in a text of unknown form."""
     json_like = text.lstrip(" \t\r\n\x1e\ufeff")[:1] in {"{", "["}
-    if json_like and is_json_text(text):
+    if (json_like or media.format is Format.JSON) and is_json_text(text):
         # Whatever its type says. A cut text, or one that is broken somewhere: its last string may be half of one.
-        return redact_json(look, text, inspect_text, cut=True)
+        return redact_json(look, text, cut=True)
     if media.format is Format.EVENT_STREAM or text.startswith(("data:", "event:", "id:")):
         if _STREAM.match(text) is not None:
             return _event_stream(look, text, whole=whole)
         return inspect_prose(look, text, cut=not whole)
     if "=" in text and _FORM.match(text) is not None:
-        return inspect_form(look, text, inspect_text, cut=not whole)
-    if media.format is Format.JSON and is_json_text(text):
-        return redact_json(look, text, inspect_text, cut=True)
+        return inspect_form(look, text, cut=not whole)
     if media.format in {Format.OTHER, Format.MULTIPART} and not json_like:
         return None if _has_name(look, text) else text
     return inspect_prose(look, text, cut=not whole)
@@ -173,7 +171,7 @@ def _event_data(look: Inspection, text: str, *, cut: bool) -> str:
     if not look.rules.may_concern_text(text):
         return text
     if text.lstrip()[:1] in {"{", "["} and is_json_text(text):
-        return redact_json(look, text, inspect_text, cut=True)
+        return redact_json(look, text, cut=True)
     return inspect_prose(look, text, cut=cut)
 
 

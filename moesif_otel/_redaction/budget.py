@@ -15,6 +15,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from moesif_otel._redaction.rules import Rules
 
 MAX_DECODED_BYTES: Final = 450_000
@@ -41,18 +43,18 @@ class OverBudget(Exception):  # noqa: N818 - not an error: the answer that somet
 
 
 class Inspection:
-    """One look at a body, a list of headers or a URL, within the bounds.
+    """One inspection of a body, a list of headers or a URL, within the bounds. Belongs to one thread.
 
     Args:
         rules: What to hide.
-
-    Belongs to one thread.
+        inspect: `text.inspect_text`, which hides in a text found inside another: `(look, text, in_card) -> text`.
     """
 
-    __slots__ = ("bytes_left", "nesting", "nodes_left", "rules")
+    __slots__ = ("bytes_left", "inspect", "nesting", "nodes_left", "rules")
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: Rules, inspect: Callable[[Inspection, str, bool], str]) -> None:
         self.rules = rules
+        self.inspect = inspect
         self.bytes_left = MAX_INSPECTED_BYTES
         self.nodes_left = MAX_NODES
         self.nesting = 0

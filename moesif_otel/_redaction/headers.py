@@ -1,7 +1,7 @@
 """Secrets in headers: credentials, cookies, and URLs in any header.
 
-A header's name stays; that it was there is no secret. One quick scan over all values says whether any of them needs a
-closer look; it is the caller's, who has more to scan with it.
+A header's name stays; that it was there is no secret. The caller runs one quick scan over all values, with what else it
+has to scan, and says whether any of them needs a closer look.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 
 from moesif_otel._redaction.budget import MAX_HEADER_BYTES, OverBudget
 from moesif_otel._redaction.names import CREDENTIAL_SCHEMES, HIDDEN, Verdict
-from moesif_otel._redaction.text import inspect_text
 from moesif_otel._redaction.urls import redact_encoded
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ def _value(look: Inspection, name: str, value: str, verdict: Verdict, *, concern
         look.spend(len(value))
         return ";".join([_cookies(look, part, concerned=concerned) for part in value.split(";")])
     if concerned and ("=" in value or ":" in value or "%" in value):
-        return inspect_text(look, value, False)
+        return look.inspect(look, value, False)
     return value
 
 
@@ -90,7 +89,7 @@ def _cookies(look: Inspection, part: str, *, concerned: bool) -> str:
         if not concerned:
             out.append(piece)
         elif equals:
-            out.append(f"{name}={redact_encoded(look, value, inspect_text)}")
+            out.append(f"{name}={redact_encoded(look, value)}")
         else:
-            out.append(redact_encoded(look, name, inspect_text))
+            out.append(redact_encoded(look, name))
     return ",".join(out)

@@ -15,12 +15,9 @@ from moesif_otel._redaction.cards import has_card_number, number_digits
 from moesif_otel._redaction.names import HIDDEN, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
 
     from moesif_otel._redaction.budget import Inspection
     from moesif_otel._redaction.rules import Rules
-
-    Leaf = Callable[[Inspection, str, bool], str]
 
 _STRING: Final = r'"([^"\\\x00-\x1f]*(?:\\[^\x00-\x1f][^"\\\x00-\x1f]*)*)"'
 _STRINGS: Final = re.compile(_STRING + r"(\s*:)?")
@@ -77,28 +74,26 @@ def is_clean_json(rules: Rules, text: str) -> bool:
     return not marked or not rules.may_concern_text("\n".join(marked))
 
 
-def redact_json(look: Inspection, text: str, leaf: Leaf, *, card: bool = False, cut: bool = False) -> str:
+def redact_json(look: Inspection, text: str, *, card: bool = False, cut: bool = False) -> str:
     """Return JSON with everything hidden.
 
     Args:
         look: The inspection that this is part of.
         text: Valid JSON, or a text of which `is_json_text` is true.
-        leaf: Looks into a string: `(look, string, in_card) -> string`.
-        card: Whether it lies below a name like a card's.
-        cut: Whether the text may end anywhere: what it ends with is dropped where it cannot be judged.
+        card: It lies below a name like a card's.
+        cut: It may end anywhere: what it ends with is dropped where it cannot be judged.
     """
-    return _JsonPass(look, text, leaf, cut=cut).run(card=card)
+    return _JsonPass(look, text, cut=cut).run(card=card)
 
 
 class _JsonPass:
     """One pass over one text."""
 
-    __slots__ = ("_at", "_cut", "_done", "_leaf", "_look", "_out", "_text")
+    __slots__ = ("_at", "_cut", "_done", "_look", "_out", "_text")
 
-    def __init__(self, look: Inspection, text: str, leaf: Leaf, *, cut: bool) -> None:
+    def __init__(self, look: Inspection, text: str, *, cut: bool) -> None:
         self._look = look
         self._text = text
-        self._leaf = leaf
         self._cut = cut
         self._out: list[str] = []
         self._done = 0
@@ -209,7 +204,7 @@ class _JsonPass:
         if not in_card and _MARKED.search(raw) is None:
             return False
         clear = _clear(raw)
-        hidden = self._leaf(self._look, clear, in_card)
+        hidden = self._look.inspect(self._look, clear, in_card)
         if hidden != clear:
             self._replace(start, end, json.dumps(hidden))
         elif raw.startswith("-") and self._look.rules.verdict(raw.lstrip("-")) in {Verdict.HIDE, Verdict.REMOVE}:

@@ -17,11 +17,8 @@ from moesif_otel._redaction.prose import QUOTE, hide_pairs, is_card_label, is_la
 from moesif_otel._redaction.urls import hide_user_info
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
 
     from moesif_otel._redaction.budget import Inspection
-
-    Leaf = Callable[[Inspection, str, bool], str]
 
 _URL: Final = re.compile(r"""(?<![A-Za-z0-9])[A-Za-z][A-Za-z0-9+.\-]{1,19}:\\?/\\?/[^\s"<>\\]+""")
 _ESCAPE: Final = re.compile(r"(?<!\\)\\{1,32}u([0-9A-Fa-f]{4})")
@@ -42,17 +39,16 @@ _CELLS: Final = frozenset({"th", "td", "cell", "data", "c", "v", "col", "column"
 _VOID: Final = frozenset({"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param"})
 
 
-def redact_prose(look: Inspection, text: str, leaf: Leaf, *, card: bool = False, cut: bool = False) -> str:
-    """Return a text with everything hidden that stands behind a name.
+def redact_prose(look: Inspection, text: str, *, card: bool = False, cut: bool = False) -> str:
+    """Return a text, markup or not, with everything hidden that stands behind a name.
 
     Args:
         look: The inspection that this is part of.
-        text: Any text, markup or not.
-        leaf: Looks into a URL or JSON that stands in the text: `(look, text, in_card) -> text`.
-        card: Whether it lies below a name like a card's.
-        cut: Whether the text may end anywhere.
+        text: Any text.
+        card: It lies below a name like a card's.
+        cut: It may end anywhere.
     """
-    shown = probe = _pass(look, text, leaf, card=card, cut=cut)
+    shown = probe = _pass(look, text, card=card, cut=cut)
     for _ in range(_MAX_UNDONE):
         if "%" not in probe and "\\u" not in probe and "&" not in probe:
             break
@@ -62,19 +58,19 @@ def redact_prose(look: Inspection, text: str, leaf: Leaf, *, card: bool = False,
             clear = html.unescape(clear)
         if clear == probe:
             break
-        probe = _pass(look, clear, leaf, card=card, cut=cut)
+        probe = _pass(look, clear, card=card, cut=cut)
         if probe != clear:
             shown = probe
     return shown
 
 
-def _pass(look: Inspection, text: str, leaf: Leaf, *, card: bool, cut: bool) -> str:
+def _pass(look: Inspection, text: str, *, card: bool, cut: bool) -> str:
     look.spend(len(text))
     if look.rules.auto:
         text = hide_user_info(text)
     if "://" in text or "/\\/" in text:
-        text = _URL.sub(lambda match: leaf(look, match[0], False), text)
-    return _hidden(look, text, leaf, card=card, cut=cut)
+        text = _URL.sub(lambda match: look.inspect(look, match[0], False), text)
+    return _hidden(look, text, card=card, cut=cut)
 
 
 def unescaped(text: str) -> str:
@@ -93,12 +89,12 @@ def _escaped_character(match: re.Match[str]) -> str:
     return found if found.isalnum() or found in "_-. \\" else match[0]
 
 
-def _hidden(look: Inspection, text: str, leaf: Leaf, *, card: bool, cut: bool) -> str:
+def _hidden(look: Inspection, text: str, *, card: bool, cut: bool) -> str:
     odd = look.rules.odd_masks.search(text) if look.rules.odd_masks is not None else None
     if odd is not None:
-        return _hidden(look, text[: odd.start()], leaf, card=card, cut=False) + odd[0] + HIDDEN
+        return _hidden(look, text[: odd.start()], card=card, cut=False) + odd[0] + HIDDEN
     if "<" in text and _MARKUP.search(text) is not None:
-        return _Markup(look, text, leaf, card=card, cut=cut).run()
+        return _Markup(look, text, card=card, cut=cut).run()
     shown, _ = hide_pairs(look, text, card=card, cut=cut)
     return shown
 
@@ -106,23 +102,8 @@ def _hidden(look: Inspection, text: str, leaf: Leaf, *, card: bool, cut: bool) -
 class _Markup:
     """One pass over XML or HTML, or over a text that has tags in it."""
 
-    __slots__ = (
-        "_card",
-        "_card_depth",
-        "_card_tag",
-        "_cut",
-        "_label",
-        "_leaf",
-        "_look",
-        "_out",
-        "_text",
-        "_valued",
-        "_within",
-    )
-
-    def __init__(self, look: Inspection, text: str, leaf: Leaf, *, card: bool, cut: bool) -> None:
+    def __init__(self, look: Inspection, text: str, *, card: bool, cut: bool) -> None:
         self._look = look
-        self._leaf = leaf
         self._text = text
         self._card = card
         self._cut = cut
@@ -172,10 +153,7 @@ class _Markup:
                 if end is None:
                     return "".join(self._out)
                 start = at = end
-        return self._finished(start)
-
-    def _finished(self, at: int) -> str:
-        self._node(self._text[at:], before_closing=True, last=True)
+        self._node(text[start:], before_closing=True, last=True)
         return "".join(self._out)
 
     def _rest_hidden(self) -> str:
@@ -205,16 +183,13 @@ class _Markup:
         self._card = self._card or (self._within.lower() in _CELLS and is_card_label(self._look, node))
         card = self._card or self._card_depth > 0
         if node.lstrip()[:1] in {"{", "["}:
-            node = self._leaf(self._look, node, card)
+            node = self._look.inspect(self._look, node, card)
         shown, rest = hide_pairs(self._look, node, card=card, cut=self._cut and last, more=not last)
         if "&" in node:
             clear = html.unescape(node)
             if clear != node:
                 if _MARKUP.search(clear) is not None:
-                    hidden, beyond = (
-                        _Markup(self._look, clear, self._leaf, card=card, cut=self._cut and last).run(),
-                        False,
-                    )
+                    hidden, beyond = _Markup(self._look, clear, card=card, cut=self._cut and last).run(), False
                 else:
                     hidden, beyond = hide_pairs(self._look, clear, card=card, cut=self._cut and last, more=not last)
                 if hidden != clear:
@@ -237,9 +212,8 @@ class _Markup:
         named = any(
             rules.verdict(found[2].strip("\"'\\")) in {Verdict.HIDE, Verdict.REMOVE}
             for found in _NAMING.finditer(inside)
-        ) if inside else False  # fmt: skip
-        if inside:
-            inside = _ATTRIBUTE.sub(lambda found: self._attribute(found, hide=named), inside)
+        )
+        inside = _ATTRIBUTE.sub(lambda found: self._attribute(found, hide=named), inside)
         if verdict is Verdict.CARD and not alone:
             if not self._card_depth:
                 self._card_tag, self._card_depth = name, 1
@@ -260,9 +234,8 @@ class _Markup:
         content = value[len(quote) : -len(quote)] if quote else value
         if verdict is Verdict.REMOVE:
             return f"{found[1]}{found[2]}{quote}{quote}"
-        if verdict is Verdict.HIDE or (hide and name.lower() not in _SHOWN_ATTRIBUTES):
-            return f"{found[1]}{found[2]}{quote}{HIDDEN}{quote}"
-        if verdict is Verdict.CARD and has_card_number(content):
+        secret = verdict is Verdict.HIDE or (hide and name.lower() not in _SHOWN_ATTRIBUTES)
+        if secret or (verdict is Verdict.CARD and has_card_number(content)):
             return f"{found[1]}{found[2]}{quote}{HIDDEN}{quote}"
         if "=" in content or ":" in content:
             clear = html.unescape(content)

@@ -13,67 +13,32 @@ class Format(Enum):
     """How a body of some media type is read."""
 
     JSON = "json"
-    JSON_LINES = "json_lines"
     EVENT_STREAM = "event_stream"
-    FORM = "form"
     MULTIPART = "multipart"
-    TEXT = "text"  # markup and code too: what stands behind a name is found in it
+    TEXT = "text"  # also markup, code, forms and JSON Lines
     OTHER = "other"
 
 
 LEFT_OUT_TYPES: Final = (
-    "image/*",
-    "video/*",
-    "audio/*",
-    "font/*",
-    "application/font-*",
-    "application/gzip",
-    "application/java-archive",
-    "application/pdf",
-    "application/vnd.android.package-archive",
-    "application/vnd.debian.binary-package",
-    "application/vnd.ms-fontobject",
-    "application/vnd.rar",
-    "application/wasm",
-    "application/x-7z-compressed",
-    "application/x-bzip",
-    "application/x-bzip2",
-    "application/x-compressed",
-    "application/x-debian-package",
-    "application/x-font-*",
-    "application/x-gzip",
-    "application/x-iso9660-image",
-    "application/x-rar-compressed",
-    "application/x-rpm",
-    "application/x-shockwave-flash",
-    "application/x-tar",
-    "application/x-xz",
-    "application/x-zip-compressed",
-    "application/zip",
-    "application/zstd",
+    *("image/*", "video/*", "audio/*", "font/*", "application/font-*", "application/x-font-*"),
+    *("application/vnd.ms-fontobject", "application/pdf", "application/wasm", "application/x-shockwave-flash"),
+    *("application/gzip", "application/zip", "application/zstd", "application/vnd.rar", "application/java-archive"),
+    *("application/vnd.android.package-archive", "application/vnd.debian.binary-package"),
+    *("application/x-debian-package", "application/x-rpm", "application/x-iso9660-image", "application/x-tar"),
+    *("application/x-7z-compressed", "application/x-bzip", "application/x-bzip2", "application/x-compressed"),
+    *("application/x-gzip", "application/x-rar-compressed", "application/x-xz", "application/x-zip-compressed"),
 )
 """Content that is of no use to API analytics: its size and type are sent instead, unless `LOG_BINARY_BODY` is set."""
 
 _LEFT_OUT_EXACT: Final = frozenset(name for name in LEFT_OUT_TYPES if not name.endswith("*"))
 _LEFT_OUT_PREFIXES: Final = tuple(name[:-1] for name in LEFT_OUT_TYPES if name.endswith("*"))
-_JSON_LINES: Final = frozenset(
-    {
-        "application/x-ndjson",
-        "application/ndjson",
-        "application/jsonl",
-        "application/x-jsonl",
-        "application/jsonlines",
-        "application/x-jsonlines",
-        "application/json-seq",
-        "application/geo+json-seq",
-        "text/x-ndjson",
-        "text/jsonl",
-    }
-)
+# Subtypes whose content is text, under any type; JSON Lines and forms are found out by what is in them.
 _TEXT: Final = frozenset(
     {
         *("xml", "xml-dtd", "javascript", "x-javascript", "ecmascript", "yaml", "x-yaml", "toml", "graphql", "sql"),
         *("x-sh", "x-httpd-php", "soap", "sparql-query", "sparql-update", "x-sql", "x-tex", "x-powershell"),
+        *("x-ndjson", "ndjson", "jsonl", "x-jsonl", "jsonlines", "x-jsonlines", "json-seq", "geo+json-seq"),
+        "x-www-form-urlencoded",
     }
 )
 _MAX_CHARACTERS: Final = 1_024
@@ -114,15 +79,11 @@ def media_of(content_type: str | None) -> Media:
 
 
 def _format(essence: str) -> Format:
-    if essence in _JSON_LINES:
-        return Format.JSON_LINES
     subtype = essence.partition("/")[2]
     if subtype in {"json", "x-json"} or subtype.endswith("+json") or essence in {"application/csp-report", "text/json"}:
         return Format.JSON
     if essence == "text/event-stream":
         return Format.EVENT_STREAM
-    if essence == "application/x-www-form-urlencoded":
-        return Format.FORM
     if essence.startswith("multipart/"):
         return Format.MULTIPART
     is_text = essence.startswith(("text/", "message/")) or essence.endswith(("+xml", "+yaml")) or subtype in _TEXT

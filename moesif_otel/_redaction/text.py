@@ -30,7 +30,7 @@ _LONE_URL: Final = re.compile(r"\s*(?:[A-Za-z][A-Za-z0-9+.\-]{0,19}://|//|[/?#])
 def redact_text(rules: Rules, text: str, *, card: bool = False) -> str:
     """Hide in a text of any kind; what cannot be looked into within the bounds is hidden as a whole."""
     try:
-        return inspect_text(Inspection(rules), text, card)
+        return inspect_text(Inspection(rules, inspect_text), text, card)
     except OverBudget:
         return HIDDEN
 
@@ -40,7 +40,7 @@ def redact_url(rules: Rules, url: str) -> str:
     if not rules.active or ("=" not in url and "@" not in url and "%" not in url) or _has_plain_query(rules, url):
         return url
     try:
-        return inspect_url(Inspection(rules), url, inspect_text)
+        return inspect_url(Inspection(rules, inspect_text), url)
     except OverBudget:
         return url.partition("?")[0].partition("#")[0].partition(";")[0].rpartition("@")[2] + f"?{HIDDEN}"
 
@@ -60,7 +60,7 @@ def redact_value(rules: Rules, root: Any) -> Any:
     if not rules.active or not rules.may_concern(text):
         return root
     try:
-        return orjson.loads(redact_json(Inspection(rules), text.decode(), inspect_text))
+        return orjson.loads(redact_json(Inspection(rules, inspect_text), text.decode()))
     except OverBudget:
         return {} if isinstance(root, dict) else HIDDEN
 
@@ -76,9 +76,9 @@ def inspect_text(look: Inspection, text: str, card: bool) -> str:
     look.nesting += 1
     try:
         if text.lstrip()[:1] in {"{", "["} and is_json_text(text):
-            return redact_json(look, text, inspect_text, card=card, cut=not _is_valid(text))
+            return redact_json(look, text, card=card, cut=not _is_valid(text))
         if _LONE_URL.match(text) is not None:
-            return inspect_url(look, text, inspect_text)
+            return inspect_url(look, text)
         return inspect_prose(look, text, card=card)
     finally:
         look.nesting -= 1
@@ -90,7 +90,7 @@ def inspect_prose(look: Inspection, text: str, *, card: bool = False, cut: bool 
     with LATE_IMPORTS:
         from moesif_otel._redaction.markup import redact_prose
 
-    return redact_prose(look, text, inspect_text, card=card, cut=cut)
+    return redact_prose(look, text, card=card, cut=cut)
 
 
 def _is_valid(text: str) -> bool:

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from moesif_otel._redaction.budget import Inspection
 
-    Leaf = Callable[[Inspection, str, bool], str]
-
 # RFC 3986 lets a password have quotes and brackets of the round kind; people write others unescaped, too.
 _USER_INFO: Final = re.compile(r"""(?<=//)[^/?#\s"<>\\]*@""")
 _ESCAPED_USER_INFO: Final = re.compile(r"""(?<=/\\/)[^/?#\s"<>\\]*@""")
@@ -40,7 +38,7 @@ def hide_user_info(text: str) -> str:
     return _ESCAPED_USER_INFO.sub(f"{HIDDEN}@", text) if "\\/" in text else text
 
 
-def inspect_url(look: Inspection, url: str, leaf: Leaf) -> str:
+def inspect_url(look: Inspection, url: str) -> str:
     """Hide in a URL: user and password, path parameters, query, fragment."""
     look.spend(len(url))
     if look.rules.auto and "@" in url:
@@ -48,20 +46,19 @@ def inspect_url(look: Inspection, url: str, leaf: Leaf) -> str:
     if "=" not in url and "%" not in url:
         # A path alone has no values.
         return url
-    return _pairs(look, url, leaf, _PIECES, look.rules.query_verdict)
+    return _pairs(look, url, _PIECES, look.rules.query_verdict)
 
 
-def inspect_form(look: Inspection, text: str, leaf: Leaf, *, cut: bool) -> str:
+def inspect_form(look: Inspection, text: str, *, cut: bool) -> str:
     """Hide in a form's body; of an OAuth request also what a URL would not show."""
     look.spend(len(text))
     verdict_of = look.rules.query_verdict if "grant_type" in text else look.rules.verdict
-    return _pairs(look, text, leaf, _FORM_PIECES, verdict_of, cut=cut)
+    return _pairs(look, text, _FORM_PIECES, verdict_of, cut=cut)
 
 
 def _pairs(
     look: Inspection,
     text: str,
-    leaf: Leaf,
     pieces_of: re.Pattern[str],
     verdict_of: Callable[[str], Verdict],
     *,
@@ -79,7 +76,7 @@ def _pairs(
             _, slash, rest = value.partition("/")
             out += (mark, name, "=", HIDDEN, slash, rest)
         elif not (hidden and mark == ";"):  # to all who split at "&" alone it is the rest of a hidden value
-            shown, hidden = _pair(look, piece, leaf, verdict_of, cut=cut and end is None)
+            shown, hidden = _pair(look, piece, verdict_of, cut=cut and end is None)
             out += (mark, shown)
         if end is None:
             break
@@ -89,13 +86,11 @@ def _pairs(
     return "".join(out)
 
 
-def _pair(
-    look: Inspection, piece: str, leaf: Leaf, verdict_of: Callable[[str], Verdict], *, cut: bool
-) -> tuple[str, bool]:
+def _pair(look: Inspection, piece: str, verdict_of: Callable[[str], Verdict], *, cut: bool) -> tuple[str, bool]:
     """Return a pair with its value hidden where that counts, and whether it was."""
     name, equals, value = piece.partition("=")
     if not equals:
-        return redact_encoded(look, piece, leaf), False
+        return redact_encoded(look, piece), False
     clear = unquoted(name)
     if clear is not name:
         look.spend(0)
@@ -108,11 +103,11 @@ def _pair(
         return f"{name}={HIDDEN}", False
     if _NO_NAME.search(clear) is not None:
         # Not a name at all: JSON or markup, maybe, that somebody sent as a form.
-        shown = redact_encoded(look, piece, leaf)
+        shown = redact_encoded(look, piece)
         return shown, shown != piece
     if not value:
         return piece, False
-    return f"{name}={redact_encoded(look, value, leaf, card=verdict is Verdict.CARD)}", False
+    return f"{name}={redact_encoded(look, value, card=verdict is Verdict.CARD)}", False
 
 
 def unquoted(name: str) -> str:
@@ -127,7 +122,7 @@ def unquoted(name: str) -> str:
     return name
 
 
-def redact_encoded(look: Inspection, value: str, leaf: Leaf, *, card: bool = False) -> str:
+def redact_encoded(look: Inspection, value: str, *, card: bool = False) -> str:
     """Hide in a value that may be percent-encoded; what changes is encoded again."""
     if not card and _VALUED.search(value) is None:
         # Without one of these marks there is no name with a value in it, only words.
@@ -136,7 +131,7 @@ def redact_encoded(look: Inspection, value: str, leaf: Leaf, *, card: bool = Fal
     if "+" in value or ("%" in value and _HEX_ESCAPE.search(value) is not None):
         look.spend(len(value))
         clear = unquote_plus(value)
-    hidden = leaf(look, clear, card)
+    hidden = look.inspect(look, clear, card)
     if hidden == clear:
         return value
     return hidden if clear == value else quote(hidden, safe=_URL_SAFE, errors="replace")

@@ -20,7 +20,7 @@ from moesif_otel._events.body import read_body
 from moesif_otel._redaction.budget import Inspection
 from moesif_otel._redaction.headers import redact_header
 from moesif_otel._redaction.rules import Rules
-from moesif_otel._redaction.text import redact_text, redact_url
+from moesif_otel._redaction.text import inspect_text, redact_text, redact_url
 
 AUTO = Rules(auto=True)
 MASKED = Rules(["Social Security Number", "nickName"], auto=True)
@@ -30,7 +30,7 @@ CARD = "4111111111111111"
 
 def shown_header(name: str, value: str) -> str:
     """What leaves of a header in whose value nothing was found at a quick look."""
-    return redact_header(Inspection(AUTO), name, value, concerned=False)
+    return redact_header(Inspection(AUTO, inspect_text), name, value, concerned=False)
 
 
 def left(

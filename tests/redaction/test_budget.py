@@ -16,7 +16,7 @@ from moesif_otel._redaction import budget
 from moesif_otel._redaction.budget import MAX_DECODED_BYTES, MAX_HEADER_BYTES, MAX_NODES, Inspection
 from moesif_otel._redaction.headers import bounded_headers, redact_header
 from moesif_otel._redaction.rules import Rules
-from moesif_otel._redaction.text import redact_text, redact_url
+from moesif_otel._redaction.text import inspect_text, redact_text, redact_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -171,7 +171,7 @@ def test_the_work_of_headers_is_bounded(headers: list[tuple[str, str]]) -> None:
     """Some calls a byte, of 32 KB."""
 
     def redact() -> None:
-        look = Inspection(AUTO)
+        look = Inspection(AUTO, inspect_text)
         for name, value in bounded_headers(headers):
             redact_header(look, name.lower(), value, concerned=True)
 
@@ -199,4 +199,4 @@ def test_an_inspection_ends() -> None:
     """After its bytes, and after its steps."""
     for spend in ((budget.MAX_INSPECTED_BYTES + 1, 1), (0, MAX_NODES + 1)):
         with pytest.raises(budget.OverBudget):
-            Inspection(AUTO).spend(*spend)
+            Inspection(AUTO, inspect_text).spend(*spend)
