@@ -176,6 +176,7 @@ def _sandbox(options: argparse.Namespace, ended: threading.Event) -> int:
     except sqlite3.Error as error:
         _complain(f"cannot use the database {options.database}: {error}")
         return EXIT_FAILED
+    last = sandbox.last_sequence()  # before it listens: a call that comes while the first lines are written is shown
     try:
         sandbox.start()
     except OSError as error:
@@ -185,7 +186,7 @@ def _sandbox(options: argparse.Namespace, ended: threading.Event) -> int:
         _say(f"Moesif sandbox: {sandbox.url}/ shows what it receives; Ctrl-C ends it")
         _say("Send to it from any service that uses moesif-otel:")
         _say(f"  MOESIF_BASE_URI={sandbox.url} MOESIF_APPLICATION_ID={(options.application_id or ['any-id'])[0]}")
-        _follow(sandbox, options, ended)
+        _follow(sandbox, last, options, ended)
         stats = sandbox.stats()
         _say(f"\nReceived {stats['received']} events, {stats['duplicates']} of them twice; {stats['rejected']} refused")
     finally:
@@ -193,8 +194,8 @@ def _sandbox(options: argparse.Namespace, ended: threading.Event) -> int:
     return 0
 
 
-def _follow(sandbox: Sandbox, options: argparse.Namespace, ended: threading.Event) -> None:
-    """Print a line for each call that arrives, until `ended`."""
+def _follow(sandbox: Sandbox, last: int, options: argparse.Namespace, ended: threading.Event) -> None:
+    """Print a line for each call that arrives after number `last`, until `ended`."""
     from moesif_otel.sandbox.terminal import Table
 
     if options.quiet:
@@ -202,7 +203,6 @@ def _follow(sandbox: Sandbox, options: argparse.Namespace, ended: threading.Even
             pass
         return
     table = Table(colour=options.color)
-    last = sandbox.last_sequence()
     has_head = False
     while True:
         is_over = ended.wait(_FOLLOW_S)

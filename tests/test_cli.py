@@ -52,6 +52,24 @@ def test_sandbox_runs_until_it_is_ended(ending):
     assert "Received 1 events" in out
 
 
+def test_sandbox_shows_calls_that_come_as_soon_as_it_listens(capsys, monkeypatch):
+    """A call that arrives before the first lines are written has its line."""
+    from moesif_otel.sandbox import Sandbox
+
+    started = Sandbox.start
+
+    def start_and_send(sandbox):
+        started(sandbox)
+        headers = {"X-Moesif-Application-Id": "a"}
+        requests.post(sandbox.url + "/v1/events", json=make_event(), headers=headers, timeout=10)
+        signal.raise_signal(signal.SIGTERM)
+        return sandbox
+
+    monkeypatch.setattr(Sandbox, "start", start_and_send)
+    assert main(["sandbox", "--port", "0"]) == 0
+    assert capsys.readouterr().out.count("/orders?page=1") == 1
+
+
 @pytest.mark.parametrize("arguments", [["demo", "--once", "--port", "0"], ["sandbox", "--port", "0"]])
 def test_a_reader_that_leaves_is_no_failure(arguments):
     """`… | head -1` gets its line; the command ends with status 0 and says nothing."""

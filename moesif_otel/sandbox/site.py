@@ -193,6 +193,7 @@ class Site:
         return found
 
     def _list(self, filters: Filters, before: int | None, selected: int | None) -> dict[str, Any]:
+        last = self._store.last_sequence()  # first: the page asks again for what is newer
         rows = self._store.rows(filters, before=before, limit=_LIST_ROWS + 1)
         older = rows[_LIST_ROWS - 1].sequence if len(rows) > _LIST_ROWS else None
         rows = rows[:_LIST_ROWS]
@@ -210,7 +211,7 @@ class Site:
             "newer": newer,
             "number": number,
             "number_most": _COUNTED_ROWS,
-            "last": self._store.last_sequence(),
+            "last": last,
         }
 
     def _figures(self, filters: Filters, window: str) -> dict[str, Any]:

@@ -92,6 +92,23 @@ def test_application_ids_are_kept_apart(sandbox, client):
     assert listed == [same]
 
 
+def test_who_follows_gets_each_call_once(sandbox, client, monkeypatch):
+    """The number to go on from is that of the newest call of the answer, also where it came during the answer."""
+    post(client, sandbox, "/v1/events", make_event())
+    last_sequence = sandbox._store.last_sequence
+
+    def before_another_arrives():
+        last = last_sequence()
+        monkeypatch.undo()
+        post(client, sandbox, "/v1/events", make_event())
+        return last
+
+    monkeypatch.setattr(sandbox._store, "last_sequence", before_another_arrives)
+    answer = requests.get(sandbox.url + "/api/calls", timeout=10).json()
+    assert len(answer["calls"]) == 2
+    assert requests.get(sandbox.url + f"/api/calls?after={answer['last']}", timeout=10).json()["calls"] == []
+
+
 def test_one_bad_event_refuses_its_batch(sandbox, client):
     """A batch with a bad event stores nothing; the error names the index and the field."""
     bad = make_event()
