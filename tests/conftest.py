@@ -1,4 +1,4 @@
-"""What all tests share: hypothesis without stop-watches, and a maker of calls.
+"""What all tests share: hypothesis without stop-watches, a look at event loops, and a maker of calls.
 
 These machines are noisy, so no example has a deadline and slow drawing is no failure; in CI the examples are the same
 in each run, so that a red run tells of the change and not of the dice.
@@ -6,17 +6,68 @@ in each run, so that a red run tells of the change and not of the dice.
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.calls import Calls
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 settings.register_profile(
     "moesif_otel", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
 )
 settings.load_profile("moesif_otel")
+
+
+class _Loops:
+    """Knows every event loop of asyncio that this process has made and that is still in memory."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._made: weakref.WeakSet[asyncio.BaseEventLoop] = weakref.WeakSet()
+        make = asyncio.BaseEventLoop.__init__
+
+        def make_and_note(loop: asyncio.BaseEventLoop) -> None:
+            make(loop)
+            with self._lock:
+                self._made.add(loop)
+
+        asyncio.BaseEventLoop.__init__ = make_and_note
+
+    def left(self) -> list[asyncio.BaseEventLoop]:
+        """Return those that neither run nor are closed."""
+        with self._lock:
+            made = list(self._made)
+        return [loop for loop in made if not (loop.is_running() or loop.is_closed())]
+
+    def forget(self, loop: asyncio.BaseEventLoop) -> None:
+        with self._lock:
+            self._made.discard(loop)
+
+
+_LOOPS = _Loops()
+_CLOSING_S = 20  # a server's thread closes its loop a moment after the loop has ended
+
+
+@pytest.fixture(autouse=True)
+def _every_loop_is_closed() -> Iterator[None]:
+    """Fail the test that leaves an event loop open: it would be a warning in whichever test collects garbage next."""
+    yield
+    end_s = time.monotonic() + _CLOSING_S
+    while (left := _LOOPS.left()) and time.monotonic() < end_s:
+        time.sleep(0.01)
+    for loop in left:
+        _LOOPS.forget(loop)
+        loop.close()
+    assert not left, "this test leaves an event loop that is not closed"
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import pytest
 import requests
 
 from moesif_otel.sandbox import Sandbox
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -25,8 +26,7 @@ class Service:
     """A running example: calls it, and ends it so that what it captured is delivered."""
 
     def __init__(self, name, sandbox, *arguments):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         environ = {
             **os.environ,
             "MOESIF_APPLICATION_ID": f"id-of-{name}",
@@ -36,10 +36,11 @@ class Service:
         }
         self.url = f"http://127.0.0.1:{port}"
         self.sandbox = sandbox
+        self.calls = []
         command = [sys.executable, str(EXAMPLES / name / "app.py"), *arguments]
         self.process = subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True)
         self.errors = ""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 return
@@ -50,6 +51,7 @@ class Service:
 
     def call(self, verb, path, **keywords):
         """Make one call."""
+        self.calls.append((verb, path))
         return requests.request(verb, self.url + path, timeout=10, **keywords)
 
     def end(self):
@@ -64,9 +66,14 @@ class Service:
                 self.process.wait()
 
     def events(self, count):
-        """End the service and give the events: the exit delivers them, whatever the batch's time."""
+        """End the service and give the events in the order of the calls.
+
+        The exit delivers them, whatever the batch's time. They may arrive in another order: a client has its answer
+        before the server's thread is done with the call, and the next call has another thread.
+        """
         self.end()
-        return self.sandbox.wait_for_events(count)
+        made = {call: number for number, call in enumerate(self.calls)}
+        return sorted(self.sandbox.wait_for_events(count), key=lambda event: made.get(path_of(event)[:2], len(made)))
 
 
 @pytest.fixture
@@ -84,9 +91,15 @@ def run():
             service.end()
 
 
+def path_of(event):
+    """Give verb, path and status."""
+    request = event["request"]
+    return request["verb"], "/" + request["uri"].split("/", 3)[3], event["response"]["status"]
+
+
 def paths(events):
     """Give verb, path and status of each event."""
-    return [(e["request"]["verb"], "/" + e["request"]["uri"].split("/", 3)[3], e["response"]["status"]) for e in events]
+    return [path_of(event) for event in events]
 
 
 def test_flask(run):

@@ -17,6 +17,7 @@ import requests
 
 from moesif_otel.sandbox.server import Sandbox
 from tests.capture.upstream import Upstream
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,8 +52,7 @@ def test_in_the_workers_of_gunicorn(tmp_path, arguments):
     """Each call once, with its own bodies, a child of the request it was made in; delivered at the latest by SIGTERM."""
     pytest.importorskip("gunicorn")
     (tmp_path / "service.py").write_text(textwrap.dedent(APP))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with Upstream() as upstream, Sandbox() as sandbox:
         environ = {
             **os.environ,

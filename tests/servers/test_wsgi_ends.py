@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from moesif_otel.sandbox.server import Sandbox
+from tests.ports import free_port
 from tests.servers.harness import (
     KINDS,
     RunningServer,
     eventually,
-    free_port,
     lines_of,
     read_all,
     request,

@@ -83,13 +83,6 @@ def script(name: str) -> str:
     return str(beside) if beside.exists() else shutil.which(name) or name
 
 
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Program:
     """A running process, with what it writes in a file."""
 

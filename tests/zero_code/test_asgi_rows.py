@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from moesif_otel.sandbox.server import Sandbox
-from tests.zero_code.kit import Program, command, environment, free_port
+from tests.ports import free_port
+from tests.zero_code.kit import Program, command, environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from moesif_otel.sandbox.server import Sandbox
-from tests.zero_code.kit import PROGRAMS, Program, command, environment, free_port, running, script
+from tests.ports import free_port
+from tests.zero_code.kit import PROGRAMS, Program, command, environment, running, script
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
