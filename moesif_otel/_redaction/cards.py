@@ -59,10 +59,16 @@ def _luhn(digits: str) -> bool:
 
 
 def number_digits(number: str) -> str:
-    """Return the digits of a JSON number as text in which a card number can be seen: `4.111e15` as `4111000…`."""
+    """Return the digits of a JSON number that is whole, without its exponent: `4.111e15` is `4111000…`.
+
+    A number with digits behind the point is no card's; it has none.
+    """
     mantissa, _, exponent = number.lower().partition("e")
-    whole, _, fraction = mantissa.partition(".")
-    if exponent and len(exponent) < 4:
-        zeros = int(exponent or 0) - len(fraction) if exponent.lstrip("+-").isdecimal() else 0
-        return whole.lstrip("-") + fraction + "0" * max(0, min(zeros, _LONGEST))
-    return "" if fraction.strip("0") else whole.lstrip("-")
+    whole, _, fraction = mantissa.lstrip("-").partition(".")
+    digits, places = whole + fraction, len(whole)
+    if exponent.lstrip("+-").isdecimal() and len(exponent) < 4:
+        places += int(exponent)
+    if places >= len(digits):
+        return digits + "0" * min(places - len(digits), _LONGEST)
+    places = max(places, 0)
+    return "" if digits[places:].strip("0") else digits[:places]

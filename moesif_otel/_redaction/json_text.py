@@ -196,7 +196,8 @@ class _JsonPass:
     def _is_card(self, number: str, end: int) -> bool:
         cut = self._cut and end == len(self._text)
         if "." in number or "e" in number or "E" in number:
-            number = number_digits(number)
+            # Where it was cut, an exponent may have made it whole.
+            number = number_digits(number) or (number.lower().partition("e")[0] if cut else "")
         return has_card_number(number, cut=cut)
 
     def _string(self, raw: str, start: int, end: int, *, in_card: bool) -> bool:

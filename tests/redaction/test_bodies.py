@@ -256,10 +256,23 @@ def test_card_numbers_in_every_writing(number: str) -> None:
         assert "1111" not in left(data, content_type)
 
 
-@pytest.mark.parametrize("number", ["4111111111111111", "4111111111111111.0", "4.111111111111111e15", "4.111111111111111E+15"])
+@pytest.mark.parametrize("number", ["4111111111111111", "4111111111111111.0", "4.111111111111111e15", "4.111111111111111E+15", "41111111111111110e-1"])
 def test_card_numbers_as_numbers(number: str) -> None:
     """A float holds a card number as well."""
     assert left(f'{{"card":{number}}}') == '{"card":"(hidden)"}'
+
+
+@pytest.mark.parametrize("number", ["4111111111111111", "411111111111111.1e1", "4.111111111111111e15"])
+def test_card_numbers_as_numbers_that_were_cut(number: str) -> None:
+    """As soon as its digits tell of a card, also where the exponent is missing."""
+    for kept in range(number.index("1") + 8, len(number) + 1):
+        assert "111111" not in left(f'{{"card":{number[:kept]}', cut=True)
+
+
+@pytest.mark.parametrize("number", ["5.960464477539063e-08", "411111111111111.1", "4.111111111111111e14", "0.4111111111111111"])
+def test_numbers_that_are_no_cards(number: str) -> None:
+    """A number with digits behind the point is no card's, however long and whatever its check digit."""
+    assert left(f'{{"card":{number}}}') == f'{{"card":{number}}}'
 
 
 @pytest.mark.parametrize(
