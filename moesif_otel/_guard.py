@@ -74,6 +74,17 @@ def get_logger(name: str) -> ContainedLogger:
     return ContainedLogger(name)
 
 
+def show_debug_log() -> None:
+    """Make debug lines visible, when a pipeline with `DEBUG` starts.
+
+    If no handler would show the lines of our own logger, it gets one on stderr. The root logger is never touched.
+    """
+    ours = logging.getLogger("moesif_otel")
+    ours.setLevel(logging.DEBUG)
+    if not ours.hasHandlers():
+        ours.addHandler(logging.StreamHandler())
+
+
 _logger: Final = get_logger(__name__)
 
 # Kinds are a closed vocabulary of ours, but exception types are not: limit what an application can make us remember.

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from moesif_otel._delivery.client import MoesifTransport
 from moesif_otel._delivery.profiles import ACTION, COMPANY, SUBSCRIPTION, USER, ProfileKind, Profiles, posts_of
-from moesif_otel._guard import Guard, get_logger
+from moesif_otel._guard import Guard, get_logger, show_debug_log
 from moesif_otel.errors import MoesifDeliveryError
-from moesif_otel.settings import Settings, show_debug_log
+from moesif_otel.settings import Settings
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.sdk.trace import SpanProcessor
 
 from moesif_otel._pipeline.pipeline import Pipeline, live_pipeline
 from moesif_otel._pipeline.sink import EventSink
+from moesif_otel.errors import MoesifConfigError
 from moesif_otel.exporter import MoesifSpanExporter
 from moesif_otel.settings import Settings
 
@@ -91,8 +92,26 @@ def _pipeline_with(settings: Settings, exporter: SpanExporter | None) -> Pipelin
     if exporter is None:
         return live_pipeline(settings, of_processor=False) or Pipeline(EventSink(settings))
     if isinstance(exporter, MoesifSpanExporter):
-        settings.check_protects_as(exporter.settings)
+        _check_same_protection(settings, exporter.settings)
         return Pipeline(exporter.sink, settings)
     from moesif_otel._otlp.sink import ExporterSink
 
     return Pipeline(ExporterSink(exporter, settings))
+
+
+# These options hide data, and are applied where an event is made: by the exporter.
+_HIDING_FIELDS: Final = (
+    *("mask_event_model", "auto_hide_sensitive", "log_binary_body", "authorization_header_name"),
+    *("request_body_masks", "response_body_masks", "request_header_masks", "response_header_masks"),
+)
+
+
+def _check_same_protection(settings: Settings, exporters: Settings) -> None:
+    """Refuse options that hide data if the exporter has other values for them."""
+    for name in _HIDING_FIELDS:
+        if getattr(settings, name) != getattr(exporters, name):
+            raise MoesifConfigError(
+                f"{name.upper()}: differs between the settings of the processor and of its exporter, which applies "
+                "it; give both the same value, or do not pass an exporter",
+                option=name.upper(),
+            )

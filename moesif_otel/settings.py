@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import logging
-import math
+import operator
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Final
+from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import partial
+from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 from moesif_otel._guard import get_logger
@@ -22,12 +22,10 @@ from moesif_otel.errors import MoesifConfigError
 
 __all__ = [
     "OPTIONS",
-    "TORNADO_BATCH_SIZE",
     "ImportedCallback",
     "Option",
     "Settings",
     "nearest",
-    "show_debug_log",
     "unknown_variables",
     "variable_of",
     "warn_of_unknown",
@@ -35,9 +33,8 @@ __all__ = [
 
 _logger: Final = get_logger(__name__)
 
-TORNADO_BATCH_SIZE: Final = 25  # the default that moesiftornado documents
-
 _MIB: Final = 1024 * 1024
+_TIB: Final = _MIB * _MIB
 _SERVER_BODY_LIMIT_BYTES: Final = 450_000  # Moesif truncates a body there (API documentation, "limits")
 _SECRET: Final = frozenset({"APPLICATION_ID"})
 # The longer prefix first: `opentelemetry-instrument --moesif_…` sets it, and the command line takes precedence.
@@ -45,11 +42,6 @@ _PREFIXES: Final = ("OTEL_MOESIF_", "MOESIF_")
 _OLD_NAMES: Final = {"LOCAL_MOESIF_BASEURL": "BASE_URI", "DISABLE_TRANSACTION_ID": "DISABLED_TRANSACTION_ID"}
 # Options of the packages we replace that have no effect here: ignored without a warning.
 _FORGOTTEN: Final = frozenset({"LOCAL_DEBUG"})
-# Options that hide data, and are applied where an event is made: by the exporter.
-_HIDING_FIELDS: Final = (
-    *("mask_event_model", "auto_hide_sensitive", "log_binary_body", "authorization_header_name"),
-    *("request_body_masks", "response_body_masks", "request_header_masks", "response_header_masks"),
-)
 
 # Converters: each takes a value and returns it in the option's type, or raises ValueError or TypeError.
 
@@ -62,13 +54,10 @@ def _text(value: Any) -> str:
     return value.strip()
 
 
-# It is sent as a header field: visible ASCII and spaces are what RFC 9110, section 5.5, allows everywhere.
-_VISIBLE_ASCII: Final = re.compile(r"[\x20-\x7e]+")
-
-
 def _application_id(value: Any) -> str:
     text = _text(value)
-    if not _VISIBLE_ASCII.fullmatch(text):
+    # It is sent as a header field: visible ASCII and spaces are what RFC 9110, section 5.5, allows everywhere.
+    if not (text.isascii() and text.isprintable()):
         raise ValueError
     return text
 
@@ -80,37 +69,19 @@ def _flag(value: Any) -> bool:
     return value
 
 
-def _flag_of_text(text: str) -> bool:
-    word = text.strip().lower()
-    if word not in _FLAGS:
-        raise ValueError
-    return _FLAGS[word]
-
-
 _FLAGS: Final = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
     **dict.fromkeys(("0", "false", "no", "off"), False),
 }
 
 
-def _integer(low: int, high: int) -> Callable[[Any], int]:
-    def convert(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError
-        if not low <= value <= high:
-            raise ValueError
-        return value
-
-    return convert
-
-
-def _seconds(low: float, high: float) -> Callable[[Any], float]:
+def _number(kind: type[float], low: float, high: float) -> Callable[[Any], float]:
     def convert(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, (int, kind)):
             raise TypeError
-        if not math.isfinite(value) or not low <= value <= high:
+        if not low <= value <= high:  # NaN is not, either
             raise ValueError
-        return float(value)
+        return kind(value)
 
     return convert
 
@@ -130,18 +101,12 @@ def _some_names(value: Any) -> tuple[str, ...]:
     return names
 
 
-# A mask that matches nothing hides nothing, and nobody notices: signs of a pattern or of another separator are refused.
-_NO_NAME: Final = re.compile(r"[;|*,\r\n]")
-
-
 def _masks(value: Any) -> tuple[str, ...]:
     names = _names(value)
-    if any(map(_NO_NAME.search, names)):
+    # A mask that matches nothing hides nothing, and nobody notices: no patterns, no other separators.
+    if any(re.search(r"[;|*,\r\n]", name) for name in names):
         raise ValueError
     return names
-
-
-_BLANK_OR_CONTROL: Final = re.compile(r"[\x00-\x20\x7f]")
 
 
 def _uri(value: Any) -> str:
@@ -149,7 +114,7 @@ def _uri(value: Any) -> str:
     parts = urlsplit(text)
     if parts.scheme.lower() not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
         raise ValueError
-    if _BLANK_OR_CONTROL.search(text):
+    if re.search(r"[\x00-\x20\x7f]", text):  # a blank or control character
         raise ValueError
     _ = parts.port  # raises ValueError when it is no number
     return text.rstrip("/")
@@ -176,18 +141,14 @@ def _callback(value: Any) -> Callable[..., Any]:
 
 
 class ImportedCallback:
-    """A callback named by its import path, imported at its first call.
+    """A callback named by its import path, imported at its first call. Thread-safe.
 
     Args:
         path: `package.module:attribute`, absolute; the attribute may be dotted.
 
     Raises:
         ValueError: The path is relative or has another form.
-
-    Thread-safe: importing twice gives the same function.
     """
-
-    __slots__ = ("_function", "path")
 
     def __init__(self, path: str) -> None:
         module, colon, attribute = path.partition(":")
@@ -198,21 +159,15 @@ class ImportedCallback:
         self._function: Callable[..., Any] | None = None
 
     def resolve(self) -> Callable[..., Any]:
-        """Import the callback.
-
-        Raises:
-            ImportError: The module or the attribute is not there; the message names the path.
-            TypeError: What is there cannot be called; the message names the path.
-        """
+        """Import the callback; raises ImportError or TypeError, which name the path."""
         function = self._function
         if function is None:
             module, _, attribute = self.path.partition(":")
-            found: Any = importlib.import_module(module)
-            for name in attribute.split("."):
-                try:
-                    found = getattr(found, name)
-                except AttributeError:
-                    raise ImportError(f"callback {self.path!r}: {name!r} is not in it") from None
+            imported = importlib.import_module(module)
+            try:
+                found = operator.attrgetter(attribute)(imported)
+            except AttributeError:
+                raise ImportError(f"callback {self.path!r}: {attribute!r} is not in it") from None
             if not callable(found):
                 raise TypeError(f"callback {self.path!r} is not callable")
             function = self._function = found
@@ -238,12 +193,12 @@ class Option:
 
     Attributes:
         name: Its name in upper case.
-        takes: What it takes, in words for an error message.
-        meaning: What it does, in a sentence or two for the documentation.
+        takes: Words for an error message.
+        meaning: A sentence or two for the documentation.
         convert: Checks and converts a Python value.
         of_text: Parses the text of an environment variable, before `convert`.
-        protects: Whether ignoring a wrong value could send data that the user meant to keep, or send it elsewhere.
-        default: Its default value; None where there is none.
+        protects: Ignoring a wrong value could send data that the user meant to keep, or send it elsewhere.
+        default: None where there is none.
     """
 
     name: str
@@ -259,21 +214,14 @@ class Option:
         """Its field in `Settings`, and its keyword for `MoesifSpanExporter`."""
         return self.name.lower()
 
-    def read(self, value: Any) -> Any:
-        """Check and convert a Python value. Raises `MoesifConfigError`."""
+    def read(self, value: Any, variable: str = "") -> Any:
+        """Check and convert a Python value, or the text of an environment variable. Raises `MoesifConfigError`."""
         try:
-            return self.convert(value)
-        except (TypeError, ValueError, OverflowError):
-            raise self._error(value) from None
+            return self.convert(self.of_text(value) if variable else value)
+        except (TypeError, ValueError, KeyError):
+            raise self._error(value, variable) from None
 
-    def read_text(self, variable: str, text: str) -> Any:
-        """Parse the text of an environment variable. Raises `MoesifConfigError`."""
-        try:
-            return self.convert(self.of_text(text))
-        except (TypeError, ValueError, OverflowError):
-            raise self._error(text, variable) from None
-
-    def _error(self, value: Any, variable: str = "") -> MoesifConfigError:
+    def _error(self, value: Any, variable: str) -> MoesifConfigError:
         got = type(value).__name__
         if self.name not in _SECRET and isinstance(value, (str, int, float, bool)):
             got = f"{_shown(value):.100}" if isinstance(value, str) else f"{value!r:.100} ({got})"
@@ -287,38 +235,42 @@ def _option(
     convert: Callable[[Any], Any],
     takes: str,
     meaning: str,
-    *,
     default: Any = None,
+    *,
     of_text: Callable[[str], Any] = str,
     protects: bool = False,
-    required: bool = False,
 ) -> Any:
     metadata = {"convert": convert, "takes": takes, "meaning": meaning, "of_text": of_text, "protects": protects}
-    return field(metadata=metadata) if required else field(default=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
-def _flag_option(meaning: str, *, default: bool, protects: bool = False) -> Any:
-    return _option(_flag, "True or False", meaning, default=default, of_text=_flag_of_text, protects=protects)
+_text_option: Final = partial(_option, _text, "a string that is not empty")
+_flag_option: Final = partial(_option, _flag, "True or False", of_text=lambda text: _FLAGS[text.strip().lower()])
+_masks_option: Final = partial(
+    _option,
+    _masks,
+    "a list of names, or a string of names with commas between them (names in full: no patterns)",
+    default=(),
+    protects=True,
+)
+_callback_option: Final = partial(
+    _option, _callback, "a callable, or an import path as a string, such as 'myapp.hooks:function'"
+)
+_Callback: TypeAlias = Callable[..., Any] | None
 
 
-def _integer_option(meaning: str, default: int, unit: str, low: int, high: int) -> Any:
+def _whole_option(meaning: str, default: int, unit: str, high: int, low: int = 1) -> Any:
     takes = f"a whole number of {unit} from {low} to {high}"
-    return _option(_integer(low, high), takes, meaning, default=default, of_text=int)
+    return _option(_number(int, low, high), takes, meaning, default, of_text=int)
+
+
+def _bytes_option(meaning: str, default: int, low: int = 0, high: int = _SERVER_BODY_LIMIT_BYTES) -> Any:
+    return _whole_option(meaning, default, "bytes", high, low)
 
 
 def _seconds_option(meaning: str, default: float, low: float, high: float) -> Any:
     takes = f"a number of seconds from {low:g} to {high:g}"
-    return _option(_seconds(low, high), takes, meaning, default=default, of_text=float)
-
-
-def _masks_option(meaning: str) -> Any:
-    takes = "a list of names, or a string of names with commas between them (names in full: no patterns)"
-    return _option(_masks, takes, meaning, default=(), protects=True)
-
-
-def _callback_option(meaning: str, *, protects: bool = False) -> Any:
-    takes = "a callable, or an import path as a string, such as 'myapp.hooks:function'"
-    return _option(_callback, takes, meaning, protects=protects)
+    return _option(_number(float, low, high), takes, meaning, default, of_text=float)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -333,36 +285,32 @@ class Settings:
         _application_id,
         "a string that is not empty and has only visible ASCII characters",
         "Your Moesif application id.",
-        required=True,
+        MISSING,
     )
     base_uri: str = _option(
         _uri,
         "an address that begins with http:// or https://, such as https://api.moesif.net",
         "The address that events are sent to: Moesif, a secure proxy, or a sandbox. `LOCAL_MOESIF_BASEURL` is its old "
         "name.",
-        default="https://api.moesif.net",
+        "https://api.moesif.net",
         protects=True,
     )
 
-    skip: Callable[..., Any] | None = _callback_option("Returns true for calls that are not recorded.", protects=True)
-    identify_user: Callable[..., Any] | None = _callback_option("Returns the id of the user who makes the call.")
-    identify_company: Callable[..., Any] | None = _callback_option("Returns the id of the user's company.")
-    get_metadata: Callable[..., Any] | None = _callback_option("Returns a dict of metadata for the event.")
-    get_session_token: Callable[..., Any] | None = _callback_option("Returns the session or API token of the call.")
-    mask_event_model: Callable[..., Any] | None = _callback_option(
+    skip: _Callback = _callback_option("Returns true for calls that are not recorded.", protects=True)
+    identify_user: _Callback = _callback_option("Returns the id of the user who makes the call.")
+    identify_company: _Callback = _callback_option("Returns the id of the user's company.")
+    get_metadata: _Callback = _callback_option("Returns a dict of metadata for the event.")
+    get_session_token: _Callback = _callback_option("Returns the session or API token of the call.")
+    mask_event_model: _Callback = _callback_option(
         "Takes the `EventModel` and returns it, changed or not. If it returns `None`, the event is not sent. If it "
         "raises, takes longer than five seconds, or returns anything else, the event is dropped and counted as "
         "`mask_failed`.",
         protects=True,
     )
 
-    log_body: bool = _flag_option("Record request and response bodies.", default=True, protects=True)
-    request_max_body_size: int = _integer_option(
-        "Record at most this many bytes of a request body.", 100_000, "bytes", 0, _SERVER_BODY_LIMIT_BYTES
-    )
-    response_max_body_size: int = _integer_option(
-        "Record at most this many bytes of a response body.", 100_000, "bytes", 0, _SERVER_BODY_LIMIT_BYTES
-    )
+    log_body: bool = _flag_option("Record request and response bodies.", True, protects=True)
+    request_max_body_size: int = _bytes_option("Record at most this many bytes of a request body.", 100_000)
+    response_max_body_size: int = _bytes_option("Record at most this many bytes of a response body.", 100_000)
     request_body_masks: tuple[str, ...] = _masks_option(
         "Remove the values under these names from request bodies, query strings and cookies."
     )
@@ -372,12 +320,12 @@ class Settings:
     request_header_masks: tuple[str, ...] = _masks_option("Remove the values of these request headers and cookies.")
     response_header_masks: tuple[str, ...] = _masks_option("Remove the values of these response headers and cookies.")
     auto_hide_sensitive: bool = _flag_option(
-        "Hide credentials, well-known secret fields, session cookies and card numbers.", default=True, protects=True
+        "Hide credentials, well-known secret fields, session cookies and card numbers.", True, protects=True
     )
     log_binary_body: bool = _flag_option(
         "Also send bodies that cannot be inspected (images, archives, binary formats). Otherwise only their size and "
         "type are recorded.",
-        default=False,
+        False,
         protects=True,
     )
 
@@ -385,39 +333,30 @@ class Settings:
         _some_names,
         "a header name, or several with commas between them",
         "The headers that identify the user if `IDENTIFY_USER` does not. The first one that is present is used.",
-        default=("authorization",),
+        ("authorization",),
     )
-    authorization_user_id_field: str = _option(
-        _text, "a string that is not empty", "The JWT claim that holds the user id.", default="sub"
-    )
-    api_version: str | None = _option(_text, "a string that is not empty", "The version of your API, sent with events.")
+    authorization_user_id_field: str = _text_option("The JWT claim that holds the user id.", "sub")
+    api_version: str | None = _text_option("The version of your API, sent with events.")
     accept_transaction_id: bool = _flag_option(
         "Use a UUID in the request's `X-Moesif-Transaction-Id` as the event's id. Only for services behind a gateway "
         "that sets it: a client that can choose ids can evade metering.",
-        default=False,
+        False,
     )
     disabled_transaction_id: bool = _flag_option(
-        "Do not add `X-Moesif-Transaction-Id` to responses (only the WSGI and Django middleware add it).", default=False
+        "Do not add `X-Moesif-Transaction-Id` to responses (only the WSGI and Django middleware add it).", False
     )
 
-    event_queue_size: int = _integer_option(
-        "Hold at most this many events that are not delivered yet.", 10_000, "events", 1, 10_000_000
+    event_queue_size: int = _whole_option(
+        "Hold at most this many events that are not delivered yet.", 10_000, "events", 10_000_000
     )
-    event_queue_bytes: int = _integer_option(
+    event_queue_bytes: int = _bytes_option(
         "Hold at most this much memory for captured data, from the first byte captured until the event is delivered. "
         "Above it, bodies are left out first, then events are dropped.",
-        64 * _MIB,
-        "bytes",
-        _MIB,
-        1024 * 1024 * _MIB,
+        *(64 * _MIB, _MIB, _TIB),
     )
-    event_worker_count: int = _integer_option("Number of threads that send batches.", 2, "threads", 1, 64)
-    batch_size: int = _integer_option(
-        "Send at most this many events in one batch. The default of the Tornado middleware is 25.",
-        100,
-        "events",
-        1,
-        10_000,
+    event_worker_count: int = _whole_option("Number of threads that send batches.", 2, "threads", 64)
+    batch_size: int = _whole_option(
+        "Send at most this many events in one batch. The Tornado middleware's default is 25.", 100, "events", 10_000
     )
     event_batch_timeout: float = _seconds_option("Send a batch after at most this time.", 2.0, 0.01, 3600)
     export_timeout: float = _seconds_option("Time limit for one POST to Moesif.", 10.0, 0.1, 600)
@@ -425,26 +364,22 @@ class Settings:
     spool_directory: str | None = _option(
         _directory, "the path of a directory", "Directory that keeps undelivered events when the process ends."
     )
-    spool_max_bytes: int = _integer_option(
-        "Total size of the files in `SPOOL_DIRECTORY`. Above it, the oldest are deleted.",
-        50 * _MIB,
-        "bytes",
-        _MIB // 1024,
-        1024 * 1024 * _MIB,
+    spool_max_bytes: int = _bytes_option(
+        "Total size of the files in `SPOOL_DIRECTORY`. Above it, the oldest are deleted.", 50 * _MIB, 1024, _TIB
     )
 
     capture_outgoing_requests: bool = _flag_option(
-        "Also record calls that the service makes with `requests`, `httpx` and `aiohttp`.", default=False
+        "Also record calls that the service makes with `requests`, `httpx` and `aiohttp`.", False
     )
-    skip_outgoing: Callable[..., Any] | None = _callback_option("`SKIP` for outgoing calls.", protects=True)
-    identify_user_outgoing: Callable[..., Any] | None = _callback_option("`IDENTIFY_USER` for outgoing calls.")
-    identify_company_outgoing: Callable[..., Any] | None = _callback_option("`IDENTIFY_COMPANY` for outgoing calls.")
-    get_metadata_outgoing: Callable[..., Any] | None = _callback_option("`GET_METADATA` for outgoing calls.")
-    get_session_token_outgoing: Callable[..., Any] | None = _callback_option("`GET_SESSION_TOKEN` for outgoing calls.")
-    log_body_outgoing: bool = _flag_option("Record bodies of outgoing calls.", default=True, protects=True)
+    skip_outgoing: _Callback = _callback_option("`SKIP` for outgoing calls.", protects=True)
+    identify_user_outgoing: _Callback = _callback_option("`IDENTIFY_USER` for outgoing calls.")
+    identify_company_outgoing: _Callback = _callback_option("`IDENTIFY_COMPANY` for outgoing calls.")
+    get_metadata_outgoing: _Callback = _callback_option("`GET_METADATA` for outgoing calls.")
+    get_session_token_outgoing: _Callback = _callback_option("`GET_SESSION_TOKEN` for outgoing calls.")
+    log_body_outgoing: bool = _flag_option("Record bodies of outgoing calls.", True, protects=True)
 
     debug: bool = _flag_option(
-        "Log a line for each event and each batch, on the logger `moesif_otel` at level DEBUG.", default=False
+        "Log a line for each event and each batch, on the logger `moesif_otel` at level DEBUG.", False
     )
 
     @classmethod
@@ -463,7 +398,7 @@ class Settings:
                 returned as it is; None reads the environment alone.
             environ: The environment to read; `os.environ` by default.
             defaults: Field names to defaults that differ for one entry point.
-            async_callbacks: Whether callbacks may be coroutine functions.
+            async_callbacks: Callbacks may be coroutine functions.
 
         Returns:
             The validated settings; only the values of `given` are kept.
@@ -486,14 +421,10 @@ class Settings:
     def of_any(
         cls, given: Mapping[str, Any] | None = None, *, environ: Mapping[str, str] | None = None
     ) -> tuple[Settings | None, list[MoesifConfigError]]:
-        """Make settings for a process that must start even if they are wrong.
+        """Make settings for a process that must start even if they are wrong; takes what `of` takes.
 
         A harmless option with a wrong value keeps its default. If the destination, or an option that protects data, is
         wrong, nothing may be captured.
-
-        Args:
-            given: As `of` takes it.
-            environ: As `of` takes it.
 
         Returns:
             The settings, and one error for each option that is wrong. Or None if nothing may be captured, and the
@@ -539,11 +470,10 @@ class Settings:
                 )
 
     def __repr__(self) -> str:
-        """Show what differs from the defaults: without the application id and credentials, callbacks by their names."""
         return f"Settings({', '.join(f'{name.lower()}={text}' for name, text in self.changed().items())})"
 
     def changed(self) -> dict[str, str]:
-        """Return the options that differ from their defaults, as text that is safe to log; never the application id."""
+        """Return the options that differ from their defaults, as text safe to log; never the application id."""
         return {
             option.name: _shown(value)
             for option in OPTIONS.values()
@@ -558,20 +488,6 @@ class Settings:
     def with_changes(self, **changes: Any) -> Settings:
         """Return a copy with some fields changed; they are not validated."""
         return replace(self, **changes)
-
-    def check_protects_as(self, exporters: Settings) -> None:
-        """Refuse a processor's options that an exporter with settings of its own would not apply.
-
-        Raises:
-            MoesifConfigError: An option that hides data differs.
-        """
-        for name in _HIDING_FIELDS:
-            if getattr(self, name) != getattr(exporters, name):
-                raise MoesifConfigError(
-                    f"{name.upper()}: differs between the settings of the processor and of its exporter, which applies "
-                    "it; give both the same value, or do not pass an exporter",
-                    option=name.upper(),
-                )
 
     @property
     def pipeline_key(self) -> tuple[str, str]:
@@ -596,30 +512,26 @@ def _read(
         raise MoesifConfigError(
             f"settings: got {type(given).__name__}, takes a dict of options such as {{'APPLICATION_ID': '…'}}"
         )
-    values: dict[str, Any] = {}
-    errors: list[MoesifConfigError] = []
-    wrong: set[str] = set()
+    found: dict[str, tuple[Any, str]] = {}
     for old in (False, True):  # a current name takes precedence over its old name
         for name, value in (given or {}).items():
             upper = name.upper() if isinstance(name, str) else ""
-            if (upper in _OLD_NAMES) is not old:
-                continue
-            option = OPTIONS.get(_OLD_NAMES.get(upper, upper))
-            if option is None:
-                warn_of_unknown(str(name))
-            elif value is not None and option.field_name not in values:
-                try:
-                    values[option.field_name] = option.read(value)
-                except MoesifConfigError as error:
-                    errors.append(error)
-                    wrong.add(option.field_name)
-    for option in OPTIONS.values():
-        found = None if option.field_name in values or option.field_name in wrong else variable_of(option.name, environ)
-        if found is not None:
-            try:
-                values[option.field_name] = option.read_text(*found)
-            except MoesifConfigError as error:
-                errors.append(error)
+            current = _OLD_NAMES.get(upper, upper)
+            if current not in OPTIONS:
+                if not old:
+                    warn_of_unknown(str(name))
+            elif (upper != current) is old and value is not None:
+                found.setdefault(current, (value, ""))
+    for name in OPTIONS:
+        if name not in found and (set_by := variable_of(name, environ)) is not None:
+            found[name] = set_by
+    values: dict[str, Any] = {}
+    errors: list[MoesifConfigError] = []
+    for name, (value, variable) in found.items():
+        try:
+            values[OPTIONS[name].field_name] = OPTIONS[name].read(value, variable)
+        except MoesifConfigError as error:
+            errors.append(error)
     for prefix, name in unknown_variables(environ):
         if prefix + name not in _told_variables:
             _told_variables.add(prefix + name)
@@ -628,13 +540,13 @@ def _read(
 
 
 def variable_of(name: str, environ: Mapping[str, str]) -> tuple[str, str] | None:
-    """Return the environment variable that sets an option, and its text."""
+    """Return the text that sets an option in the environment, and its variable."""
     for one in (name, *(old for old, new in _OLD_NAMES.items() if new == name)):
         for prefix in _PREFIXES:
             text = environ.get(prefix + one)
             # The OTel specification treats an empty variable as unset.
             if text is not None and text.strip():
-                return prefix + one, text
+                return text, prefix + one
     return None
 
 
@@ -644,13 +556,13 @@ _told_variables: Final[set[str]] = set()
 
 def unknown_variables(environ: Mapping[str, str]) -> list[tuple[str, str]]:
     """Return the prefix and name of each variable that looks like an option of ours but is not one."""
-    found = []
-    for variable in tuple(environ):
-        prefix = next((prefix for prefix in _PREFIXES if variable.startswith(prefix)), None)
-        name = variable.removeprefix(prefix or "")
-        if prefix is not None and name not in OPTIONS and name not in _OLD_NAMES and name not in _FORGOTTEN:
-            found.append((prefix, name))
-    return found
+    known = {*OPTIONS, *_OLD_NAMES, *_FORGOTTEN}
+    return [
+        (prefix, name)
+        for variable in tuple(environ)
+        for prefix in _PREFIXES
+        if variable.startswith(prefix) and (name := variable.removeprefix(prefix)) not in known
+    ]
 
 
 def nearest(name: str) -> str | None:
@@ -686,15 +598,3 @@ def _shown(value: Any) -> str:
     if callable(value) and not isinstance(value, ImportedCallback):
         return f"<{getattr(value, '__qualname__', type(value).__qualname__)}>"
     return repr(value)
-
-
-def show_debug_log() -> None:
-    """Make debug lines visible, when a pipeline with `DEBUG` starts.
-
-    Sets the level of our own logger. If no handler would show its lines, it gets one on stderr. The root logger is
-    never touched.
-    """
-    ours = logging.getLogger("moesif_otel")
-    ours.setLevel(logging.DEBUG)
-    if not ours.hasHandlers():
-        ours.addHandler(logging.StreamHandler())

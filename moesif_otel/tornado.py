@@ -15,7 +15,7 @@ from moesif_otel._capture.tornado.capture import TornadoCapture
 from moesif_otel._capture.tornado.spans import instrumentation
 from moesif_otel._pipeline.middleware import Middleware
 from moesif_otel.errors import MoesifConfigError
-from moesif_otel.settings import TORNADO_BATCH_SIZE, Settings
+from moesif_otel.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MoesifMiddleware", "tornado_access_log"]
 
+_BATCH_SIZE: Final = 25  # the default that moesiftornado documents
 # What `Application.log_request` looks at: an application that has no `log_function`.
 _WITHOUT_LOG_FUNCTION: Final = cast("Application", SimpleNamespace(settings={}))
 
@@ -78,7 +79,7 @@ class MoesifMiddleware(Middleware):
             raise MoesifConfigError(
                 f"log_function: got {type(log_function).__name__}, takes a callable (handler), or None"
             )
-        settings = Settings.of(settings, defaults={"batch_size": TORNADO_BATCH_SIZE})
+        settings = Settings.of(settings, defaults={"batch_size": _BATCH_SIZE})
         check_signatures(settings, ("handler",))
         super().__init__(settings, tracer_provider)
         self._log_function = log_function

@@ -6,8 +6,9 @@ import logging
 
 import pytest
 
+from moesif_otel._guard import show_debug_log
 from moesif_otel.errors import MoesifConfigError
-from moesif_otel.settings import OPTIONS, ImportedCallback, Settings, show_debug_log
+from moesif_otel.settings import OPTIONS, ImportedCallback, Settings
 
 REQUIRED = {"APPLICATION_ID": "the-secret-id"}
 

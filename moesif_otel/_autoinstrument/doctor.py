@@ -156,7 +156,7 @@ def _options(settings: Settings | None, errors: list[MoesifConfigError]) -> Iter
     changed = {"APPLICATION_ID": "set", **settings.changed()}
     for name, shown in changed.items():
         source = variable_of(name, os.environ)
-        yield Finding("ok", "options", f"{name} = {shown} ({source[0] if source else 'given'})")
+        yield Finding("ok", "options", f"{name} = {shown} ({source[1] if source else 'given'})")
     left = len(OPTIONS) - len(changed)
     yield Finding(
         "info", "options", f"{left} other options have their defaults; options in the code take precedence over these"

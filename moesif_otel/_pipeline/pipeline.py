@@ -28,11 +28,10 @@ from moesif_otel._capture.callbacks import Callbacks
 from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
 from moesif_otel._events.caller import settle
 from moesif_otel._events.spans import has_http_method
-from moesif_otel._guard import PROCESS_GUARD, get_logger
+from moesif_otel._guard import PROCESS_GUARD, get_logger, show_debug_log
 from moesif_otel._pipeline import governance
 from moesif_otel._pipeline.claims import claims_of
 from moesif_otel._pipeline.providers import dispatcher_on
-from moesif_otel.settings import show_debug_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable
