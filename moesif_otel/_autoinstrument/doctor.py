@@ -69,7 +69,7 @@ _PACKAGES: Final = (
     _Package("flask", "flask", "incoming calls"),
     _Package("bottle", "bottle", "incoming calls"),
     _Package("pyramid", "pyramid", "incoming calls"),
-    _Package("falcon", "falcon", "incoming calls (WSGI)"),
+    _Package("falcon", "falcon", "incoming calls"),
     _Package("django", "django", "incoming calls"),
     _Package("fastapi", "fastapi", "incoming calls"),
     _Package("starlette", "starlette", "incoming calls"),

@@ -167,6 +167,7 @@ ROWS: Final = (
     Patch("bottle", "Bottle.__call__", _framework_call),
     Patch("pyramid.router", "Router.__call__", _framework_call),
     Patch("falcon.app", "App.__call__", _framework_call),
+    Patch("falcon.asgi.app", "App.__call__", _asgi_framework_call),
     Patch("django.core.handlers.wsgi", "WSGIHandler.__call__", _framework_call),
     Patch("wsgiref.handlers", "BaseHandler.run", _wsgiref_run),
     Patch("werkzeug.serving", "BaseWSGIServer.__init__", _application_of_server("app")),
@@ -190,10 +191,10 @@ ROWS: Final = (
 
 
 NOT_CAPTURED: Final = {
-    "sanic": "wrap its ASGI application in moesif_otel.asgi.MoesifMiddleware",
+    "sanic": "use uvicorn or another ASGI server, under which they are captured",
     "cherrypy": "wrap its WSGI application in moesif_otel.wsgi.MoesifMiddleware",
 }
-"""Frameworks that are not captured automatically, and what to do."""
+"""Frameworks that are not captured automatically on their own servers, and what to do."""
 
 NOT_CAPTURED_CLIENTS: Final = dict.fromkeys(("pycurl", "httplib2"), "use requests, httpx or aiohttp")
 """The same for clients; logged only if outgoing calls are captured."""
@@ -205,7 +206,7 @@ _installed: Final[list[tuple[Serving, PatchSet]]] = []
 def say_what_is_not_captured(*, clients: bool) -> None:
     """Log one line, once, for each framework (or client) that the process imports and that is not captured."""
     for module, advice in (NOT_CAPTURED_CLIENTS if clients else NOT_CAPTURED).items():
-        what = "calls made with" if clients else "calls of"
+        what = "calls made with" if clients else "calls served by"
         when_imported(
             module, functools.partial(_logger.warning, "moesif_otel: %s %s are not captured: %s", what, module, advice)
         )

@@ -225,11 +225,12 @@ def _address(text: str) -> str | None:
         text = text.partition(":")[0]
     text = text.partition("%")[0]
     # 45: the longest address, an IPv6 one with an embedded IPv4 one.
-    return _sound_address(text) if text and len(text) <= 45 else None
+    return sound_address(text) if text and len(text) <= 45 else None
 
 
 @lru_cache(maxsize=1_024)  # clients come again; those who invent addresses push out others
-def _sound_address(text: str) -> str | None:
+def sound_address(text: str) -> str | None:
+    """Return the text if it is an IP address, in its usual form."""
     try:
         return str(ipaddress.ip_address(text))
     except ValueError:

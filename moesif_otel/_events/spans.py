@@ -13,6 +13,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from moesif_otel._capture.body import ByteBudget, CapturedBody
 from moesif_otel._capture.exchange import Exchange, Outcome
+from moesif_otel._events.caller import sound_address
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -84,7 +85,9 @@ def call_of_span(span: ReadableSpan, settings: Settings) -> Exchange | None:
         request_headers.append(("User-Agent", agent))
     call.url = _url(attributes, request_headers)
     peer = _text(attributes, "network.peer.address", "net.sock.peer.addr", "net.peer.ip")
-    call.peer_address = (_text(attributes, "client.address", "http.client_ip") or peer) if incoming else peer
+    # Instrumentations up to 0.52b0 write the Host header there, which a client chooses.
+    client = sound_address(_text(attributes, "client.address", "http.client_ip") or "") if incoming else None
+    call.peer_address = client or peer
     if settings.log_body if incoming else settings.log_body_outgoing:
         call.request_body = _body(
             attributes, "request", "http.request_content_length", settings.request_max_body_size

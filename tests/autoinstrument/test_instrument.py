@@ -266,6 +266,24 @@ def test_a_layer_has_the_signature_of_what_it_wraps(sandbox: Sandbox, row: Any) 
     assert layer.__code__.co_argcount == original.__code__.co_argcount
 
 
+def test_falcons_asgi_applications_are_captured_under_any_server(sandbox: Sandbox) -> None:
+    """Its own test client among them, which looks at the signature that it calls."""
+    import falcon.asgi
+    import falcon.testing
+
+    class Items:
+        async def on_post(self, request: Any, response: Any) -> None:
+            response.media = await request.get_media()
+
+    handle = moesif_otel.instrument(settings(sandbox))
+    app = falcon.asgi.App()
+    app.add_route("/items", Items())
+    assert falcon.testing.TestClient(app).simulate_post("/items", json={"n": 1}).json == {"n": 1}
+    assert handle.force_flush()
+    (event,) = sandbox.events()
+    assert (event["request"]["body"], event["response"]["body"]) == ({"n": 1}, {"n": 1})
+
+
 @pytest.mark.parametrize("client", ["requests", "httpx"])
 def test_outgoing_calls_of_every_client(sandbox: Sandbox, client: str) -> None:
     """With `CAPTURE_OUTGOING_REQUESTS`; after `stop` none is."""
@@ -305,8 +323,8 @@ def test_a_framework_that_is_not_captured_is_named_once(tmp_path: Path) -> None:
     )
     lines = [line for line in ended.stderr.splitlines() if "not captured" in line]
     assert [line.split(" are not ")[0] for line in lines] == [
-        "moesif_otel: calls of sanic",
+        "moesif_otel: calls served by sanic",
         "moesif_otel: calls made with pycurl",
         "moesif_otel: calls made with httplib2",
     ]
-    assert "moesif_otel.asgi.MoesifMiddleware" in lines[0]
+    assert "ASGI server" in lines[0]

@@ -153,6 +153,15 @@ def test_a_span_without_status(
     assert found.get("response", {}).get("status") == expected
 
 
+@pytest.mark.parametrize("told", ["10.0.0.1:8443", "shop.example", "", "x" * 50_000])
+def test_a_client_address_that_is_none_is_not_taken(calls: Calls, told: str) -> None:
+    """Old instrumentations write the Host header there; what the connection says stands."""
+    attributes = {"http.request.method": "GET", "client.address": told, "network.peer.address": "1.2.3.4"}
+    found = sent(calls, attributes)
+    assert found is not None
+    assert found["request"]["ip_address"] == "1.2.3.4"
+
+
 def test_captured_headers_of_both_spellings(calls: Calls) -> None:
     """Lists and texts, `-` and `_`; client address and user are read from them."""
     found = sent(

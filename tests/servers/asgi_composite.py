@@ -12,6 +12,7 @@ import os
 
 import anyio
 import anyio.lowlevel
+import falcon.asgi
 from django.conf import settings
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
@@ -22,7 +23,7 @@ from quart import request as quart_request
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.responses import StreamingResponse as StarletteStream
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from moesif_otel.asgi import MoesifMiddleware
 from tests.servers import django_project
@@ -82,7 +83,6 @@ def make_starlette():
     )
 
 
-
 def make_quart():
     quart_app = Quart(__name__)
 
@@ -116,6 +116,50 @@ def make_litestar():
 
     return Litestar([litestar_echo, litestar_stream, litestar_fail])
 
+
+def make_falcon():
+    class Echo:
+        async def on_post(self, request, response):
+            response.media = {"by": "falcon", "got": await request.get_media()}
+            response.status = 201
+
+    class Stream:
+        async def on_get(self, request, response):
+            response.content_type = "text/plain"
+            response.stream = pieces()
+
+    class Fail:
+        async def on_get(self, request, response):
+            raise LookupError
+
+    falcon_app = falcon.asgi.App()
+    falcon_app.add_route("/falcon/echo", Echo())
+    falcon_app.add_route("/falcon/stream", Stream())
+    falcon_app.add_route("/falcon/fail", Fail())
+    return falcon_app
+
+
+def make_mounted(*, with_us):
+    """An application in an application; with us both have our middleware."""
+    inner = FastAPI()
+
+    @inner.post("/echo", status_code=201)
+    async def mounted_echo(item: dict):
+        return {"by": "mounted", "got": item}
+
+    @inner.get("/stream")
+    async def mounted_stream():
+        return StreamingResponse(pieces(), media_type="text/plain")
+
+    @inner.get("/fail")
+    def mounted_fail():
+        raise LookupError
+
+    outer = Starlette(routes=[Mount("/mounted", app=inner)])
+    if with_us:
+        for one in (inner, outer):
+            one.add_middleware(MoesifMiddleware, settings=SETTINGS)
+    return outer
 
 
 async def plain_app(scope, receive, send):
@@ -156,6 +200,8 @@ BARE = {
     "starlette": make_starlette(),
     "quart": make_quart(),
     "litestar": make_litestar(),
+    "falcon": make_falcon(),
+    "mounted": make_mounted(with_us=False),
     "django": make_django(with_us=False),
     "plain": plain_app,
 }
@@ -164,6 +210,8 @@ OURS = {
     "starlette": make_starlette(),
     "quart": make_quart(),
     "litestar": MoesifMiddleware(make_litestar(), SETTINGS),
+    "falcon": MoesifMiddleware(make_falcon(), SETTINGS),
+    "mounted": make_mounted(with_us=True),
     "django": make_django(with_us=True),
     "plain": MoesifMiddleware(plain_app, SETTINGS),
 }

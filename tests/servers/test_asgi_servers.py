@@ -27,14 +27,14 @@ SERVERS = {
         ServerKind("gunicorn", "{py} -m gunicorn {app} -k uvicorn_worker.UvicornWorker -b 127.0.0.1:{port} --log-level warning --no-control-socket"),
     )
 }  # fmt: skip
-ASYNCIO_ONLY = ("quart", "litestar", "django")
+ASYNCIO_ONLY = ("quart", "litestar", "falcon", "django")
 JSON = "Content-Type: application/json"
 
 
 def cases(server: str, side: str) -> dict[str, bytes]:
     """What is sent, by the path that the event will have."""
     found = {}
-    for framework in ("fastapi", "starlette", "quart", "litestar", "plain"):
+    for framework in ("fastapi", "starlette", "quart", "litestar", "falcon", "mounted", "plain"):
         if server == "hypercorn-trio" and framework in ASYNCIO_ONLY:
             continue
         # Starlette's streams hang on hypercorn's trio worker, also without us.

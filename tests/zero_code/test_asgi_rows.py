@@ -15,7 +15,7 @@ from tests.zero_code.kit import Program, command, environment
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FRAMEWORKS = ("fastapi", "starlette", "quart", "litestar", "plain")
+FRAMEWORKS = ("fastapi", "starlette", "quart", "litestar", "falcon", "mounted", "plain")
 APP = "tests.servers.asgi_composite:application"
 SERVERS = {
     "uvicorn": ("-m", "uvicorn", APP, "--port", "{port}", "--log-level", "warning"),

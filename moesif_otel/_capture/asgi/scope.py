@@ -51,7 +51,7 @@ def _build_url(  # noqa: PLR0917 - the keys of the scope that a URL is made of
 
 def _authority(scheme: str, headers: Any, server: Any) -> str:
     host = next((value for name, value in headers if _text(name).lower() == "host" and value), None)
-    name, port = (server[0], server[1]) if server and len(server) > 1 else (None, None)
+    name, port = (*repeatable(server), None, None)[:2]
     return quote(authority_of(scheme, _text(host or b""), name, port).encode("latin-1", "replace"), safe=_QUERY_SAFE)
 
 
@@ -81,18 +81,19 @@ def _named(headers: Any) -> Headers:
         return [(_text(name), _text(value)) for name, value in headers]
 
 
-def repeatable(headers: Iterable[Any] | None) -> Any:
-    """Copy headers that can be read twice; empty where reading would take them away from who they are for."""
-    if isinstance(headers, (list, tuple)):
-        return tuple(headers)
-    # The specification allows any iterable, also one that can be gone through once.
-    return () if headers is None or iter(headers) is headers else tuple(headers)
+def repeatable(given: Iterable[Any] | None) -> Any:
+    """Copy headers, or an address, that can be read twice; empty where reading would take them from the application."""
+    if isinstance(given, (list, tuple)):
+        return tuple(given)
+    # The specification allows any iterable, also one that can be gone through once (Falcon's test client).
+    return () if given is None or iter(given) is given else tuple(given)
 
 
 def peer_address(scope: Any) -> str | None:
     """Return the address of the connection's other end; a Unix domain socket has none."""
     client = scope.get("client")
-    return str(client[0]) if client and client[0] else None
+    # What can be gone through once is left to the application (`repeatable`).
+    return str(client[0]) if isinstance(client, (list, tuple)) and client and client[0] else None
 
 
 def _text(value: Any) -> str:

@@ -504,9 +504,12 @@ def test_a_scope_with_parts_missing_costs_what_is_missing() -> None:
         seen.append(list(scope.get("headers", "none")))
         await hello(scope, receive, send)
 
-    for scope in ({"type": "http"}, {"type": "http", "method": "PUT", "headers": iter([(b"a", b"b")])}):
+    once = {"headers": iter([(b"a", b"b")]), "client": iter(["10.0.0.9", 1]), "server": iter(["shop.example", 80])}
+    for scope in ({"type": "http"}, {"type": "http", "method": "PUT", **once}):
         pipeline = RecordingPipeline()
         asyncio.run(Connection().serve(captured(pipeline, app), scope))
         assert [call.method for call in pipeline.calls] == [scope.get("method", "GET")]
+        assert [call.url for call in pipeline.calls] == ["http://localhost/"]
         assert pipeline.guard.counts() == {}
     assert seen == [list("none"), [(b"a", b"b")]]
+    assert [next(once["client"]), next(once["server"])] == ["10.0.0.9", "shop.example"]
