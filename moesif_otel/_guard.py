@@ -110,7 +110,7 @@ class Guard:
 
     def __init__(self) -> None:
         self._counts = Counters()
-        self._logged: set[tuple[str, type[BaseException]]] = set()
+        self._logged: set[tuple[str, type[BaseException] | None]] = set()
 
     def caught(self, kind: str, exc: BaseException) -> None:
         """Count an error, and log the first of each kind and exception type.
@@ -120,17 +120,32 @@ class Guard:
             exc: The exception; only its type and place are logged.
         """
         self.count(kind)
-        key = (kind, type(exc))
+        if self._is_first(kind, type(exc)):
+            _logger.warning(
+                "moesif_otel: %s failed with %s at %s; your application is not affected. Further failures of this kind "
+                "are only counted, in stats()",
+                kind,
+                type(exc).__qualname__,
+                place_of(exc),
+            )
+
+    def note(self, kind: str, sentence: str) -> None:
+        """Count a problem that is no exception of ours, and log the first of its kind.
+
+        Args:
+            kind: As for `caught`.
+            sentence: What it means for the user: fixed text and Moesif's ids of rules, no data of a request.
+        """
+        self.count(kind)
+        if self._is_first(kind, None):
+            _logger.warning("moesif_otel: %s. Further ones are only counted, in stats()['errors']", sentence)
+
+    def _is_first(self, kind: str, error: type[BaseException] | None) -> bool:
+        key = (kind, error)
         if key in self._logged or len(self._logged) > _MAX_KINDS:
-            return
+            return False
         self._logged.add(key)
-        _logger.warning(
-            "moesif_otel: %s failed with %s at %s; your application is not affected. Further failures of this kind are "
-            "only counted, in stats()",
-            kind,
-            type(exc).__qualname__,
-            place_of(exc),
-        )
+        return True
 
     def count(self, kind: str) -> None:
         """Count an error that is logged elsewhere, or not at all."""

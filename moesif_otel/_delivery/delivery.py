@@ -1,9 +1,9 @@
 """Delivery: what a sink hands its items to, and what it can rely on.
 
-One intake thread prepares items and forms batches, and `EVENT_WORKER_COUNT` senders send them. All are daemons that
-start at the first call of a process and hold the delivery weakly: one that nobody has any more ends, with its threads,
-when nothing is pending. Where no thread can be started (a process that ends, on Python 3.12 and later) flush and
-shutdown do the work in their caller's thread.
+One intake thread prepares items and forms batches, `EVENT_WORKER_COUNT` senders send them, and a poller asks for
+configuration and rules. All are daemons that start at the first call of a process and hold the delivery weakly: one
+that nobody has any more ends, with its threads, when nothing is pending. Where no thread can be started (a process that
+ends, on Python 3.12 and later) flush and shutdown do the work in their caller's thread.
 """
 
 from __future__ import annotations
@@ -12,29 +12,24 @@ import contextlib
 import os
 import threading
 import weakref
-from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from moesif_otel._delivery.clock import Clock
-from moesif_otel._delivery.health import ServerHealth
 from moesif_otel._delivery.metrics import export_metrics
-from moesif_otel._delivery.process import FORKS_TELL, Collaborators, FlushMark, ProcessState, Turn, watch
+from moesif_otel._delivery.process import FORKS_TELL, LIVE_DELIVERIES, Collaborators, FlushMark, ProcessState, Turn
 from moesif_otel._delivery.queue import BatchQueue, Prepared
 from moesif_otel._delivery.report import DeliveryLog
 from moesif_otel._delivery.sender import Sender
-from moesif_otel._delivery.spool import Disk, Spool
+from moesif_otel._delivery.spool import Disk
 from moesif_otel._delivery.stats import DropReason, Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from random import Random
 
     from moesif_otel._capture.body import ByteBudget
     from moesif_otel._delivery.process import Transport
-    from moesif_otel._delivery.queue import Batch
-    from moesif_otel._delivery.stats import Stats
     from moesif_otel._guard import Guard
     from moesif_otel.settings import Settings
 
@@ -48,6 +43,7 @@ _WAKE_AT_BYTES: Final = 512 * 1024  # prepared payloads beyond this are batched 
 _AGAIN_S: Final = 1.0  # after the system refused a thread, after an error of ours; to see whether all is settled
 _JOIN_S: Final = 0.2  # idle threads end at once; one inside a POST is left to end by itself
 _INLINE_WAIT_S: Final = 0.5
+_POLL_AGAIN_S: Final = 60.0  # after an error of ours
 _SAY_AFTER_S: Final = 1.0  # what a shutdown waits for
 _SPOOL_SHARE: Final = 0.2  # of the time for a shutdown, kept for writing to disk
 _MOST_FOR_SPOOL_S: Final = 1.0
@@ -55,7 +51,7 @@ _LEAST_FOR_SPOOL_S: Final = 0.25  # even where the whole time is less: a batch t
 
 
 class Delivery(Generic[T]):
-    """Delivers items: bounded, in batches, with retry, each one counted.
+    """Delivers items: bounded, in batches, with retry, each one counted in `ledger`.
 
     Args:
         settings: Bounds, sizes and times.
@@ -66,8 +62,8 @@ class Delivery(Generic[T]):
         guard: Where errors are counted.
         without_bodies: For a 413: returns the same payload without its bodies; None when there are none.
         on_drop: Told each item that is given up before it was prepared, other than by `submit`, to release it.
+        poll: Asks for configuration and rules, on the poller's thread; returns the seconds until it is due again.
         clock: Time; the system's by default.
-        random: For the jitter; the system's source by default, which forked children do not share.
         measured: Whether its counters are exported as OpenTelemetry metrics.
 
     Thread-safe. In a forked child it begins anew: what the parent holds is the parent's. `submit` and `submit_prepared`
@@ -84,25 +80,27 @@ class Delivery(Generic[T]):
         guard: Guard,
         without_bodies: Callable[[bytes], bytes] | None = None,
         on_drop: Callable[[T], None] | None = None,
+        poll: Callable[[], float] | None = None,
         clock: Clock | None = None,
-        random: Random | None = None,
         measured: bool = True,
     ) -> None:
         self.settings = settings
         self.guard = guard
         self.budget = budget
         self.ledger = Ledger(budget=budget, guard=guard)
-        self._transport = transport
         self._prepare = prepare
         self._on_drop = on_drop
-        self._clock = clock or Clock()
-        self._uniform = (random or SystemRandom()).uniform
-        self._log = DeliveryLog(self._clock, getattr(transport, "address", "Moesif"))
-        self._parts = Collaborators(settings, transport, self.ledger, self.budget, self.guard, self._clock, self._log)
+        self._poll = poll
         self._is_measured = measured
-        self._measure: Callable[[float], None] | None = None
-        self._without_bodies = without_bodies
-        self._disk, self._sender = self._new_disk_and_sender()
+        self._transport = transport
+        self._clock = clock or Clock()
+        self._log = DeliveryLog(self._clock, getattr(transport, "address", "Moesif"))
+        parts = Collaborators(settings, transport, self.ledger, budget, guard, self._clock, self._log)
+        # A transport without a binding (another exporter's) has payloads that are not ours to write.
+        binding: str | None = getattr(transport, "spool_binding", None)
+        directory = settings.spool_directory
+        self._disk = None if directory is None or binding is None else Disk(directory, binding, parts)
+        self._sender = Sender(parts, self._disk, without_bodies)
         self._housekeeping: list[Callable[[], float | None]] = []
         self._after_fork_runs: list[Callable[[], object]] = []
         self._generation = 0
@@ -111,7 +109,7 @@ class Delivery(Generic[T]):
         self._slot: dict[str, ProcessState[T]] = {}
         self._pid = os.getpid()
         self._begun: dict[int, object] = {}
-        watch(self)
+        LIVE_DELIVERIES.add(self)
 
     # -- taking items
 
@@ -173,14 +171,6 @@ class Delivery(Generic[T]):
             return False
         return True
 
-    def count(self, name: str) -> None:
-        """Count something that is no event's fate."""
-        self.ledger.count(name)
-
-    def stats(self) -> Stats:
-        """Return the counters, under the law of `stats`."""
-        return self.ledger.snapshot()
-
     # -- processes
 
     @property
@@ -193,21 +183,9 @@ class Delivery(Generic[T]):
         return state if state is not None else self._slot.setdefault("state", self._new_state())
 
     def _new_state(self) -> ProcessState[T]:
-        queue = BatchQueue(self.settings.batch_size, self.settings.event_batch_timeout)
-        return ProcessState(queue, ServerHealth(self._uniform), closed=self._closed)
-
-    def _new_disk_and_sender(self) -> tuple[Disk | None, Sender]:
-        disk = self._new_disk()
-        return disk, Sender(self._parts, disk, without_bodies=self._without_bodies, on_duration=self._note_duration)
-
-    def _new_disk(self) -> Disk | None:
-        directory = self.settings.spool_directory
-        # A transport without a binding (another exporter's) has payloads that are not ours to write.
-        binding: str | None = getattr(self._transport, "spool_binding", None)
-        if directory is None or binding is None:
-            return None
-        bounds = (directory, self.settings.spool_max_bytes, binding)
-        return Disk(Spool(*bounds, ledger=self.ledger, guard=self.guard, clock=self._clock), self._parts)
+        return ProcessState(
+            BatchQueue(self.settings.batch_size, self.settings.event_batch_timeout), closed=self._closed
+        )
 
     @property
     def generation(self) -> int:
@@ -227,8 +205,7 @@ class Delivery(Generic[T]):
         self._slot = {}
         self._pid = os.getpid()
         if self._disk is not None:
-            self._disk.spool.abandon()
-            self._disk, self._sender = self._new_disk_and_sender()
+            self._disk.after_fork()
         for part in (self.ledger, self.budget, self.guard, self._transport, self._log):
             part.after_fork()
         self._generation += 1
@@ -257,13 +234,18 @@ class Delivery(Generic[T]):
 
     def _start(self, state: ProcessState[T]) -> None:
         reference = weakref.ref(self, lambda _: state.wake_intake.set())
+        senders = [(f"moesif-otel-sender-{n + 1}", _run_sender) for n in range(self.settings.event_worker_count)]
+        pollers = [] if self._poll is None else [("moesif-otel-config", _run_poller)]
         try:
-            if not state.intake_runs:
-                self._start_thread(state, _run_intake, "moesif-otel-intake", reference)
-                state.intake_runs = True
-            while state.sender_count < self.settings.event_worker_count:
-                self._start_thread(state, _run_sender, f"moesif-otel-sender-{state.sender_count + 1}", reference)
-                state.sender_count += 1
+            for name, run in [("moesif-otel-intake", _run_intake), *senders, *pollers][state.running :]:
+                thread = threading.Thread(target=run, args=(reference, state, self._clock), name=name, daemon=True)
+                state.threads.append(thread)
+                try:
+                    thread.start()
+                except BaseException:
+                    state.threads.remove(thread)
+                    raise
+                state.running += 1
             state.started = True
         except RuntimeError as exc:
             # The process may have no more threads, or ends (Python 3.12 and later): flush and shutdown do the work.
@@ -272,23 +254,8 @@ class Delivery(Generic[T]):
             else:
                 self.guard.count("starting a delivery thread")  # nothing that anybody should hear of
             state.start_again_at_s = self._clock.monotonic() + _AGAIN_S
-        if self._is_measured and self._measure is None:
-            self._measure = self.guard.run("recording metrics", export_metrics, self, self.ledger)
-
-    def _start_thread(
-        self, state: ProcessState[T], target: Callable[..., None], name: str, reference: weakref.ref[Delivery[T]]
-    ) -> None:
-        thread = threading.Thread(target=target, args=(reference, state, self._clock), name=name, daemon=True)
-        state.threads.append(thread)
-        try:
-            thread.start()
-        except BaseException:
-            state.threads.remove(thread)
-            raise
-
-    def _note_duration(self, duration_s: float) -> None:
-        if self._measure is not None:
-            self._measure(duration_s)
+        if self._is_measured and self._sender.on_duration is None:
+            self._sender.on_duration = self.guard.run("recording metrics", export_metrics, self, self.ledger)
 
     def _sender_turn(self, state: ProcessState[T], limit_at_s: float | None = None) -> Turn:
         try:
@@ -318,21 +285,21 @@ class Delivery(Generic[T]):
         if state is not None:
             state.wake_intake.set()
 
-    def _housekeep(self, run: Callable[[], float | None]) -> float | None:
+    def wake_poller(self) -> None:
+        """Have the server polled soon; never blocks."""
+        self._state.wake_poller.set()
+
+    def _run_or_count(self, run: Callable[[], float | None], kind: str) -> float | None:
         try:
             return run()
         except BaseException as exc:  # a callback's SystemExit must not end the thread
-            self.guard.caught("housekeeping of delivery", exc)
+            self.guard.caught(kind, exc)
             return None
 
     # -- the intake
 
     def _intake_turn(self, state: ProcessState[T]) -> float | None:
-        """Make one pass over what was submitted.
-
-        Returns:
-            Seconds until the next pass makes sense; 0: at once; None: when an item comes.
-        """
+        """Make one pass over what was submitted; return the seconds until the next one, None: when an item comes."""
         try:
             state.intake_token.pop()
         except IndexError:
@@ -344,7 +311,7 @@ class Delivery(Generic[T]):
 
     def _take_submitted(self, state: ProcessState[T]) -> float | None:
         gathers = self._empty(state)
-        wishes = [self._housekeep(run) for run in tuple(self._housekeeping)]
+        wishes = [self._run_or_count(run, "housekeeping of delivery") for run in tuple(self._housekeeping)]
         with state.lock:
             due_at_s = state.queue.due_at()
             if due_at_s is not None and (state.closing or due_at_s <= self._clock.monotonic()):
@@ -359,7 +326,7 @@ class Delivery(Generic[T]):
         return min((max(0.0, wish) for wish in wishes if wish is not None), default=None)
 
     def _empty(self, state: ProcessState[T]) -> bool:
-        """Take what there is now; returns whether unprepared items were among it."""
+        """Take what there is now; return whether unprepared items were among it."""
         submitted = state.submitted
         unprepared = False
         # No more than that: a producer that is faster than we are must not keep batches from closing.
@@ -434,7 +401,7 @@ class Delivery(Generic[T]):
         return self._await(state, self._clock.monotonic() + timeout_s)
 
     def _await(self, state: ProcessState[T], deadline_s: float, *, said: bool = True) -> bool:
-        """Wait until everything submitted so far is settled; returns whether it is."""
+        """Wait until everything submitted so far is settled; return whether it is."""
         mark = FlushMark()
         state.submitted.append(mark)
         with state.lock:
@@ -443,7 +410,7 @@ class Delivery(Generic[T]):
         state.wake_intake.set()
         say_at_s = self._clock.monotonic() + _SAY_AFTER_S
         while True:
-            wait_s = None if state.runs_by_itself else self._work_inline(state, deadline_s)
+            wait_s = None if state.running > 1 else self._work_inline(state, deadline_s)
             with state.lock:
                 if mark.sequence is not None and state.queue.is_settled(mark.sequence):
                     return True
@@ -462,12 +429,10 @@ class Delivery(Generic[T]):
                 self._log.waiting(self.ledger.pending, max(0.0, deadline_s - self._clock.monotonic()))
 
     def _work_inline(self, state: ProcessState[T], deadline_s: float) -> float:
-        """Do a turn of the threads' work in the caller's thread; returns seconds until the next one, 0: at once."""
+        """Do a turn of the work of threads that do not run, and return the seconds until the next one; 0: at once."""
         with suppress_instrumentation():
-            if not state.intake_runs:
+            if not state.running:
                 self._intake_turn(state)
-            if state.sender_count:
-                return _INLINE_WAIT_S
             turn = self._sender_turn(state, deadline_s)
         return _INLINE_WAIT_S if turn.wait_s is None else turn.wait_s
 
@@ -492,7 +457,9 @@ class Delivery(Generic[T]):
         try:
             state.shutdown_turn.pop()
         except IndexError:
-            self._await_end(state, deadline_s)
+            with state.lock:
+                while not state.ended and (left_s := deadline_s - self._clock.monotonic()) > 0:
+                    self._clock.wait(state.progress, left_s)
             return
         state.closing = self._closed = True
         try:
@@ -500,13 +467,8 @@ class Delivery(Generic[T]):
         finally:  # also when Ctrl-C ends the wait: what is left is still accounted for
             self._end(state, deadline_s)
 
-    def _await_end(self, state: ProcessState[T], deadline_s: float) -> None:
-        with state.lock:
-            while not state.ended and (left_s := deadline_s - self._clock.monotonic()) > 0:
-                self._clock.wait(state.progress, left_s)
-
     def _bring_in(self, state: ProcessState[T], timeout_s: float) -> bool:
-        """Wait for what is pending, each POST within the time that is left; returns whether all of it is settled."""
+        """Wait for what is pending, each POST within the time that is left; return whether all of it is settled."""
         now_s = self._clock.monotonic()
         state.limit_at_s = now_s + timeout_s
         if threading.current_thread() in state.threads or not (self.ledger.pending or state.submitted):
@@ -522,16 +484,13 @@ class Delivery(Generic[T]):
             state.note_change()
         state.wake_intake.set()
         self._drop_submitted(state)
-        self._join(state, deadline_s)
-        self.guard.run("closing connections", self._transport.close)
-        self._log.ended(self.ledger.snapshot())
-
-    def _join(self, state: ProcessState[T], deadline_s: float) -> None:
         until_s = min(deadline_s, self._clock.monotonic() + _JOIN_S)
         for thread in state.threads:
             left_s = until_s - self._clock.monotonic()
             if left_s > 0 and thread is not threading.current_thread():
                 thread.join(left_s)
+        self.guard.run("closing connections", self._transport.close)
+        self._log.ended(self.ledger.snapshot())
 
     def _give_up_all(self, state: ProcessState[T], deadline_s: float) -> None:
         """Settle what is not delivered: to disk, or dropped."""
@@ -544,15 +503,13 @@ class Delivery(Generic[T]):
         write_until_s = max(deadline_s, self._clock.monotonic() + _LEAST_FOR_SPOOL_S)
         for batch in batches:
             self.budget.release(batch.size_bytes)
-            if not self._keep(batch, write_until_s):
+            kept: bool | None = False
+            if self._disk is not None and self._clock.monotonic() < write_until_s:
+                kept = self.guard.run("writing a batch to SPOOL_DIRECTORY", self._disk.keep, batch)
+            if not kept:
                 self.ledger.drop(DropReason.SHUTDOWN, len(batch))
         if self._disk is not None and state.stopped:
             self.guard.run("returning batches to SPOOL_DIRECTORY", self._disk.take_back, state)
-
-    def _keep(self, batch: Batch, write_until_s: float) -> bool:
-        if self._disk is None or self._clock.monotonic() >= write_until_s:
-            return False
-        return bool(self.guard.run("writing a batch to SPOOL_DIRECTORY", self._disk.keep, batch))
 
     def _drop_submitted(self, state: ProcessState[T]) -> None:
         """Drop everything that has not been prepared. Lock-free."""
@@ -632,9 +589,10 @@ def _is_hopeless(state: ProcessState[Any], mark: FlushMark, deadline_s: float) -
 
 
 def _run_intake(reference: weakref.ref[Delivery[Any]], state: ProcessState[Any], clock: Clock) -> None:
+    keep: Delivery[Any] | None = None
     with suppress_instrumentation():
         while not state.stopped:
-            delivery = reference()
+            delivery = keep or reference()
             if delivery is None:
                 break
             state.intake_gathers, state.intake_idle = True, False
@@ -655,8 +613,8 @@ def _run_intake(reference: weakref.ref[Delivery[Any]], state: ProcessState[Any],
             if keep is not None:  # a sender that settles the last batch does not wake us
                 wait_s = _AGAIN_S if wait_s is None else min(wait_s, _AGAIN_S)
             clock.wait(state.wake_intake, wait_s)
-            del keep
     state.stopped = True
+    state.wake_poller.set()
     with state.lock:
         state.note_change()
 
@@ -671,3 +629,14 @@ def _run_sender(reference: weakref.ref[Delivery[Any]], state: ProcessState[Any],
             del delivery
             if turn.wait_s != 0:
                 state.wait_for_work(clock, turn)
+
+
+def _run_poller(reference: weakref.ref[Delivery[Any]], state: ProcessState[Any], clock: Clock) -> None:
+    with suppress_instrumentation():
+        while not state.stopped:
+            delivery = reference()
+            if delivery is None or delivery._poll is None:
+                return
+            wait_s = delivery._run_or_count(delivery._poll, "fetching sampling rates and rules")
+            del delivery
+            clock.wait(state.wake_poller, _POLL_AGAIN_S if wait_s is None else wait_s)

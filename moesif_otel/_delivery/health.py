@@ -7,6 +7,7 @@ sends before `Retry-After` is over.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from random import SystemRandom
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -14,28 +15,23 @@ if TYPE_CHECKING:
 
     from moesif_otel._delivery.stats import DropReason
 
-FIRST_BACKOFF_S: Final = 1.0
-MAX_BACKOFF_S: Final = 30.0
-SUSPENSION_S: Final = 60.0
+_FIRST_BACKOFF_S: Final = 1.0
+_MAX_BACKOFF_S: Final = 30.0
+_SUSPENSION_S: Final = 60.0
 # Of a wait that the server asked for, added at random: pipelines that were refused together come back apart.
 _SPREAD: Final = 0.1
 _LEAST_SPREAD_S: Final = 1.0
 _MAX_DOUBLINGS: Final = 16  # beyond the cap in any case; keeps 2**n a small number
+_uniform = SystemRandom().uniform  # leaves the application's `random` alone, and is not shared by forked children
 
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """What a sender may do now.
+    """What a sender may do now."""
 
-    Attributes:
-        wait_s: Seconds to wait before asking again; 0: send now; None: until the one who probes knows more.
-        drop: Instead of sending, drop for this reason.
-        epoch: To be handed back with the result.
-    """
-
-    wait_s: float | None = 0.0
-    drop: DropReason | None = None
-    epoch: int = 0
+    wait_s: float | None = 0.0  # before it asks again; 0: send now; None: until the one who probes knows more
+    drop: DropReason | None = None  # instead of sending, drop for this reason
+    epoch: int = 0  # comes back with the result
 
     @property
     def go(self) -> bool:
@@ -46,20 +42,21 @@ class Permit:
 class ServerHealth:
     """The state of one server, as its answers show it.
 
-    Args:
-        uniform: `random.uniform`, or a stand-in.
-
     Exponential back-off with full jitter: after the n-th failure in a row a wait between 0 and min(30, 2^(n-1)) s.
+
+    Args:
+        uniform: `random.uniform` of some source.
+
+    Attributes:
+        suspended_for: The reason for which events are dropped now, if they are.
     """
 
-    __slots__ = ("_backoff_until", "_epoch", "_failures", "_forbidden_until", "_probing", "_suspension", "_uniform")
-
-    def __init__(self, uniform: Callable[[float, float], float]) -> None:
+    def __init__(self, uniform: Callable[[float, float], float] = _uniform) -> None:
         self._uniform = uniform
         self._failures = 0
         self._backoff_until = 0.0
         self._forbidden_until = 0.0  # `Retry-After` and suspensions: nobody may shorten these
-        self._suspension: DropReason | None = None
+        self.suspended_for: DropReason | None = None
         self._probing = False
         # Answers to POSTs that left before the last change of mind say nothing new.
         self._epoch = 0
@@ -67,22 +64,17 @@ class ServerHealth:
     @property
     def is_up(self) -> bool:
         """Whether the last answer was a good one, or there was none yet."""
-        return not self._failures and self._suspension is None
-
-    @property
-    def suspended_for(self) -> DropReason | None:
-        """The reason for which events are dropped now, if they are."""
-        return self._suspension
+        return not self._failures and self.suspended_for is None
 
     def ask(self, now_s: float) -> Permit:
-        """Ask to send one batch. When the server is not up, the first who asks after the wait is the one who probes."""
+        """Ask to send one batch; when the server is not up, the first who asks after the wait is the one who probes."""
         if self.is_up:
             return Permit(epoch=self._epoch)
         if self._probing:
             return Permit(wait_s=None)
         open_at = max(self._backoff_until, self._forbidden_until)
         if now_s < open_at:
-            return Permit(wait_s=open_at - now_s, drop=self._suspension)
+            return Permit(wait_s=open_at - now_s, drop=self.suspended_for)
         self._probing = True
         return Permit(epoch=self._epoch)
 
@@ -100,7 +92,7 @@ class ServerHealth:
         news = not self.is_up
         if news and epoch != self._epoch:
             return False
-        self._failures, self._suspension, self._probing = 0, None, False
+        self._failures, self.suspended_for, self._probing = 0, None, False
         self._epoch += news
         return news
 
@@ -111,24 +103,22 @@ class ServerHealth:
         if epoch != self._epoch:
             return
         self._epoch += 1
-        self._probing, self._suspension = False, None
-        cap_s = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(self._failures, _MAX_DOUBLINGS))
+        self._probing, self.suspended_for = False, None
+        cap_s = min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2 ** min(self._failures, _MAX_DOUBLINGS))
         self._failures += 1
         self._backoff_until = now_s + self._uniform(0.0, cap_s)
 
-    def suspended(self, epoch: int, now_s: float, reason: DropReason, retry_after_s: float | None) -> bool:
-        """Note that the server wants nothing of ours; returns whether that is news."""
+    def suspended(self, epoch: int, now_s: float, reason: DropReason, retry_after_s: float | None) -> None:
+        """Note that the server wants nothing of ours."""
         if epoch != self._epoch:
-            return False
-        news = self._suspension is not reason
+            return
         self._epoch += 1
-        self._probing, self._suspension = False, reason
-        self._forbidden_until = now_s + self._spread(max(SUSPENSION_S, retry_after_s or 0.0))
-        return news
-
-    def _spread(self, wait_s: float) -> float:
-        return wait_s + self._uniform(0.0, max(_LEAST_SPREAD_S, wait_s * _SPREAD)) if wait_s else 0.0
+        self._probing, self.suspended_for = False, reason
+        self._forbidden_until = now_s + self._spread(max(_SUSPENSION_S, retry_after_s or 0.0))
 
     def hurry(self) -> None:
         """Let the next probe go at once: somebody flushes. What the server asked for is kept."""
         self._backoff_until = 0.0
+
+    def _spread(self, wait_s: float) -> float:
+        return wait_s + self._uniform(0.0, max(_LEAST_SPREAD_S, wait_s * _SPREAD)) if wait_s else 0.0

@@ -1,7 +1,7 @@
 """What one delivery holds in one process, and what tells it of forks and of the end of the process.
 
-`ProcessState` is replaced whole in a forked child: parent and child share no queue, lock or thread. `watch` registers a
-delivery, weakly, with the one at-fork hook and the one `atexit` entry that the whole process has.
+`ProcessState` is replaced whole in a forked child: parent and child share no queue, lock or thread. The whole process
+has one at-fork hook and one `atexit` entry, which call every delivery in `LIVE_DELIVERIES`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from moesif_otel._delivery.clock import WakeEvent
+from moesif_otel._delivery.health import ServerHealth
 from moesif_otel._guard import PROCESS_GUARD
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from moesif_otel._capture.body import ByteBudget
     from moesif_otel._delivery.clock import Clock
-    from moesif_otel._delivery.health import ServerHealth
     from moesif_otel._delivery.outcome import PostAnswer
     from moesif_otel._delivery.queue import BatchQueue
     from moesif_otel._delivery.report import DeliveryLog
@@ -52,17 +52,7 @@ class Transport(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Collaborators:
-    """What all parts of one delivery work with; the same in every process.
-
-    Attributes:
-        settings: Bounds, sizes and times.
-        transport: Where batches go.
-        ledger: Where every event is counted.
-        budget: Where bytes are held and given back.
-        guard: Where errors of ours are counted.
-        clock: Time.
-        log: The lines for users.
-    """
+    """What all parts of one delivery work with; the same in every process."""
 
     settings: Settings
     transport: Transport
@@ -83,38 +73,37 @@ class FlushMark:
 
 
 class Turn(NamedTuple):
-    """What a sender's turn led to.
+    """What a sender's turn led to."""
 
-    Attributes:
-        wait_s: Seconds until the next turn makes sense; 0: at once; None: when something has changed.
-        version: The state's version that this was decided on; if it has changed since, do not wait.
-    """
-
-    wait_s: float | None
-    version: int
+    wait_s: float | None  # until the next turn makes sense; 0: at once; None: when something has changed
+    version: int  # of the state that this was decided on; if it has changed since, do not wait
 
 
 class ProcessState(Generic[T]):
     """Queues, server health, threads and their locks, of one delivery in one process.
 
-    Submitters and finalizers touch `submitted`, `wake_intake` and the flags only, which need no lock. Everything else
+    Submitters and finalizers touch `submitted`, the wake events and the flags only, which need no lock. Everything else
     is read and changed under `lock`.
 
     Args:
         queue: Batches.
-        health: What is known of the server.
         closed: Whether it begins as one that was shut down: a forked child of such a pipeline delivers nothing.
     """
 
-    def __init__(self, queue: BatchQueue, health: ServerHealth, *, closed: bool = False) -> None:
+    wake_intake: WakeEvent
+    wake_poller: WakeEvent
+    lock: Any  # an RLock: guards queue, health and flags
+    work: threading.Condition  # what senders wait for
+    progress: threading.Condition  # what flushes and shutdowns wait for
+
+    def __init__(self, queue: BatchQueue, *, closed: bool = False) -> None:
         # Unprepared items with the bytes charged for them, prepared payloads, and marks of flushes.
         self.submitted: deque[tuple[T, int] | bytes | FlushMark] = deque()
         self.submitted_bytes = 0  # since the intake was last woken for them; roughly, threads add without a lock
-        self._signals: dict[str, Any] = {}
         # Grows with every change that a waiting sender may want to know of.
         self.version = 0
         self.queue = queue
-        self.health = health
+        self.health = ServerHealth()
         self.refused_in_a_row = 0
         self.replaying = False
         # Whoever has popped the token prepares items: the intake thread, or a flush where there is no such thread.
@@ -126,9 +115,8 @@ class ProcessState(Generic[T]):
         self.starting = threading.Lock()
         self.start_again_at_s = 0.0
         self.started = closed
-        self.intake_runs = False
-        self.sender_count = 0
         self.threads: list[threading.Thread] = []
+        self.running = 0  # threads that did start: the intake is the first, then come the senders
         self.shutdown_turn = [] if closed else [True]
         self.limit_at_s: float | None = None  # no POST lasts beyond this
         self.exit_left_s: float | None = None  # once the process ends: what remains of SHUTDOWN_TIMEOUT
@@ -136,34 +124,18 @@ class ProcessState(Generic[T]):
         self.stopped = closed  # threads end
         self.ended = closed  # everything is settled
 
-    # Made at first use, not with the state: gunicorn's gevent worker patches `threading` after the fork in which a
-    # state is made, and a lock of before that, waited for in a greenlet, would stop the whole worker.
+    if not TYPE_CHECKING:
 
-    def _signal(self, name: str, make: Any) -> Any:
-        return self._signals.get(name) or self._signals.setdefault(name, make())
+        def __getattr__(self, name: str) -> Any:
+            """Make a signal at its first use.
 
-    @property
-    def wake_intake(self) -> WakeEvent:
-        """Wakes the intake; finalizer-safe."""
-        event: WakeEvent = self._signal("intake", WakeEvent)
-        return event
-
-    @property
-    def lock(self) -> Any:
-        """Guards queue, health and flags."""
-        return self._signal("lock", threading.RLock)
-
-    @property
-    def work(self) -> threading.Condition:
-        """What senders wait for."""
-        condition: threading.Condition = self._signal("work", lambda: threading.Condition(self.lock))
-        return condition
-
-    @property
-    def progress(self) -> threading.Condition:
-        """What flushes and shutdowns wait for."""
-        condition: threading.Condition = self._signal("progress", lambda: threading.Condition(self.lock))
-        return condition
+            Not with the state: gunicorn's gevent worker patches `threading` after the fork in which a state is made,
+            and a lock of before that, waited for in a greenlet, would stop the whole worker.
+            """
+            make = _SIGNALS.get(name)
+            if make is None:
+                raise AttributeError(name)
+            return self.__dict__.setdefault(name, make(self))  # one thread wins
 
     def note_batch(self) -> None:
         """Wake one sender: a batch is ready. Call with `lock` held."""
@@ -187,27 +159,24 @@ class ProcessState(Generic[T]):
         """Whether something waits that only our threads will bring to an end."""
         return bool(self.submitted or not self.queue.is_empty)
 
-    @property
-    def runs_by_itself(self) -> bool:
-        """Whether threads do the work; else whoever flushes does it."""
-        return self.intake_runs and self.sender_count > 0
 
+_SIGNALS: Final[dict[str, Callable[[ProcessState[Any]], Any]]] = {
+    "wake_intake": lambda _: WakeEvent(),
+    "wake_poller": lambda _: WakeEvent(),
+    "lock": lambda _: threading.RLock(),
+    "work": lambda state: threading.Condition(state.lock),
+    "progress": lambda state: threading.Condition(state.lock),
+}
 
 FORKS_TELL: Final = hasattr(os, "register_at_fork") and "uwsgi" not in (*sys.builtin_module_names, *sys.modules)
 """Whether every fork runs Python's at-fork hooks. uWSGI forks without them: there the process id must be looked at."""
 
-
-_alive: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
-
-
-def watch(delivery: Any) -> None:
-    """Tell a `Delivery` of forks and of the end of the process for as long as it lives, without keeping it alive."""
-    _alive.add(delivery)
+LIVE_DELIVERIES: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
 
 
 def _at_exit() -> None:
     # All begin at once and end side by side: ten pipelines take as long as the slowest one.
-    deliveries = list(_alive)
+    deliveries = list(LIVE_DELIVERIES)
     for delivery in deliveries:
         PROCESS_GUARD.run("delivery at exit", delivery.begin_exit)
     for delivery in deliveries:
@@ -215,7 +184,7 @@ def _at_exit() -> None:
 
 
 def _in_child() -> None:
-    for delivery in list(_alive):
+    for delivery in list(LIVE_DELIVERIES):
         PROCESS_GUARD.run("starting again after a fork", delivery.after_fork)
 
 

@@ -501,7 +501,7 @@ class Profiles:
 
     def stats(self) -> Stats | None:
         """Return the counters of queued profiles; None if none was ever queued."""
-        return None if self._delivery is None else self._delivery.stats()
+        return None if self._delivery is None else self._delivery.ledger.snapshot()
 
     def close(self) -> None:
         """Close idle connections; a later call opens new ones."""

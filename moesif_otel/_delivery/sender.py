@@ -48,31 +48,23 @@ class Sender:
         parts: The delivery's collaborators.
         disk: Told of batches from disk that are settled.
         without_bodies: Returns the same event without its bodies; None: events have none to leave out.
+
+    Attributes:
         on_duration: Told the seconds of each POST.
     """
 
     def __init__(
-        self,
-        parts: Collaborators,
-        disk: Disk | None,
-        *,
-        without_bodies: Callable[[bytes], bytes] | None,
-        on_duration: Callable[[float], None],
+        self, parts: Collaborators, disk: Disk | None, without_bodies: Callable[[bytes], bytes] | None
     ) -> None:
         self._parts = parts
         self._disk = disk
         self._without_bodies = without_bodies
-        self._on_duration = on_duration
+        self.on_duration: Callable[[float], None] | None = None
 
     def turn(self, state: ProcessState[Any], limit_at_s: float | None = None) -> Turn:
         """Send, cut or drop one batch, if one waits and the server may be asked.
 
-        Args:
-            state: Whose batches.
-            limit_at_s: Monotonic time that no POST may outlast.
-
-        Returns:
-            When to take the next turn.
+        No POST outlasts the monotonic time `limit_at_s`.
         """
         with state.lock:
             version = state.version
@@ -119,7 +111,8 @@ class Sender:
         duration_s = parts.clock.monotonic() - started_s
         parts.ledger.count("batches")
         parts.ledger.count("bytes_sent", size_bytes)
-        parts.guard.run("recording metrics", self._on_duration, duration_s)
+        if self.on_duration is not None:
+            parts.guard.run("recording metrics", self.on_duration, duration_s)
         parts.log.batch(len(payloads), answer.status, duration_s, answer.outcome.value)
         return answer
 

@@ -114,15 +114,20 @@ class Spool:
         self._ledger = ledger
         self._guard = guard
         self._clock = clock
-        self._leases: dict[int, Path] = {}
-        self._listed: deque[_File] = deque()
-        self._size_bytes = 0
-        self._oldest: deque[_File] = deque()
         self._told_foreign = False
+        self._leases: dict[int, Path] = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        self._listed: deque[_File] = deque()
+        self._oldest: deque[_File] = deque()
+        self._size_bytes = 0
         self._list_again_at_s = -1.0  # until then the size is what it was, and what we have written since
 
-    def __del__(self) -> None:
-        self.abandon()
+    def after_fork(self) -> None:
+        """Begin anew in a forked child: the ledger does too."""
+        self._abandon()
+        self._forget()
 
     def write(self, payloads: Sequence[bytes], first_time_s: float) -> Path | None:
         """Put a batch on disk.
@@ -229,13 +234,15 @@ class Spool:
         self._unlock(claim.descriptor)
         self._listed.clear()
 
-    def abandon(self) -> None:
+    def _abandon(self) -> None:
         """Close the leased files without ending the leases: in a forked child these are the parent's."""
         # Closing a copy of a descriptor leaves the lock with the parent (flock(2)); unlocking would take it away.
         leases, self._leases = self._leases, {}
         for descriptor in leases:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
+
+    __del__ = _abandon
 
     # -- inside
 
@@ -423,19 +430,23 @@ _WRITE_AGAIN_S: Final = 30.0  # after the disk refused
 
 
 class Disk:
-    """Moves batches between a process state and its spool.
+    """Moves batches between a process state and its spool, `SPOOL_DIRECTORY` for one destination."""
 
-    Args:
-        spool: The files.
-        parts: The delivery's collaborators.
-    """
-
-    def __init__(self, spool: Spool, parts: Collaborators) -> None:
-        self.spool = spool
+    def __init__(self, directory: str, binding: str, parts: Collaborators) -> None:
+        max_bytes = parts.settings.spool_max_bytes
+        self._spool = Spool(directory, max_bytes, binding, ledger=parts.ledger, guard=parts.guard, clock=parts.clock)
         self._parts = parts
+        self._forget()
+
+    def _forget(self) -> None:
         self._write_again_at_s = 0.0
         self._replay_at_s = 0.0
         self._files_in_a_row = 0
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child, and leave the parent its leases."""
+        self._spool.after_fork()
+        self._forget()
 
     def keep(self, batch: Batch) -> bool:
         """Write a batch whose events are settled by the caller; returns whether it is on disk. Counts it."""
@@ -463,7 +474,7 @@ class Disk:
                     self._parts.budget.release(batch.size_bytes)
                     self._replay_at_s = 0.0  # back as soon as there is nothing fresh and the server is there
                 else:
-                    self.spool.remove(path)  # a shutdown has settled it meanwhile
+                    self._spool.remove(path)  # a shutdown has settled it meanwhile
                 state.note_change()
             if path is None:
                 self._write_again_at_s = clock.monotonic() + _WRITE_AGAIN_S
@@ -477,7 +488,7 @@ class Disk:
         )
 
     def _write(self, batch: Batch) -> Path | None:
-        path = self.spool.write(batch.payloads, batch.first_time_s)
+        path = self._spool.write(batch.payloads, batch.first_time_s)
         if path is None:
             self._parts.log.failure(
                 "spool",
@@ -513,7 +524,7 @@ class Disk:
             state.replaying = True
         claim = None
         try:
-            claim = self.spool.claim()
+            claim = self._spool.claim()
         finally:
             with state.lock:
                 state.replaying = claim is not None
@@ -535,7 +546,7 @@ class Disk:
 
     def finish(self, state: ProcessState[Any], batch: Batch) -> None:
         """Remove the file of a batch whose events are settled, all of them."""
-        self.spool.finish(batch.origin)
+        self._spool.finish(batch.origin)
         with state.lock:
             state.replaying = False
             state.note_change()
@@ -553,7 +564,7 @@ class Disk:
         left = [event.payload for piece in pieces for event in piece.events]
         self._parts.budget.release(sum([piece.size_bytes for piece in pieces]))
         # If the rest cannot be written the whole file stays: the server knows by their ids what it has.
-        if len(left) < claim.events and self.spool.write(left, claim.first_time_s) is not None:
-            self.spool.finish(claim)
+        if len(left) < claim.events and self._spool.write(left, claim.first_time_s) is not None:
+            self._spool.finish(claim)
         else:
-            self.spool.release(claim)
+            self._spool.release(claim)

@@ -95,9 +95,8 @@ class GovernedRequest:
         self._facts = RequestFacts(
             verb=exchange.method,
             uri=exchange.url,
+            headers=headers,
             ip_address=client_address(headers, exchange.peer_address),
-            header=headers.get,
-            guard=exchange.pipeline.guard,
         )
         self.needs_identity = rules.needs_identity
         if self.needs_identity and not exchange.identify_arguments:
@@ -129,7 +128,7 @@ class GovernedRequest:
         else:
             value, unreadable = _parsed(data, self._headers, self._exchange.pipeline.settings.request_max_body_size)
         if unreadable:
-            self._rules.skips.note(
+            self._exchange.pipeline.guard.note(
                 "request body unreadable to governance",
                 f"a request body could not be read for governance ({unreadable}): conditions on request.body.<key> do "
                 "not hold for it, those on request.body.$unreadable do",

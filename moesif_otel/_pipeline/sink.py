@@ -23,9 +23,9 @@ from moesif_otel._events.json_check import load_validator
 from moesif_otel._events.serialize import json_bytes, serialize, without_bodies
 from moesif_otel._events.spans import attributes_of, call_of_span, weight_of_span
 from moesif_otel._guard import LATE_IMPORTS, Guard, get_logger
-from moesif_otel._remote import sampling
 from moesif_otel._remote.facts import CallFacts, route_of
 from moesif_otel._remote.poller import ConfigPoller
+from moesif_otel._remote.sampling import sampled_weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,7 +92,7 @@ class Sink:
 
     def count(self, name: str) -> None:
         """Count something that is no event's fate."""
-        self.delivery.count(name)
+        self.delivery.ledger.count(name)
 
     def submit(self, exchange: Exchange) -> None:
         """Take over a finished call with its captured bytes; its span is `exchange.span`. Never raises, never waits.
@@ -161,7 +161,7 @@ class Sink:
 
         `profiles` has those of profile calls that did not wait, under the same law.
         """
-        stats = self.delivery.stats()
+        stats = self.delivery.ledger.snapshot()
         profiles = self.profiles.stats()
         if profiles is not None:
             stats["profiles"] = profiles
@@ -187,7 +187,7 @@ class EventSink(Sink):
         self._unprepared = ByteBudget(settings.event_queue_bytes // _UNPREPARED_SHARE)
         self._mask = None if settings.mask_event_model is None else _mask_of(settings.mask_event_model, self.guard)
         self._builder = EventBuilder(settings)
-        self.remote = ConfigPoller(settings, self.transport)
+        self.remote = ConfigPoller(settings, self.transport, self.guard)
         self._told: set[str] = set()
         self.delivery = Delivery(
             settings,
@@ -195,6 +195,7 @@ class EventSink(Sink):
             on_drop=self._discard,
             transport=self.transport,
             without_bodies=without_bodies,
+            poll=self.remote.step,
             budget=self.budget,
             guard=self.guard,
         )
@@ -202,13 +203,9 @@ class EventSink(Sink):
         self.delivery.add_after_fork(self._unprepared.after_fork)
         self.delivery.add_housekeeping(_load_late)
 
-    def ensure_started(self) -> None:
-        """Start the threads of this process unless they run."""
-        super().ensure_started()
-        self.remote.ensure_started()
-
     def _note_tags(self, config_etag: str | None, rules_tag: str | None) -> None:
-        self.remote.note_tags(config_etag, rules_tag)
+        if self.remote.note_tags(config_etag, rules_tag):
+            self.delivery.wake_poller()
 
     # Taking calls.
 
@@ -367,8 +364,7 @@ class EventSink(Sink):
         ):
             return 1
         facts = CallFacts(call.method, route_of(call.url), address, call.status)
-        sampled = sampling.decide(config, facts, user_id, call.company_id)
-        return sampled.weight if sampled.keep else 0
+        return sampled_weight(config, facts, user_id, call.company_id)
 
     # Flush, end, counters.
 
@@ -381,15 +377,8 @@ class EventSink(Sink):
     def shutdown(self, timeout_s: float | None = None) -> None:
         """Deliver what is pending, then end the threads; see `Sink.shutdown`."""
         super().shutdown(timeout_s)
-        self.remote.release()
         if self._mask is not None:
             self._mask.tell_end()
-
-    def stats(self) -> Stats:
-        """Return the counters; see `Sink.stats`."""
-        stats = super().stats()
-        stats["errors"].update(self.remote.counts())
-        return stats
 
 
 @functools.cache

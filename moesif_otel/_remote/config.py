@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from moesif_otel._remote.facts import Condition, as_text
-from moesif_otel._remote.rules import MAX_VALUE_CHARS, Conditions, MalformedError, RuleError, Skips, read_conditions
+from moesif_otel._remote.rules import MAX_VALUE_CHARS, Conditions, MalformedError, RuleError, read_conditions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_FULL_RATE: Final = 100.0
+    from moesif_otel._guard import Guard
+
+FULL_RATE: Final = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,29 +41,18 @@ class CohortEntry:
 
 @dataclass(frozen=True, slots=True)
 class RemoteConfig:
-    """Sampling rates and cohorts. Rates are in percent, from 0 to 100. Immutable, and so thread-safe.
+    """Sampling rates in percent, and cohort entries, by id of the user or company. Immutable, and so thread-safe."""
 
-    Attributes:
-        sample_rate: The general rate, used if no other applies.
-        user_sample_rates, company_sample_rates: Rates by id.
-        sample_rules: Rates by properties of the call, in order; the first that matches is used.
-        user_rules, company_rules: Cohort entries by id.
-    """
-
-    sample_rate: float = _FULL_RATE
+    sample_rate: float = FULL_RATE  # used if no other applies
     user_sample_rates: Mapping[str, float] = field(default_factory=dict)
     company_sample_rates: Mapping[str, float] = field(default_factory=dict)
-    sample_rules: tuple[SampleRule, ...] = ()
+    sample_rules: tuple[SampleRule, ...] = ()  # the first that matches a call is used
     user_rules: Mapping[str, tuple[CohortEntry, ...]] = field(default_factory=dict)
     company_rules: Mapping[str, tuple[CohortEntry, ...]] = field(default_factory=dict)
 
     @classmethod
-    def from_json(cls, data: bytes, skips: Skips | None = None) -> RemoteConfig:
-        """Parse the answer of `GET /v1/config`.
-
-        Args:
-            data: The answer's body.
-            skips: Counts the parts that are ignored.
+    def from_json(cls, data: bytes, guard: Guard) -> RemoteConfig:
+        """Parse the answer of `GET /v1/config`; the guard counts the parts that are ignored.
 
         Raises:
             MalformedError: The answer is not a JSON object.
@@ -72,12 +63,12 @@ class RemoteConfig:
             raise MalformedError("configuration is not JSON") from exc
         if not isinstance(raw, dict):
             raise MalformedError("configuration is not an object")
-        reader = _ConfigReader(raw, skips if skips is not None else Skips())
-        rate = _rate(raw.get("sample_rate", _FULL_RATE))
+        reader = _ConfigReader(raw, guard)
+        rate = _rate(raw.get("sample_rate", FULL_RATE))
         if rate is None:
             reader.skip("sample_rate")
         return cls(
-            sample_rate=_FULL_RATE if rate is None else rate,
+            sample_rate=FULL_RATE if rate is None else rate,
             user_sample_rates=reader.rates("user_sample_rate"),
             company_sample_rates=reader.rates("company_sample_rate"),
             sample_rules=reader.sample_rules(),
@@ -93,14 +84,12 @@ DEFAULT_CONFIG: Final = RemoteConfig()
 class _ConfigReader:
     """Reads the members of one configuration."""
 
-    __slots__ = ("_raw", "_skips")
-
-    def __init__(self, raw: dict[str, Any], skips: Skips) -> None:
+    def __init__(self, raw: dict[str, Any], guard: Guard) -> None:
         self._raw = raw
-        self._skips = skips
+        self._guard = guard
 
     def skip(self, name: str, reason: str = "wrong type") -> None:
-        self._skips.note(
+        self._guard.note(
             f"configuration {name}",
             f"Moesif's configuration has a {name} that cannot be used ({reason}) and is ignored; the rest applies",
         )
@@ -137,7 +126,7 @@ class _ConfigReader:
             except RuleError as exc:
                 self.skip("regex_config entry", str(exc))
             except Exception as exc:
-                self._skips.caught("configuration regex_config entry", exc)
+                self._guard.caught("configuration regex_config entry", exc)
             else:
                 if rate is None:
                     self.skip("regex_config entry", "sample_rate is not a number")
@@ -170,7 +159,7 @@ class _ConfigReader:
 
 
 def _rate(value: object) -> float | None:
-    """Return a rate in percent, limited to 0..100; None if it is not a number."""
+    """Return a rate limited to 0..100; None if it is not a number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
-    return min(max(float(value), 0.0), _FULL_RATE)
+    return min(max(float(value), 0.0), FULL_RATE)

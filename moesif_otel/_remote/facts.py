@@ -17,9 +17,7 @@ import orjson
 from moesif_otel._remote.expressions import Allowance, OutOfTimeError, Pattern
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from moesif_otel._guard import Guard
+    from collections.abc import Iterator, Mapping
 
 _HEADERS: Final = "request.headers."
 _BODY: Final = "request.body."
@@ -107,14 +105,7 @@ def as_id(value: object) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class CallFacts:
-    """The facts that sampling can test; an absent fact is None.
-
-    Attributes:
-        verb: HTTP method.
-        route: Path without query.
-        ip_address: The client's address.
-        status: Status of the response; expressions see it as text.
-    """
+    """The facts that sampling can test; an absent one is None. The route is the path without query."""
 
     verb: str | None = None
     route: str | None = None
@@ -132,29 +123,19 @@ class RequestFacts:
     Args:
         verb: HTTP method.
         uri: Full URI, query included.
+        headers: Request headers by lower-case name, repeated ones joined with a comma.
         ip_address: The client's address.
-        header: Returns a request header by its lower-case name, repeated ones joined with a comma; None without it.
-        guard: Where a failing `header` is counted.
     """
 
-    __slots__ = ("_allowance", "_body", "_guard", "_header", "_held", "_ip", "_routes", "_seen", "_unreadable", "_verb")
+    __slots__ = ("_allowance", "_body", "_headers", "_held", "_ip", "_routes", "_seen", "_unreadable", "_verb")
 
-    def __init__(
-        self,
-        *,
-        verb: str,
-        uri: str,
-        ip_address: str | None = None,
-        header: Callable[[str], str | None] | None = None,
-        guard: Guard | None = None,
-    ) -> None:
+    def __init__(self, *, verb: str, uri: str, headers: Mapping[str, str], ip_address: str | None) -> None:
         route = route_of(uri)
         # The path first, so that a long query that makes a search slow hides nothing.
         self._routes = (*_spellings(route), uri) if "%" in route or "//" in route else (route, uri)
         self._verb = verb
         self._ip = ip_address
-        self._header = header
-        self._guard = guard
+        self._headers = headers
         self._body: Any = _NOT_ASKED
         self._unreadable: str | None = None
         self._allowance = Allowance()
@@ -162,7 +143,7 @@ class RequestFacts:
         self._seen: dict[Field, tuple[str, ...]] = {}
 
     def give_body(self, value: Any, unreadable: str | None = None) -> None:
-        """Set the parsed body; `unreadable` is the reason if there is a body that could not be parsed."""
+        """Set the parsed body; `unreadable` is why there is a body that could not be parsed."""
         self._body = value
         self._unreadable = unreadable
 
@@ -176,12 +157,12 @@ class RequestFacts:
         if condition in self._held:
             held = self._held[condition]
         else:
-            held = self._held[condition] = self._ask(condition)
+            held = self._held[condition] = self._evaluate(condition)
         if held is None:
             raise OutOfTimeError
         return held
 
-    def _ask(self, condition: Condition) -> bool | None:
+    def _evaluate(self, condition: Condition) -> bool | None:
         field, matches = condition.field, condition.pattern.matches
         texts = self._seen.get(field)
         if texts is None:
@@ -213,10 +194,6 @@ class RequestFacts:
             if field.name == _UNREADABLE:
                 return (self._unreadable,)
             return (as_text(self._body.get(field.name)),) if isinstance(self._body, dict) else ()
-        if kind == "header" and self._header is not None:
-            try:
-                return (as_text(self._header(field.name)),)
-            except Exception as exc:
-                if self._guard is not None:
-                    self._guard.caught("reading a request for governance", exc)
+        if kind == "header":
+            return (self._headers.get(field.name),)
         return ()

@@ -12,17 +12,20 @@ from typing import TYPE_CHECKING, Final
 import orjson
 
 from moesif_otel._capture.exchange import Decision
+from moesif_otel._guard import PROCESS_GUARD
 from moesif_otel._remote.expressions import OutOfTimeError
 from moesif_otel._remote.facts import BodyNeededError, as_id
-from moesif_otel._remote.rules import Conditions, MalformedError, Rule, RuleError, Skips, read_rule, shown
+from moesif_otel._remote.rules import Conditions, MalformedError, Rule, RuleError, read_rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from moesif_otel._guard import Guard
     from moesif_otel._remote.config import CohortEntry, RemoteConfig
     from moesif_otel._remote.facts import RequestFacts
 
 _MAX_RULES: Final = 2_000
+_MAX_ID_CHARS: Final = 60  # in a message
 _NO_VALUES: Final[Mapping[str, str]] = {}
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 _VALUE: Final = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")  # RFC 9110, 5.5, as latin-1: what PEP 3333 and Tornado send
@@ -49,15 +52,13 @@ class RuleSet:
 
     Args:
         rules: Compiled rules in the server's order.
-        skips: Counts what is ignored.
+        guard: Counts what is ignored.
 
     Immutable, and so thread-safe.
     """
 
-    __slots__ = ("_company", "_count", "_regex", "_user", "needs_identity", "skips")
-
-    def __init__(self, rules: Sequence[Rule] = (), skips: Skips | None = None) -> None:
-        self.skips: Final = skips if skips is not None else Skips()
+    def __init__(self, rules: Sequence[Rule], guard: Guard) -> None:
+        self._guard = guard
         self._count = len(rules)
         self._regex = tuple(rule for rule in rules if rule.kind == "regex")
         self._company = _Cohorts([rule for rule in rules if rule.kind == "company"])
@@ -66,13 +67,12 @@ class RuleSet:
         """Whether a rule depends on the user or the company, so that the callbacks must run early."""
 
     @classmethod
-    def from_json(cls, data: bytes, skips: Skips | None = None) -> RuleSet:
+    def from_json(cls, data: bytes, guard: Guard) -> RuleSet:
         """Compile the answer of `GET /v1/rules`; if a rule cannot be used, only that rule is ignored.
 
         Raises:
             MalformedError: The answer is not a JSON array.
         """
-        skips = skips if skips is not None else Skips()
         try:
             entries = orjson.loads(data)
         except orjson.JSONDecodeError as exc:
@@ -83,17 +83,21 @@ class RuleSet:
         rules: list[Rule] = []
         for entry in entries:
             if len(rules) >= _MAX_RULES:
-                skips.note(
+                guard.note(
                     "governance rule", f"there are more than {_MAX_RULES:,} governance rules; only the first ones apply"
                 )
                 break
             try:
                 rules.append(read_rule(entry, conditions))
             except RuleError as exc:
-                skips.note_rule(entry, str(exc))
+                guard.note(
+                    "governance rule",
+                    f"governance rule{_shown_id(entry)} from Moesif cannot be used ({exc}) and is ignored; the other "
+                    "rules apply",
+                )
             except Exception as exc:
-                skips.caught("governance rule", exc)
-        return cls(rules, skips)
+                guard.caught("governance rule", exc)
+        return cls(rules, guard)
 
     def __len__(self) -> int:
         return self._count
@@ -101,19 +105,10 @@ class RuleSet:
     def evaluate(
         self, facts: RequestFacts, user_id: object, company_id: object, config: RemoteConfig
     ) -> Decision | None:
-        """Evaluate the rules for one request.
+        """Evaluate the rules for one request; return None if none applies.
 
         Regex rules come first, then company rules, then user rules. A later rule overrides an earlier one: headers are
         merged; status, body and `blocked_by` are those of the last rule that blocks.
-
-        Args:
-            facts: The facts that rules can test.
-            user_id: The user's id; None or empty for a call without one.
-            company_id: The company's id, likewise.
-            config: The configuration, which has the cohorts.
-
-        Returns:
-            The verdict, or None if no rule applies.
 
         Raises:
             BodyNeededError: A rule whose other conditions hold depends on the body. Nothing else is raised.
@@ -123,7 +118,7 @@ class RuleSet:
         except BodyNeededError:
             raise
         except Exception as exc:
-            self.skips.caught("governance", exc)
+            self._guard.caught("governance", exc)
             return None
 
     def _evaluate(
@@ -141,13 +136,13 @@ class RuleSet:
             except BodyNeededError:
                 raise
             except OutOfTimeError:
-                self.skips.note(
+                self._guard.note(
                     "slow governance rule",
-                    f"governance rule {shown(rule.rule_id)} was not applied to a request, because its expression takes "
-                    "too long to match what the client sent; simplify the expression in Moesif",
+                    f"governance rule {_shown(rule.rule_id)} was not applied to a request, because its expression "
+                    "takes too long to match what the client sent; simplify the expression in Moesif",
                 )
             except Exception as exc:
-                self.skips.caught("governance rule at a request", exc)
+                self._guard.caught("governance rule at a request", exc)
             else:
                 if action.status is not None:
                     status, body, blocked_by = action.status, new_body, rule.rule_id
@@ -169,13 +164,24 @@ class RuleSet:
             key = name.lower()
             if key in _FRAMING or _TOKEN.fullmatch(name) is None or _VALUE.fullmatch(value) is None:
                 why = "the server sets it itself" if key in _FRAMING else "its name or value cannot be sent"
-                self.skips.note("governance header", f"a header of governance rule {shown(rule_id)} is left out: {why}")
+                self._guard.note(
+                    "governance header", f"a header of governance rule {_shown(rule_id)} is left out: {why}"
+                )
             else:
                 yield key, (name, value.strip(" \t"))
 
     def has_unknown_ids(self, config: RemoteConfig) -> bool:
         """Return whether a cohort entry of a configuration names a rule that is not in this set (one is stale)."""
         return self._company.has_unknown(config.company_rules) or self._user.has_unknown(config.user_rules)
+
+
+def _shown(rule_id: str) -> str:
+    return repr(rule_id[:_MAX_ID_CHARS])
+
+
+def _shown_id(raw: object) -> str:
+    rule_id = raw.get("_id") if isinstance(raw, dict) else None
+    return f" {_shown(rule_id)}" if isinstance(rule_id, str) and rule_id else ""
 
 
 def _matches(rule: Rule, facts: RequestFacts) -> bool:
@@ -212,8 +218,6 @@ def _block(status: int, merged: dict[str, tuple[str, str]], body: bytes | None, 
 class _Cohorts:
     """The rules of one kind, company or user."""
 
-    __slots__ = ("_by_id", "_for_others", "_for_unidentified")
-
     def __init__(self, rules: Sequence[Rule]) -> None:
         self._by_id = {rule.rule_id: rule for rule in rules}
         self._for_others = tuple(rule for rule in self._by_id.values() if rule.for_others)
@@ -244,4 +248,4 @@ class _Cohorts:
 
 
 # Defined last: a rule set needs the classes above.
-NO_RULES: Final = RuleSet()
+NO_RULES: Final = RuleSet((), PROCESS_GUARD)

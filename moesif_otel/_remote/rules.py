@@ -1,35 +1,31 @@
 """One compiled governance rule: whom it applies to, which requests it matches, what it answers.
 
 Rules are parsed strictly on the poller's thread, so that errors show there and not in a request. A rule that cannot be
-used is ignored, counted, and logged once per kind (`Skips`). A `Rule` is immutable.
+used is ignored and counted. A `Rule` is immutable.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from moesif_otel._guard import Guard, get_logger
 from moesif_otel._remote.expressions import Pattern, PatternError
 from moesif_otel._remote.facts import Condition, Field, as_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_logger: Final = get_logger(__name__)
 _KINDS: Final = frozenset({"regex", "company", "user"})
 # `100 Continue` and the like would not end a call, but a rule may ask for any status of three digits.
-_LOWEST_STATUS: Final = 100
-_HIGHEST_STATUS: Final = 999
+_STATUSES: Final = range(100, 1_000)
 # With spaces inside the braces it is the syntax of another template language.
 _TAG: Final = re.compile(r"\{\{([^{}\s](?:[^{}]*[^{}\s])?)\}\}")
 _UNKNOWN: Final = "UNKNOWN"  # what a tag without a value becomes (Moesif's API documentation)
 # orjson writes at most 254 levels, and a tag may stand at any of them.
 _MAX_BODY_DEPTH: Final = 200
-_MAX_ID_CHARS: Final = 60
 # Rules come from Moesif, or from whatever answers in its place: their cost for a request is bounded.
 _MAX_CONDITIONS: Final = 2_000  # distinct ones: compiling them holds the interpreter lock
 _MAX_USES: Final = 20_000  # of conditions in groups
@@ -47,49 +43,8 @@ class RuleError(ValueError):
     """A rule, or an entry of the configuration, cannot be used; the message is fixed text."""
 
 
-class Skips(Guard):
-    """Counts parts of rules and configuration that are ignored, and logs the first of each kind.
-
-    Thread-safe; takes no lock.
-    """
-
-    __slots__ = ("_told",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._told: set[str] = set()
-
-    def note(self, kind: str, sentence: str) -> None:
-        """Count one part that is ignored, and log the first of its kind.
-
-        Args:
-            kind: What is ignored; from a closed vocabulary of ours.
-            sentence: What that means, for the log; fixed text and ids of rules, no data of a request.
-        """
-        self.count(kind)
-        if kind not in self._told:
-            self._told.add(kind)
-            _logger.warning("moesif_otel: %s. Further ones are only counted, in stats()['errors']", sentence)
-
-    def note_rule(self, raw: object, reason: str) -> None:
-        """Count a rule that cannot be used."""
-        rule_id = raw.get("_id") if isinstance(raw, dict) else None
-        name = f" {shown(rule_id)}" if isinstance(rule_id, str) and rule_id else ""
-        self.note(
-            "governance rule",
-            f"governance rule{name} from Moesif cannot be used ({reason}) and is ignored; the other rules apply",
-        )
-
-
-def shown(rule_id: str) -> str:
-    """Return Moesif's id of a rule, shortened and quoted for a message."""
-    return repr(rule_id[:_MAX_ID_CHARS])
-
-
 class Conditions:
     """All conditions of a set of rules, so that equal ones are compiled once, and evaluated once per request."""
-
-    __slots__ = ("_conditions", "_fields", "_uses")
 
     def __init__(self) -> None:
         self._uses = 0
@@ -112,20 +67,12 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What a rule adds to a response, or sends instead of the application's response.
-
-    Attributes:
-        headers: Name and value of each header.
-        status: Status of the response; None if the rule does not block.
-        body: The body as JSON; None if the rule has no body, or one with tags.
-        body_template: A body with tags, which is filled in for each request.
-        header_tags: Whether headers have tags.
-    """
+    """What a rule adds to a response, or sends instead of the application's response."""
 
     headers: tuple[tuple[str, str], ...] = ()
-    status: int | None = None
-    body: bytes | None = None
-    body_template: Any = None
+    status: int | None = None  # None: the rule does not block
+    body: bytes | None = None  # as JSON
+    body_template: Any = None  # of a body with tags, which is filled in for each request
     header_tags: bool = False
 
     def headers_for(self, values: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
@@ -141,31 +88,18 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A compiled rule.
-
-    Attributes:
-        rule_id: Moesif's id of the rule, the event's `blocked_by`.
-        kind: `regex`, `company` or `user`.
-        for_others: `applied_to` is `not_matching`: the rule applies to those outside the cohort.
-        for_unidentified: The rule applies to calls without an identity.
-        groups: All conditions of at least one group must hold; None matches every request.
-        action: What the rule does.
-    """
+    """A compiled rule; `rule_id` is the event's `blocked_by`."""
 
     rule_id: str
     kind: str
-    for_others: bool = False
-    for_unidentified: bool = False
-    groups: tuple[tuple[Condition, ...], ...] | None = None
-    action: Action = field(default_factory=Action)
+    for_others: bool  # `applied_to` is `not_matching`: it applies to those outside the cohort
+    for_unidentified: bool
+    groups: tuple[tuple[Condition, ...], ...] | None  # all conditions of one group must hold; None matches everything
+    action: Action
 
 
 def read_rule(raw: object, conditions: Conditions) -> Rule:
-    """Compile one rule of `GET /v1/rules`.
-
-    Raises:
-        RuleError: A part is missing, has a wrong type, or an expression cannot be used.
-    """
+    """Compile one rule of `GET /v1/rules`. Raises `RuleError` if any part of it cannot be used."""
     if not isinstance(raw, dict):
         raise RuleError("not an object")
     rule_id, kind = raw.get("_id"), raw.get("type")
@@ -187,11 +121,7 @@ def read_rule(raw: object, conditions: Conditions) -> Rule:
 
 
 def read_conditions(raw: object, conditions: Conditions) -> tuple[Condition, ...]:
-    """Compile the conditions of one group.
-
-    Raises:
-        RuleError: They are not a list of paths and expressions, or an expression cannot be used.
-    """
+    """Compile the conditions of one group. Raises `RuleError`."""
     if not isinstance(raw, dict) or not isinstance(raw.get("conditions"), list):
         raise RuleError("conditions are not a list")
     found = []
@@ -266,7 +196,7 @@ def _headers(raw: object) -> tuple[tuple[str, str], ...]:
 def _status(raw: object) -> int:
     if isinstance(raw, str) and len(raw) == 3 and raw.isascii() and raw.isdecimal():
         raw = int(raw)
-    if isinstance(raw, bool) or not isinstance(raw, int) or not _LOWEST_STATUS <= raw <= _HIGHEST_STATUS:
+    if isinstance(raw, bool) or not isinstance(raw, int) or raw not in _STATUSES:
         raise RuleError("status is not a number of three digits")
     return raw
 

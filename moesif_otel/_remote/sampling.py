@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 from random import Random
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
+from moesif_otel._remote.config import FULL_RATE
 from moesif_otel._remote.expressions import Allowance, OutOfTimeError
 from moesif_otel._remote.facts import as_id
 
@@ -16,45 +17,30 @@ if TYPE_CHECKING:
     from moesif_otel._remote.config import RemoteConfig
     from moesif_otel._remote.facts import CallFacts, Field
 
-_FULL_RATE: Final = 100.0
 # Limits the weight for absurdly small rates, such as 1e-300 percent.
-_MAX_WEIGHT: Final = 1_000_000_000
+_MAX_WEIGHT: Final = 1_000_000_000.0
 # Not the application's generator, whose sequence we must not change; nor the system's, which releases the GIL.
 _generator: Final = Random()  # noqa: S311 - no secret
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_generator.seed)
 
 
-class Sampled(NamedTuple):
-    """A decision: whether to keep a call, and the `weight` of its event."""
-
-    keep: bool
-    weight: int
-
-
-def decide(
+def sampled_weight(
     config: RemoteConfig,
     facts: CallFacts,
     user_id: object = None,
     company_id: object = None,
     random: Callable[[], float] = _generator.random,
-) -> Sampled:
-    """Decide whether a call is kept. Thread-safe; never raises.
+) -> int:
+    """Return the number of calls that a call's event stands for, `floor(100 / rate)`; 0: it is left out.
 
-    Args:
-        config: The configuration; the default keeps everything.
-        facts: The facts that entries of `regex_config` test.
-        user_id: The user's id, if known.
-        company_id: The company's id, if known.
-        random: Returns a number from 0 up to, not including, 1.
-
-    Returns:
-        Keep when `random() * 100 < rate`; weight `floor(100 / rate)`, 1 at rate 0.
+    A call is kept when `random() * 100 < rate`. Thread-safe; never raises.
     """
     rate = rate_for(config, facts, user_id, company_id)
     # No random number at the full rate, which is by far the most common.
-    keep = rate >= _FULL_RATE or random() * 100 < rate
-    return Sampled(keep, weight_for(rate))
+    if rate < FULL_RATE and random() * 100 >= rate:
+        return 0
+    return math.floor(min(FULL_RATE / rate, _MAX_WEIGHT))
 
 
 def rate_for(config: RemoteConfig, facts: CallFacts, user_id: object = None, company_id: object = None) -> float:
@@ -72,27 +58,16 @@ def rate_for(config: RemoteConfig, facts: CallFacts, user_id: object = None, com
                 continue  # only that entry is skipped
     for identity, rates in ((user_id, config.user_sample_rates), (company_id, config.company_sample_rates)):
         if rates:
-            key = _safe_id(identity)
+            try:
+                key = as_id(identity)
+            except Exception:  # an identity whose __str__ raises is none
+                key = None
             if key is not None and key in rates:
                 return rates[key]
     return config.sample_rate
-
-
-def weight_for(rate: float) -> int:
-    """Return the weight of an event that was kept at a rate in percent."""
-    if rate <= 0:
-        return 1
-    return max(1, math.floor(min(_FULL_RATE / rate, float(_MAX_WEIGHT))))
 
 
 def _fact(facts: CallFacts, field: Field) -> str | None:
     # Only the four fields of `CallFacts`: sampling does not test headers or bodies.
     value = getattr(facts, field.kind, None)
     return str(value) if value is not None and value != "" else None
-
-
-def _safe_id(identity: object) -> str | None:
-    try:
-        return as_id(identity)
-    except Exception:  # an identity whose __str__ raises is none
-        return None

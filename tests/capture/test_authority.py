@@ -75,7 +75,7 @@ def test_a_rule_on_the_path_is_not_passed_by_the_host(host: str, url_of: Callabl
     )
     unused: Any = None
     assert decide(
-        RuleSet.from_json(json.dumps([rule]).encode()), DEFAULT_CONFIG, exchange, unused, unused
+        RuleSet.from_json(json.dumps([rule]).encode(), Guard()), DEFAULT_CONFIG, exchange, unused, unused
     )
 
 

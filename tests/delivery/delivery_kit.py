@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 from moesif_otel._capture.body import ByteBudget
 from moesif_otel._delivery.delivery import Delivery
+from moesif_otel._delivery.health import ServerHealth
 from moesif_otel._delivery.outcome import BatchOutcome, PostAnswer
 from moesif_otel._delivery.queue import Prepared
 from moesif_otel._delivery.stats import DropReason, Stats
@@ -118,7 +119,7 @@ def prepare(item) -> Prepared | DropReason:
 class Rig:
     """A delivery with everything it needs, and the law at its end."""
 
-    def __init__(self, transport, *, clock=None, prepare=prepare, without_bodies=without_bodies, random=None, on_drop=None, **changes) -> None:
+    def __init__(self, transport, *, clock=None, prepare=prepare, without_bodies=without_bodies, random=None, on_drop=None, poll=None, **changes) -> None:
         self.settings = settings(**changes)
         self.guard = Guard()
         self.budget = ByteBudget(self.settings.event_queue_bytes)
@@ -132,9 +133,10 @@ class Rig:
             budget=self.budget,
             guard=self.guard,
             on_drop=on_drop,
+            poll=poll,
             clock=clock,
-            random=random or Longest(),
         )
+        self.delivery._state.health = ServerHealth((random or Longest()).uniform)
         self.ledger = self.delivery.ledger
 
     def submit(self, item, held_bytes: int = 10) -> bool:

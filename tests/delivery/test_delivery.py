@@ -40,13 +40,13 @@ class Gate(MemoryTransport):
 
 
 def test_threads_start_lazily_and_end_at_shutdown() -> None:
-    """No thread before it is needed, then one intake and EVENT_WORKER_COUNT senders, none after the shutdown."""
+    """No thread before it is needed, then intake, poller and EVENT_WORKER_COUNT senders, none after the shutdown."""
     before = ours()
-    rig = Rig(MemoryTransport(), event_worker_count=3)
+    rig = Rig(MemoryTransport(), event_worker_count=3, poll=lambda: 3600.0)
     assert ours() == before
     for _ in range(3):
         rig.delivery.ensure_started()
-    assert len(ours()) == len(before) + 4
+    assert len(ours()) == len(before) + 5
     rig.delivery.shutdown(5)
     assert ours() == before
     assert rig.transport.closed == 1
@@ -435,7 +435,7 @@ def test_idle_delivery_can_be_collected() -> None:
 
     class Exporter:
         def __init__(self) -> None:
-            self.rig = Rig(MemoryTransport(), prepare=self.prepare)
+            self.rig = Rig(MemoryTransport(), prepare=self.prepare, poll=lambda: 3600.0)
 
         def prepare(self, item):
             from tests.delivery.delivery_kit import prepare
@@ -609,9 +609,9 @@ def test_held_bytes_are_those_of_the_budget() -> None:
     with no_new_threads():
         delivery = Rig(MemoryTransport(then=PostAnswer(BatchOutcome.RETRY, 503))).delivery
         delivery.submit_prepared(payload(1))
-        assert delivery.stats().held_bytes == delivery.budget.held_bytes == len(payload(1))
+        assert delivery.ledger.snapshot().held_bytes == delivery.budget.held_bytes == len(payload(1))
         delivery.shutdown(0)
-        assert delivery.stats().held_bytes == 0
+        assert delivery.ledger.snapshot().held_bytes == 0
 
 
 def test_a_healthy_server_leaves_few_bytes_waiting() -> None:

@@ -262,6 +262,6 @@ def test_a_hanging_server_is_no_reason_to_read_files(spool) -> None:
         rig.clock.now_s += 60
         assert state.health.ask(rig.clock.now_s).go  # somebody probes
         claims = []
-        rig.delivery._disk.spool.claim = lambda: claims.append(1)
+        rig.delivery._disk._spool.claim = lambda: claims.append(1)
         assert rig.delivery._sender_turn(state).wait_s is None
         assert claims == []

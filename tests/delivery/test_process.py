@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gc
+from weakref import WeakSet
 
 import pytest
 
@@ -28,23 +28,13 @@ class Watched:
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch) -> None:
-    monkeypatch.setattr(process, "_alive", type(process._alive)())
+    monkeypatch.setattr(process, "LIVE_DELIVERIES", WeakSet())
 
 
 def test_all_begin_to_end_before_one_is_waited_for() -> None:
     """At exit every delivery is told to begin, then each is waited for; one that raises does not stop the others."""
     watched = [Watched(), Watched()]
-    for one in watched:
-        process.watch(one)
+    process.LIVE_DELIVERIES.update(watched)
     process._at_exit()
     process._in_child()
     assert [one.told for one in watched] == [["begin", "finish", "fork"]] * 2
-
-
-def test_watching_keeps_nobody_alive() -> None:
-    """A delivery that was released is not told anything, and not kept."""
-    one = Watched()
-    process.watch(one)
-    del one
-    gc.collect()
-    assert not list(process._alive)

@@ -180,7 +180,7 @@ def test_a_fork_does_not_take_the_lease(kit) -> None:
     go_read, go_write = os.pipe()
     pid = os.fork()
     if pid == 0:
-        kit.spool.abandon()
+        kit.spool.after_fork()
         kit.spool.release(claim)  # a stale claim in the child touches nothing
         os.write(write, b"1" if kit.spool.claim() is None else b"0")
         os.read(go_read, 1)

@@ -148,7 +148,7 @@ def block(rule_id: str, status: int = 403, kind: str = "regex", **conditions: st
 
 
 def rules_of(*rules: dict[str, Any]) -> RuleSet:
-    return RuleSet.from_json(json.dumps(rules).encode())
+    return RuleSet.from_json(json.dumps(rules).encode(), Guard())
 
 
 def request(method: str = "POST", url: str = "http://h/x", **headers: str) -> Any:
@@ -183,7 +183,7 @@ def test_the_first_look_needs_neither_body_nor_identity_where_no_rule_asks() -> 
 def test_identity_comes_before_the_body() -> None:
     """A user rule's body condition asks for the body of that user alone; both are given from outside, at leisure."""
     rules = rules_of(block("u", kind="user", request__body__x="^1$"))
-    config = RemoteConfig.from_json(b'{"user_rules": {"bob": [{"rules": "u"}]}}')
+    config = RemoteConfig.from_json(b'{"user_rules": {"bob": [{"rules": "u"}]}}', Guard())
     for user, needs_body in (("bob", True), ("eve", False)):
         exchange = request()
         governed = GovernedRequest(rules, config, exchange)
@@ -244,7 +244,8 @@ def test_a_body_that_cannot_be_read_can_be_blocked_and_is_counted(
     rules = rules_of(
         block("key", request__body__role="^admin$"), block("unreadable", 415, **{"request__body__$unreadable": "."})
     )
-    governed = GovernedRequest(rules, DEFAULT_CONFIG, request(**headers))
+    exchange = request(**headers)
+    governed = GovernedRequest(rules, DEFAULT_CONFIG, exchange)
     assert governed.needs_body
     governed.give_body(body, whole=whole)
     verdict = governed.verdict()
@@ -253,7 +254,7 @@ def test_a_body_that_cannot_be_read_can_be_blocked_and_is_counted(
     governed = GovernedRequest(by_reason, DEFAULT_CONFIG, request(**headers))
     governed.give_body(body, whole=whole)
     assert (governed.verdict() is not None) is (reason is not None)
-    assert rules.skips.counts() == ({"request body unreadable to governance": 1} if reason else {})
+    assert exchange.pipeline.guard.counts() == ({"request body unreadable to governance": 1} if reason else {})
 
 
 _VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just({"deep": [1]})
@@ -279,7 +280,10 @@ def test_reading_the_body_may_fail() -> None:
     rules = rules_of(block("r", 400, **{"request__body__$unreadable": "too_large"}))
     verdict = decide(rules, DEFAULT_CONFIG, exchange, SimpleNamespace(), read_ahead)  # type: ignore[arg-type]
     assert verdict is not None
-    assert exchange.pipeline.guard.counts() == {"reading a request body for governance": 1}
+    assert exchange.pipeline.guard.counts() == {
+        "reading a request body for governance": 1,
+        "request body unreadable to governance": 1,
+    }
 
 
 def test_a_form_cannot_slip_past_a_rule_on_json_unseen(sandbox: Any) -> None:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moesif_otel._guard import Guard
 from moesif_otel._remote.config import DEFAULT_CONFIG, RemoteConfig
-from moesif_otel._remote.rules import MalformedError, Skips
+from moesif_otel._remote.rules import MalformedError
 
 DOCUMENTED = {
     "org_id": "421:67",
@@ -28,21 +29,21 @@ DOCUMENTED = {
 }
 
 
-def read(config: Any, skips: Skips | None = None) -> RemoteConfig:
-    return RemoteConfig.from_json(json.dumps(config).encode(), skips)
+def read(config: Any, guard: Guard | None = None) -> RemoteConfig:
+    return RemoteConfig.from_json(json.dumps(config).encode(), guard or Guard())
 
 
 def test_the_documented_configuration_is_read_whole() -> None:
     """The example of Moesif's documentation comes through, and nothing of it is left out."""
-    skips = Skips()
-    config = read(DOCUMENTED, skips)
+    guard = Guard()
+    config = read(DOCUMENTED, guard)
     assert config.sample_rate == 95
     assert config.user_sample_rates == {"user_1234": 80}
     (entry,) = config.user_rules["12345"]
     assert (entry.rule_id, entry.values) == ("62fd061e51f905712d73f72d", {"0": "gold", "1": "created"})
     assert config.company_rules["67890"][0].values == {}
     assert config.sample_rules[0].rate == 80
-    assert skips.counts() == {}
+    assert guard.counts() == {}
 
 
 def test_before_the_first_answer_everything_is_kept() -> None:
@@ -56,7 +57,7 @@ def test_before_the_first_answer_everything_is_kept() -> None:
 def test_an_answer_that_is_no_object_is_malformed_as_a_whole(data: bytes) -> None:
     """Such an answer raises, so that the poller keeps the last good one."""
     with pytest.raises(MalformedError):
-        RemoteConfig.from_json(data)
+        RemoteConfig.from_json(data, Guard())
 
 
 @pytest.mark.parametrize(
@@ -86,9 +87,9 @@ def test_an_answer_that_is_no_object_is_malformed_as_a_whole(data: bytes) -> Non
 )
 def test_a_malformed_piece_is_left_out_alone_and_counted(member: str, value: Any) -> None:
     """Each wrong piece is counted; every other member of the configuration still holds."""
-    skips = Skips()
-    config = read({**DOCUMENTED, member: value}, skips)
-    assert sum(skips.counts().values()) == 1
+    guard = Guard()
+    config = read({**DOCUMENTED, member: value}, guard)
+    assert sum(guard.counts().values()) == 1
     good = read(DOCUMENTED)
     held = {
         "sample_rate": config.sample_rate == good.sample_rate,
@@ -103,11 +104,11 @@ def test_a_malformed_piece_is_left_out_alone_and_counted(member: str, value: Any
 def test_the_first_of_a_kind_is_logged_without_data(caplog: pytest.LogCaptureFixture) -> None:
     """A thousand bad entries make one line in the log, and it quotes no identity."""
     with caplog.at_level(logging.WARNING):
-        skips = Skips()
-        read({"user_sample_rate": {f"secret{n}": "x" for n in range(1_000)}}, skips)
+        guard = Guard()
+        read({"user_sample_rate": {f"secret{n}": "x" for n in range(1_000)}}, guard)
     assert len(caplog.records) == 1
     assert "secret" not in caplog.text
-    assert skips.counts() == {"configuration user_sample_rate entry": 1_000}
+    assert guard.counts() == {"configuration user_sample_rate entry": 1_000}
 
 
 @pytest.mark.parametrize(("given_rate", "held_rate"), [(150, 100), (-1, 0), (0, 0), (0.5, 0.5), (1e308, 100)])

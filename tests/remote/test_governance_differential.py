@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from moesifapi.governance_manager import GovernanceRulesManager
 
+from moesif_otel._guard import Guard
 from moesif_otel._remote.config import DEFAULT_CONFIG, RemoteConfig
 from moesif_otel._remote.facts import RequestFacts
-from moesif_otel._remote.governance import RuleSet
+from moesif_otel._remote.governance import NO_RULES, RuleSet
 
 if TYPE_CHECKING:
     from moesif_otel._capture.exchange import Decision
@@ -100,12 +101,12 @@ def _theirs(case: dict[str, Any]) -> dict[str, Any]:
 
 def _ours(case: dict[str, Any]) -> Decision | None:
     lower = {name.lower(): value for name, value in case["headers"].items()}
-    facts = RequestFacts(verb=case["verb"], uri=URI, ip_address=case["ip"], header=lower.get)
+    facts = RequestFacts(verb=case["verb"], uri=URI, ip_address=case["ip"], headers=lower)
     facts.give_body(case["body"])
-    rules = RuleSet.from_json(json.dumps(case["rules"]).encode())
+    rules = RuleSet.from_json(json.dumps(case["rules"]).encode(), Guard())
     assert len(rules) == len(case["rules"])
     return rules.evaluate(
-        facts, case["user"], case["company"], RemoteConfig.from_json(json.dumps(case["config"]).encode())
+        facts, case["user"], case["company"], RemoteConfig.from_json(json.dumps(case["config"]).encode(), Guard())
     )
 
 
@@ -159,10 +160,10 @@ def _mangled(rule: dict[str, Any]) -> st.SearchStrategy[Any]:
 @settings(max_examples=500, deadline=None)
 def test_hostile_rules_never_raise(rules: list[Any], config: dict[str, Any], identity: Any, body: Any) -> None:
     """Whatever rules, configuration, identity and body hold: a verdict or None, and every header of it can be sent."""
-    read = RemoteConfig.from_json(json.dumps(config).encode())
-    facts = RequestFacts(verb="GET", uri=URI, ip_address=None, header={"x": "a" * 30 + "!"}.get)
+    read = RemoteConfig.from_json(json.dumps(config).encode(), Guard())
+    facts = RequestFacts(verb="GET", uri=URI, ip_address=None, headers={"x": "a" * 30 + "!"})
     facts.give_body(body)
-    verdict = RuleSet.from_json(json.dumps(rules).encode()).evaluate(facts, identity, identity, read)
+    verdict = RuleSet.from_json(json.dumps(rules).encode(), Guard()).evaluate(facts, identity, identity, read)
     if verdict is not None:
         assert not verdict.blocked or (100 <= verdict.status <= 999 and isinstance(verdict.body, bytes))
         for name, value in verdict.headers:
@@ -192,4 +193,4 @@ def test_a_cohort_entry_that_does_not_match_does_not_hide_the_next() -> None:
     verdict = _ours(case)
     assert verdict is not None
     assert verdict.headers == [("X-A", "1")]
-    assert RuleSet().evaluate(RequestFacts(verb="GET", uri=URI), None, None, DEFAULT_CONFIG) is None
+    assert NO_RULES.evaluate(RequestFacts(verb="GET", uri=URI, headers={}, ip_address=None), None, None, DEFAULT_CONFIG) is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import threading
@@ -15,15 +14,19 @@ import requests
 import urllib3
 from opentelemetry.instrumentation.utils import is_http_instrumentation_enabled
 
-from moesif_otel._delivery.client import MoesifTransport
+from moesif_otel._guard import Guard
+from moesif_otel._pipeline.sink import EventSink
 from moesif_otel._remote import poller as poller_module
 from moesif_otel._remote.config import DEFAULT_CONFIG
 from moesif_otel._remote.governance import NO_RULES
 from moesif_otel._remote.poller import ConfigPoller
 from moesif_otel.settings import Settings
+from tests.delivery.delivery_kit import MemoryTransport, Rig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+
+    from moesif_otel._delivery.delivery import Delivery
 
 RULE = {"_id": "r", "type": "regex", "block": True, "response": {"status": 403}}
 
@@ -79,14 +82,19 @@ def clock() -> Clock:
     return Clock()
 
 
+@pytest.fixture
+def guard() -> Guard:
+    return Guard()
+
+
 BOTH = ["/v1/config", "/v1/rules"]
 
 
 @pytest.fixture
-def stepped(answers: Answers, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> ConfigPoller:
+def stepped(answers: Answers, clock: Clock, guard: Guard, monkeypatch: pytest.MonkeyPatch) -> ConfigPoller:
     """A poller whose steps the test makes, without jitter."""
     monkeypatch.setattr(poller_module, "_uniform", lambda low, high: 1.0)
-    return ConfigPoller(settings_of("stepped"), answers, clock)
+    return ConfigPoller(settings_of("stepped"), answers, guard, clock)
 
 
 def settings_of(application_id: str, base_uri: str = "http://127.0.0.1:9") -> Settings:
@@ -105,33 +113,11 @@ def poller_threads() -> set[threading.Thread]:
 
 
 def test_before_the_first_answer_everything_is_kept_and_nothing_asked(answers: Answers) -> None:
-    """Making a poller costs no thread and no question."""
-    before = poller_threads()
-    poller = ConfigPoller(settings_of("fresh"), answers)
+    """Making a poller asks nothing."""
+    poller = ConfigPoller(settings_of("fresh"), answers, Guard())
     assert poller.config is DEFAULT_CONFIG
     assert poller.rules is NO_RULES
-    assert (answers.asked, poller_threads()) == ([], before)
-
-
-def test_a_signal_handler_may_make_a_call_while_the_thread_starts(answers: Answers, monkeypatch: Any) -> None:
-    """A call that a signal handler makes meanwhile, in the very same thread, does not wait for that thread."""
-    poller = ConfigPoller(settings_of("signalled"), answers)
-    start = threading.Thread.start
-    interrupted: list[bool] = []
-
-    def interrupted_start(thread: threading.Thread) -> None:
-        if thread.name == "moesif-otel-config":
-            poller.ensure_started()
-            interrupted.append(True)
-        start(thread)
-
-    monkeypatch.setattr(threading.Thread, "start", interrupted_start)
-    main = threading.Thread(target=poller.ensure_started, daemon=True)
-    main.start()
-    main.join(10)
-    assert interrupted == [True]
-    assert not main.is_alive()
-    poller.release()
+    assert answers.asked == []
 
 
 def test_it_asks_at_once_and_then_every_minute(stepped: ConfigPoller, answers: Answers, clock: Clock) -> None:
@@ -202,7 +188,7 @@ def test_tags_that_take_turns_ask_once_a_second_at_most(stepped: ConfigPoller, a
 
 @pytest.mark.parametrize("status", [0, 401, 404, 429, 500, 503, 302])
 def test_a_failed_answer_keeps_the_last_good_one(
-    stepped: ConfigPoller, answers: Answers, clock: Clock, status: int
+    stepped: ConfigPoller, answers: Answers, clock: Clock, guard: Guard, status: int
 ) -> None:
     """No answer, or a wrong one: what is known stays, it is counted, and it is tried again sooner than in a minute."""
     poller = stepped
@@ -217,7 +203,7 @@ def test_a_failed_answer_keeps_the_last_good_one(
         waits.append(poller.step())
     assert (poller.config, poller.rules) == (config, rules)
     assert waits == [5, 10, 20, 40, 60, 60]
-    assert sum(poller.counts().values()) == 12
+    assert sum(guard.counts().values()) == 12
     answers.status = None
     clock.now_s += 60.0
     assert poller.step() == pytest.approx(60.0)
@@ -278,13 +264,13 @@ def test_no_document_of_one_breaks_the_other(stepped: ConfigPoller, answers: Ans
     assert poller.rules is NO_RULES
 
 
-def test_stale_cohort_entries_are_counted(stepped: ConfigPoller, answers: Answers) -> None:
+def test_stale_cohort_entries_are_counted(stepped: ConfigPoller, answers: Answers, guard: Guard) -> None:
     """A configuration that names a rule which is gone is noticed, and no more than that."""
     poller = stepped
     answers.documents["/v1/config"] = {"user_rules": {"u": [{"rules": "gone"}]}}
     answers.documents["/v1/rules"] = [RULE]
     poller.step()
-    assert poller.counts() == {"cohort entry of an unknown rule": 1}
+    assert guard.counts() == {"cohort entry of an unknown rule": 1}
 
 
 def test_the_server_may_ask_to_be_left_alone(stepped: ConfigPoller, answers: Answers, clock: Clock) -> None:
@@ -305,7 +291,7 @@ def test_the_server_may_ask_to_be_left_alone(stepped: ConfigPoller, answers: Ans
 
 def test_processes_that_start_together_do_not_ask_together(answers: Answers, clock: Clock) -> None:
     """Every wait has some jitter, after good answers as after failures and Retry-After; the latter only gets longer."""
-    pollers = [ConfigPoller(settings_of(str(n)), answers, clock) for n in range(20)]
+    pollers = [ConfigPoller(settings_of(str(n)), answers, Guard(), clock) for n in range(20)]
     assert len({poller.step() for poller in pollers}) > 1
     answers.status, answers.headers = 503, {"Retry-After": "30"}
     clock.now_s += 100
@@ -336,10 +322,10 @@ def test_not_modified_without_a_document_is_a_failure(stepped: ConfigPoller, ans
     ],
 )
 def test_what_only_the_poller_meets_is_said_once(
-    answers: Answers, clock: Clock, caplog: pytest.LogCaptureFixture, status: int, document: Any, told: str | None
+    answers: Answers, clock: Clock, guard: Guard, caplog: pytest.LogCaptureFixture, status: int, document: Any, told: str | None
 ) -> None:
     """Address, cause and what to check, once; what events meet as well is left to delivery's line about them."""
-    poller = ConfigPoller(settings_of("x", "http://joe:hunter2@127.0.0.1:9/"), answers, clock)
+    poller = ConfigPoller(settings_of("x", "http://joe:hunter2@127.0.0.1:9/"), answers, guard, clock)
     if status != 200:
         answers.status = status
     for path in BOTH:
@@ -352,32 +338,7 @@ def test_what_only_the_poller_meets_is_said_once(
     assert len(texts) == (1 if told else 0)
     assert told is None or told in texts[0]
     assert "hunter2" not in caplog.text
-    assert poller.counts()["configuration request"] == 5
-
-
-def test_a_thread_that_could_not_start_is_tried_again(
-    answers: Answers, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A refused thread is counted, not taken for running: a second later the next event starts it."""
-    poller = ConfigPoller(settings_of("refused"), answers, clock)
-    refused: list[int] = []
-
-    def start(thread: threading.Thread) -> None:
-        refused.append(1)
-        raise RuntimeError("can't start new thread")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", start)
-        for _ in range(100):
-            poller.ensure_started()
-    assert len(refused) == 1
-    assert sum(poller.counts().values()) == 1
-    poller.ensure_started()
-    assert answers.asked == []
-    clock.now_s += 1.0
-    poller.ensure_started()
-    wait_until(lambda: len(answers.asked) == 2)
-    poller.release()
+    assert guard.counts()["configuration request"] == 5
 
 
 def test_a_clock_that_jumps_stops_nothing(stepped: ConfigPoller, answers: Answers, clock: Clock) -> None:
@@ -390,59 +351,64 @@ def test_a_clock_that_jumps_stops_nothing(stepped: ConfigPoller, answers: Answer
     assert answers.paths() == BOTH
 
 
-def test_after_release_nothing_is_asked_and_all_is_still_known(answers: Answers) -> None:
-    """The thread ends, once and for all; what was known can be read."""
-    before = poller_threads()
-    poller = ConfigPoller(settings_of("released"), answers)
-    poller.ensure_started()
-    wait_until(lambda: len(answers.asked) == 2)
-    poller.release()
-    poller.release()
-    wait_until(lambda: not poller_threads() - before)
-    assert poller.config.sample_rate == 50
-    poller.ensure_started()
-    assert not poller_threads() - before
+# On delivery's thread.
 
 
-def test_a_pipeline_that_is_thrown_away_takes_its_thread_with_it(answers: Answers) -> None:
-    """Garbage collection of the last holder ends the thread; nothing must be released by hand."""
+@pytest.fixture
+def polled(answers: Answers, guard: Guard) -> Iterator[tuple[ConfigPoller, Delivery[Any]]]:
+    """A poller and the delivery whose thread runs it, which has asked once."""
     before = poller_threads()
-    poller = ConfigPoller(settings_of("forgotten"), answers)
-    poller.ensure_started()
-    wait_until(lambda: len(answers.asked) == 2)
+    poller = ConfigPoller(settings_of("polled"), answers, guard)
+    rig = Rig(MemoryTransport(), poll=poller.step)
+    rig.delivery.ensure_started()
+    wait_until(lambda: poller.config is not DEFAULT_CONFIG and len(answers.asked) == 2)
     assert len(poller_threads() - before) == 1
-    del poller
-    gc.collect()
+    yield poller, rig.delivery
+    rig.delivery.shutdown(5)
     wait_until(lambda: not poller_threads() - before)
 
 
-def test_its_questions_are_not_instrumented(answers: Answers) -> None:
+def test_its_questions_are_not_instrumented(polled: Any, answers: Answers) -> None:
     """The thread is suppressed for instrumentations: no spans of ours in the application's traces."""
-    poller = ConfigPoller(settings_of("quiet"), answers)
-    poller.ensure_started()
-    wait_until(lambda: len(answers.instrumented) == 2)
-    poller.release()
     assert answers.instrumented == [False, False]
 
 
-def test_a_noted_tag_wakes_the_thread(answers: Answers) -> None:
+def test_after_a_shutdown_nothing_is_asked_and_all_is_still_known(polled: Any, answers: Answers) -> None:
+    """The thread ends, once and for all; what was known can be read."""
+    poller, delivery = polled
+    delivery.shutdown(5)
+    delivery.wake_poller()
+    delivery.ensure_started()
+    assert len(answers.asked) == 2
+    assert poller.config.sample_rate == 50
+
+
+def test_a_noted_tag_wakes_the_thread(polled: Any, answers: Answers) -> None:
     """A new tag is asked for within moments, not at the next minute (the least gap is a second)."""
-    poller = ConfigPoller(settings_of("woken"), answers)
-    poller.ensure_started()
-    wait_until(lambda: len(answers.asked) == 2)
+    poller, delivery = polled
     answers.documents["/v1/rules"], answers.tags["/v1/rules"] = [RULE], "r2"
-    poller.note_tags(None, "r2")
+    assert poller.note_tags(None, "r2")
+    delivery.wake_poller()
     wait_until(lambda: len(poller.rules) == 1)
-    poller.release()
+
+
+def test_an_error_of_ours_ends_no_thread(guard: Guard) -> None:
+    """A step that raises is counted, and the next one is made."""
+    steps: list[int] = []
+    rig = Rig(MemoryTransport(), poll=lambda: steps.append(1) or 1 / 0)
+    rig.delivery.ensure_started()
+    wait_until(lambda: len(steps) == 1)
+    rig.delivery.wake_poller()
+    wait_until(lambda: len(steps) == 2)
+    assert rig.stats.errors["fetching sampling rates and rules"] >= 1
+    rig.delivery.shutdown(5)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_forked_child_asks_for_itself(answers: Answers) -> None:
+def test_a_forked_child_asks_for_itself(polled: Any, answers: Answers) -> None:
     """The child keeps what the parent knew, starts a thread of its own, and the parent's goes on."""
-    poller = ConfigPoller(settings_of("forked"), answers)
-    poller.ensure_started()
-    wait_until(lambda: poller.config is not DEFAULT_CONFIG and len(answers.asked) == 2)
+    poller, delivery = polled
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:  # pragma: no cover - another process
@@ -450,7 +416,7 @@ def test_a_forked_child_asks_for_itself(answers: Answers) -> None:
             known = poller.config.sample_rate
             answers.documents["/v1/config"], answers.tags["/v1/config"] = {"sample_rate": 3}, "c2"
             poller.note_tags("c2", None)
-            poller.ensure_started()
+            delivery.ensure_started()
             wait_until(lambda: poller.config.sample_rate == 3)
             os.write(writing, f"{known:g} {poller.config.sample_rate:g}".encode())
         finally:
@@ -460,7 +426,6 @@ def test_a_forked_child_asks_for_itself(answers: Answers) -> None:
         assert pipe.read() == "50 3"
     os.waitpid(child, 0)
     assert poller.config.sample_rate == 50
-    poller.release()
 
 
 class _Server(BaseHTTPRequestHandler):
@@ -490,19 +455,16 @@ def test_over_a_real_connection() -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Server)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
-    settings = settings_of("real", f"http://127.0.0.1:{server.server_port}")
-    transport = MoesifTransport(settings)
-    poller = ConfigPoller(settings, transport)
+    sink = EventSink(settings_of("real", f"http://127.0.0.1:{server.server_port}"))
     try:
-        poller.ensure_started()
-        wait_until(lambda: poller.config.sample_rate == 60 and len(_Server.conditional) == 2)
+        sink.ensure_started()
+        wait_until(lambda: sink.remote.config.sample_rate == 60 and len(_Server.conditional) == 2)
         _Server.documents["/v1/rules"] = ("r2", json.dumps([RULE]).encode())
-        poller.note_tags("c1", "r2")
-        wait_until(lambda: len(poller.rules) == 1)
+        sink._note_tags("c1", "r2")
+        wait_until(lambda: len(sink.remote.rules) == 1)
         assert _Server.conditional == [None, None, "r1"]
     finally:
-        poller.release()
-        transport.close()
+        sink.shutdown(5)
         server.shutdown()
         server.server_close()
         thread.join()
@@ -524,16 +486,13 @@ def test_patches_of_requests_do_not_touch_it(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(urllib3.connectionpool.HTTPConnectionPool, "urlopen", Cached.request)
     with sandbox_module.Sandbox() as sandbox:
         sandbox.put_rules([RULE])
-        settings = settings_of("patched", sandbox.url)
-        transport = MoesifTransport(settings)
-        poller = ConfigPoller(settings, transport)
-        poller.ensure_started()
-        wait_until(lambda: len(poller.rules) == 1)
+        sink = EventSink(settings_of("patched", sandbox.url))
+        sink.ensure_started()
+        wait_until(lambda: len(sink.remote.rules) == 1)
         sandbox.put_rules([])
-        poller.note_tags(None, "another")
-        wait_until(lambda: len(poller.rules) == 0)
-        poller.release()
-        transport.close()
+        sink._note_tags(None, "another")
+        wait_until(lambda: len(sink.remote.rules) == 0)
+        sink.shutdown(5)
 
 
 def test_against_the_sandbox() -> None:
@@ -542,13 +501,10 @@ def test_against_the_sandbox() -> None:
     with sandbox_module.Sandbox() as sandbox:
         sandbox.put_config({"sample_rate": 10})
         sandbox.put_rules([RULE])
-        settings = settings_of("sandboxed", sandbox.url)
-        transport = MoesifTransport(settings)
-        poller = ConfigPoller(settings, transport)
-        poller.ensure_started()
-        wait_until(lambda: poller.config.sample_rate == 10 and len(poller.rules) == 1)
+        sink = EventSink(settings_of("sandboxed", sandbox.url))
+        sink.ensure_started()
+        wait_until(lambda: sink.remote.config.sample_rate == 10 and len(sink.remote.rules) == 1)
         sandbox.put_rules([])
-        poller.note_tags(None, "another")
-        wait_until(lambda: len(poller.rules) == 0)
-        poller.release()
-        transport.close()
+        sink._note_tags(None, "another")
+        wait_until(lambda: len(sink.remote.rules) == 0)
+        sink.shutdown(5)

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moesif_otel._guard import Guard
 from moesif_otel._remote.config import RemoteConfig
 from moesif_otel._remote.governance import RuleSet
-from moesif_otel._remote.rules import Conditions, RuleError, Skips, _filled, _has_tags, read_rule
+from moesif_otel._remote.rules import Conditions, RuleError, _filled, _has_tags, read_rule
 
 VALUES = {"0": "gold", "plan name": "big", "x": "{{0}}"}
 
@@ -86,10 +87,10 @@ def test_what_a_rule_may_cost_a_request_is_bounded(more: dict[str, Any], reason:
 
 def test_a_set_of_rules_is_bounded() -> None:
     """The first 2,000 rules count; a merge value that is too long is UNKNOWN."""
-    skips = Skips()
+    guard = Guard()
     rules = [{"_id": str(n), "type": "regex"} for n in range(2_010)]
-    assert len(RuleSet.from_json(json.dumps(rules).encode(), skips)) == 2_000
-    assert skips.counts() == {"governance rule": 1}
+    assert len(RuleSet.from_json(json.dumps(rules).encode(), guard)) == 2_000
+    assert guard.counts() == {"governance rule": 1}
     entries = [{"rules": "r", "values": {"long": "x" * 1_001, "short": "x" * 1_000}}]
-    config = RemoteConfig.from_json(json.dumps({"user_rules": {"u": entries}}).encode())
+    config = RemoteConfig.from_json(json.dumps({"user_rules": {"u": entries}}).encode(), Guard())
     assert list(config.user_rules["u"][0].values) == ["short"]

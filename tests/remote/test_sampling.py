@@ -11,15 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from moesifapi.app_config.app_config import AppConfig
 
+from moesif_otel._guard import Guard
 from moesif_otel._remote.config import DEFAULT_CONFIG, RemoteConfig
 from moesif_otel._remote.facts import CallFacts, route_of
-from moesif_otel._remote.sampling import Sampled, decide, rate_for, weight_for
+from moesif_otel._remote.sampling import rate_for, sampled_weight
 
 CALL = CallFacts(verb="GET", route="/users/7", ip_address="10.0.0.1", status=200)
 
 
 def config_of(**members: Any) -> RemoteConfig:
-    return RemoteConfig.from_json(json.dumps(members).encode())
+    return RemoteConfig.from_json(json.dumps(members).encode(), Guard())
 
 
 def entry(rate: float, **conditions: Any) -> dict[str, Any]:
@@ -94,11 +95,11 @@ def test_missing_facts_match_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("rate", "weight"),
-    [(100, 1), (80, 1), (50, 2), (33, 3), (34, 2), (10, 10), (1, 100), (0.5, 200), (0, 1), (1e-300, 10**9)],
+    [(100, 1), (80, 1), (50, 2), (33, 3), (34, 2), (10, 10), (1, 100), (0.5, 200), (0, 0), (1e-300, 10**9)],
 )
 def test_weights_are_floor_of_one_over_the_rate(rate: float, weight: int) -> None:
-    """An event stands for floor(100 / rate) calls; 1 at rate 0."""
-    assert weight_for(rate) == weight
+    """An event that is kept stands for floor(100 / rate) calls; at rate 0 none is kept."""
+    assert sampled_weight(config_of(sample_rate=rate), CALL, random=lambda: 0.0) == weight
 
 
 @pytest.mark.parametrize(
@@ -107,12 +108,12 @@ def test_weights_are_floor_of_one_over_the_rate(rate: float, weight: int) -> Non
 )
 def test_a_call_is_kept_when_the_draw_is_under_its_rate(drawn: float, rate: float, kept: bool) -> None:
     """Keep when random * 100 < rate."""
-    assert decide(config_of(sample_rate=rate), CALL, random=lambda: drawn) == Sampled(kept, weight_for(rate))
+    assert (sampled_weight(config_of(sample_rate=rate), CALL, random=lambda: drawn) > 0) is kept
 
 
 def test_at_the_full_rate_no_number_is_drawn() -> None:
     """The usual case costs nothing and disturbs no seeded random source."""
-    assert decide(DEFAULT_CONFIG, CALL, random=lambda: pytest.fail("drawn")).keep
+    assert sampled_weight(DEFAULT_CONFIG, CALL, random=lambda: pytest.fail("drawn")) == 1
 
 
 def test_identities_that_are_no_strings() -> None:
