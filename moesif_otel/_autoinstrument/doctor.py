@@ -1,8 +1,7 @@
 """`moesif-otel doctor`: checks the options, what is captured, and whether Moesif can be reached.
 
 Needs no extra. Each check yields findings; if a check itself fails, that is a finding too. Of a value that may be
-secret, only whether it is set is shown. A program is run in a process of its own, by
-`moesif_otel._autoinstrument.dry_run`.
+secret, it shows only that it is set. A program is run in a process of its own (`dry_run`).
 """
 
 from __future__ import annotations
@@ -19,12 +18,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from moesif_otel._autoinstrument.dry_run import RUN_S
+from moesif_otel._autoinstrument.instrument import is_switched_off
 from moesif_otel._autoinstrument.targets import NOT_CAPTURED, NOT_CAPTURED_CLIENTS
 from moesif_otel.settings import OPTIONS, ImportedCallback, Settings, nearest, unknown_variables, variable_of
 
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 Level = Literal["ok", "info", "warning", "error"]
 
 _PROBE_TIMEOUT_S: Final = 5.0
-_RUN_S: Final = 5.0
 _MOST_CLOCK_SKEW_S: Final = 60.0
 
 
@@ -46,49 +46,26 @@ class Finding:
 
     Attributes:
         level: `error` makes the command end with status 1.
-        check: Name of the check.
         text: What was found, in one line.
         advice: What to do; empty if there is nothing to do.
+        check: Name of the check, set by `diagnose`.
     """
 
     level: Level
-    check: str
     text: str
     advice: str = ""
+    check: str = ""
 
 
-class _Package(NamedTuple):
-    """A package whose calls are captured."""
-
-    module: str
-    distribution: str
-    how: str
-
-
-_PACKAGES: Final = (
-    _Package("flask", "flask", "incoming calls"),
-    _Package("bottle", "bottle", "incoming calls"),
-    _Package("pyramid", "pyramid", "incoming calls"),
-    _Package("falcon", "falcon", "incoming calls"),
-    _Package("django", "django", "incoming calls"),
-    _Package("fastapi", "fastapi", "incoming calls"),
-    _Package("starlette", "starlette", "incoming calls"),
-    _Package("quart", "quart", "incoming calls"),
-    _Package("litestar", "litestar", "incoming calls"),
-    _Package("tornado", "tornado", "incoming calls"),
-    _Package("gunicorn", "gunicorn", "applications of no framework"),
-    _Package("waitress", "waitress", "applications of no framework"),
-    _Package("werkzeug", "werkzeug", "applications of no framework"),
-    _Package("cheroot", "cheroot", "applications of no framework"),
-    _Package("gevent", "gevent", "applications of no framework"),
-    _Package("uvicorn", "uvicorn", "applications of no framework"),
-    _Package("hypercorn", "hypercorn", "applications of no framework"),
-    _Package("daphne", "daphne", "applications of no framework"),
-    _Package("granian", "granian", "applications of no framework"),
-    _Package("requests", "requests", "outgoing calls"),
-    _Package("httpx", "httpx", "outgoing calls"),
-    _Package("aiohttp", "aiohttp", "outgoing calls (the client)"),
-)
+# Packages whose calls are captured, and which calls those are.
+_CAPTURED: Final = {
+    **dict.fromkeys(("flask", "bottle", "pyramid", "falcon", "django"), "incoming calls"),
+    **dict.fromkeys(("fastapi", "starlette", "quart", "litestar", "tornado"), "incoming calls"),
+    **dict.fromkeys(("gunicorn", "waitress", "werkzeug", "cheroot", "gevent"), "applications of no framework"),
+    **dict.fromkeys(("uvicorn", "hypercorn", "daphne", "granian"), "applications of no framework"),
+    **dict.fromkeys(("requests", "httpx"), "outgoing calls"),
+    "aiohttp": "outgoing calls (the client)",
+}
 
 
 def diagnose(program: Sequence[str] = (), *, send: bool = False) -> list[Finding]:
@@ -120,9 +97,10 @@ def diagnose(program: Sequence[str] = (), *, send: bool = False) -> list[Finding
         checks.append(("send", lambda: _send(settings)))
     for name, check in checks:
         try:
-            found.extend(check())
+            found.extend(replace(each, check=name) for each in check())
         except Exception as exc:
-            found.append(Finding("warning", name, f"this check could not be completed: {type(exc).__qualname__}"))
+            text = f"this check could not be completed: {type(exc).__qualname__}"
+            found.append(Finding("warning", text, check=name))
     return found
 
 
@@ -143,24 +121,20 @@ def report(findings: Sequence[Finding], *, as_json: bool) -> str:
 
 def _options(settings: Settings | None, errors: list[MoesifConfigError]) -> Iterator[Finding]:
     for error in errors:
-        yield Finding("error", "options", str(error))
+        yield Finding("error", str(error))
     for prefix, name in unknown_variables(os.environ):
         near = nearest(name)
         advice = f"Did you mean {prefix}{near}?" if near else "Remove it, or correct its name"
-        yield Finding("warning", "options", f"{prefix}{name} is not an option and is ignored", advice)
+        yield Finding("warning", f"{prefix}{name} is not an option and is ignored", advice)
     if settings is None:
-        yield Finding(
-            "error", "options", "opentelemetry-instrument captures nothing", "Correct the options that are named above"
-        )
+        yield Finding("error", "opentelemetry-instrument captures nothing", "Correct the options that are named above")
         return
     changed = {"APPLICATION_ID": "set", **settings.changed()}
     for name, shown in changed.items():
         source = variable_of(name, os.environ)
-        yield Finding("ok", "options", f"{name} = {shown} ({source[1] if source else 'given'})")
+        yield Finding("ok", f"{name} = {shown} ({source[1] if source else 'given'})")
     left = len(OPTIONS) - len(changed)
-    yield Finding(
-        "info", "options", f"{left} other options have their defaults; options in the code take precedence over these"
-    )
+    yield Finding("info", f"{left} other options have their defaults; options in the code take precedence over these")
 
 
 # What is there to capture.
@@ -168,19 +142,21 @@ def _options(settings: Settings | None, errors: list[MoesifConfigError]) -> Iter
 
 def _packages(settings: Settings | None) -> Iterator[Finding]:
     outgoing = settings is not None and settings.capture_outgoing_requests
-    for package in _PACKAGES:
-        if not _is_installed(package.module):
+    for module, calls in _CAPTURED.items():
+        if not _is_installed(module):
             continue
-        version = _version(package.distribution)
-        if package.how.startswith("outgoing") and not outgoing:
+        try:
+            version = importlib.metadata.version(module)
+        except importlib.metadata.PackageNotFoundError:
+            version = "(version unknown)"
+        if calls.startswith("outgoing") and not outgoing:
             advice = "Set MOESIF_CAPTURE_OUTGOING_REQUESTS=true to record the calls that your service makes"
-            yield Finding("info", "capture", f"{package.module} {version}: {package.how} are not captured", advice)
+            yield Finding("info", f"{module} {version}: {calls} are not captured", advice)
         else:
-            yield Finding("ok", "capture", f"{package.module} {version}: {package.how}")
+            yield Finding("ok", f"{module} {version}: {calls}")
     for module, advice in (NOT_CAPTURED | NOT_CAPTURED_CLIENTS).items():
         if _is_installed(module):
-            sentence = f"{advice[0].upper()}{advice[1:]}"
-            yield Finding("info", "capture", f"{module}: not captured automatically", sentence)
+            yield Finding("info", f"{module}: not captured automatically", f"{advice[0].upper()}{advice[1:]}")
 
 
 def _is_installed(module: str) -> bool:
@@ -190,23 +166,15 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "(version unknown)"
-
-
 # OpenTelemetry's side.
 
 
 def _opentelemetry() -> Iterator[Finding]:
-    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
-        yield Finding("error", "opentelemetry", "OTEL_SDK_DISABLED is true, so nothing is captured", "Unset it")
+    if is_switched_off():
+        yield Finding("error", "OTEL_SDK_DISABLED is true, so nothing is captured", "Unset it")
     if not _is_installed("opentelemetry.instrumentation.auto_instrumentation"):
         yield Finding(
             "info",
-            "opentelemetry",
             "the command opentelemetry-instrument is not installed",
             "To capture without code changes: pip install opentelemetry-instrumentation",
         )
@@ -216,12 +184,11 @@ def _opentelemetry() -> Iterator[Finding]:
     if disabled & {"moesif", "*"}:
         yield Finding(
             "error",
-            "opentelemetry",
             "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS turns moesif-otel off, so nothing is captured",
             "Remove moesif, or *, from it",
         )
     in_order = ", ".join(name for name in names if name not in disabled)
-    yield Finding("ok", "opentelemetry", f"instrumentations, in the order they load: {in_order or 'none'}")
+    yield Finding("ok", f"instrumentations, in the order they load: {in_order or 'none'}")
     yield from _pipeline()
 
 
@@ -231,16 +198,15 @@ def _pipeline() -> Iterator[Finding]:
     if found is None:
         yield Finding(
             "warning",
-            "opentelemetry",
             "a trial run of opentelemetry-instrument failed",
             "Run it with a program of yours and look at its output",
         )
         return
-    yield Finding("ok", "opentelemetry", f"tracer provider: {found['provider']}; sampler: {found['sampler']}")
+    yield Finding("ok", f"tracer provider: {found['provider']}; sampler: {found['sampler']}")
     for exporter in ("TRACES", "METRICS", "LOGS"):
         chosen = os.environ.get(f"OTEL_{exporter}_EXPORTER")
         if chosen:
-            yield Finding("info", "opentelemetry", f"OTEL_{exporter}_EXPORTER = {chosen}")
+            yield Finding("info", f"OTEL_{exporter}_EXPORTER = {chosen}")
 
 
 # Callbacks, spool.
@@ -256,14 +222,10 @@ def _callbacks(settings: Settings) -> Iterator[Finding]:
             try:
                 callback.resolve()
             except Exception as exc:
-                level: Level = "error"
-                yield Finding(
-                    level,
-                    "callbacks",
-                    f"{option.name}: {callback.path} cannot be imported: {type(exc).__qualname__}: {exc}",
-                )
-                continue
-            yield Finding("ok", "callbacks", f"{option.name}: {callback.path}")
+                why = f"{type(exc).__qualname__}: {exc}"
+                yield Finding("error", f"{option.name}: {callback.path} cannot be imported: {why}")
+            else:
+                yield Finding("ok", f"{option.name}: {callback.path}")
     finally:
         sys.path.pop(0)
 
@@ -272,7 +234,6 @@ def _spool(settings: Settings) -> Iterator[Finding]:
     if settings.spool_directory is None:
         yield Finding(
             "info",
-            "spool",
             "off: events that cannot be delivered before the process ends are lost",
             "Set SPOOL_DIRECTORY to keep them",
         )
@@ -280,11 +241,11 @@ def _spool(settings: Settings) -> Iterator[Finding]:
     folder = Path(settings.spool_directory)
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        yield Finding("error", "spool", f"this user cannot write to {folder}", "Change its owner, or SPOOL_DIRECTORY")
+        yield Finding("error", f"this user cannot write to {folder}", "Change its owner, or SPOOL_DIRECTORY")
         return
     files = [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
     size = sum(path.stat().st_size for path in files)
-    yield Finding("ok", "spool", f"{folder} is writable, and contains {len(files)} files ({size} bytes)")
+    yield Finding("ok", f"{folder} is writable, and contains {len(files)} files ({size} bytes)")
 
 
 # The way to Moesif.
@@ -297,7 +258,7 @@ def _address(settings: Settings) -> Iterator[Finding]:
     proxy = None if proxy_bypass(host) else getproxies().get(address.scheme.lower())
     if proxy:
         shown = urlsplit(proxy)
-        yield Finding("info", "address", f"uses the proxy {shown.hostname}:{shown.port} (from the environment)")
+        yield Finding("info", f"uses the proxy {shown.hostname}:{shown.port} (from the environment)")
     else:
         yield from _connect(host, port, secure=secure)
     yield from _probe(settings)
@@ -307,53 +268,41 @@ def _connect(host: str, port: int, *, secure: bool) -> Iterator[Finding]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as exc:
-        yield Finding(
-            "error", "address", f"DNS: {host} cannot be resolved ({exc.strerror})", "Check BASE_URI and the name server"
-        )
+        yield Finding("error", f"DNS: {host} cannot be resolved ({exc.strerror})", "Check BASE_URI and the name server")
         return
-    yield Finding("ok", "address", f"DNS: {host} is {', '.join(sorted({str(entry[4][0]) for entry in found}))}")
+    yield Finding("ok", f"DNS: {host} is {', '.join(sorted({str(entry[4][0]) for entry in found}))}")
     try:
         with socket.create_connection((host, port), timeout=_PROBE_TIMEOUT_S) as connection:
-            yield Finding("ok", "address", f"TCP: port {port} is open")
+            yield Finding("ok", f"TCP: port {port} is open")
             if secure:
                 yield _tls(connection, host)
     except OSError as exc:
         yield Finding(
             "error",
-            "address",
             f"TCP: {host} port {port}: {exc.strerror or exc}",
             "Check BASE_URI and the firewall, and that the server is running",
         )
 
 
 def _tls(connection: socket.socket, host: str) -> Finding:
-    authorities = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or _certifi()
+    import certifi  # `requests` brings it
+
+    authorities = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or certifi.where()
     try:
         with ssl.create_default_context(cafile=authorities).wrap_socket(connection, server_hostname=host) as tls:
-            return Finding("ok", "address", f"TLS: {tls.version()}, the certificate is valid")
+            return Finding("ok", f"TLS: {tls.version()}, the certificate is valid")
     except ssl.SSLError as exc:
         return Finding(
-            "error",
-            "address",
-            f"TLS: {exc.reason or exc}",
-            "If a proxy intercepts TLS, set REQUESTS_CA_BUNDLE to its certificate",
+            "error", f"TLS: {exc.reason or exc}", "If a proxy intercepts TLS, set REQUESTS_CA_BUNDLE to its certificate"
         )
 
 
-def _certifi() -> str | None:
-    try:
-        import certifi
-    except ImportError:
-        return None
-    return certifi.where()
-
-
 _ANSWERS: Final = {
-    401: ("error", "the application id is not accepted", "Copy it again from the Moesif portal"),
-    402: ("error", "the Moesif subscription is not active", "See the billing page of the Moesif portal"),
-    403: ("error", "access is refused", "Check APPLICATION_ID, and whether a proxy or firewall refuses the request"),
-    404: ("error", "Moesif's API is not at this path", "Check the path of BASE_URI"),
-    407: ("error", "the proxy requires a password", "Add user and password to the proxy's address"),
+    401: ("the application id is not accepted", "Copy it again from the Moesif portal"),
+    402: ("the Moesif subscription is not active", "See the billing page of the Moesif portal"),
+    403: ("access is refused", "Check APPLICATION_ID, and whether a proxy or firewall refuses the request"),
+    404: ("Moesif's API is not at this path", "Check the path of BASE_URI"),
+    407: ("the proxy requires a password", "Add user and password to the proxy's address"),
 }
 
 
@@ -369,38 +318,34 @@ def _probe(settings: Settings) -> Iterator[Finding]:
     except requests.RequestException as exc:
         yield Finding(
             "error",
-            "address",
             f"no answer from {settings.shown_address}: {type(exc).__name__}",
             "Check BASE_URI, the network and the proxy; until it answers, events wait in memory",
         )
         return
     took_millis = (time.monotonic() - started_s) * 1_000
     if answer.status_code in {200, 304}:
-        yield Finding(
-            "ok", "address", f"{settings.shown_address} answers, and accepts the application id ({took_millis:.0f} ms)"
-        )
+        yield Finding("ok", f"{settings.shown_address} answers, and accepts the application id ({took_millis:.0f} ms)")
     else:
-        level, meaning, advice = _ANSWERS.get(
-            answer.status_code, ("warning", "an unexpected answer", "Check that BASE_URI is Moesif or a secure proxy")
-        )
-        yield Finding(level, "address", f"{settings.shown_address} answers {answer.status_code}: {meaning}", advice)  # type: ignore[arg-type]
+        level: Level = "error" if answer.status_code in _ANSWERS else "warning"
+        unexpected = ("an unexpected answer", "Check that BASE_URI is Moesif or a secure proxy")
+        meaning, advice = _ANSWERS.get(answer.status_code, unexpected)
+        yield Finding(level, f"{settings.shown_address} answers {answer.status_code}: {meaning}", advice)
     date = email.utils.parsedate_to_datetime(answer.headers["Date"]) if "Date" in answer.headers else None
     if date is not None:
         skew_s = time.time() - date.timestamp()
         if abs(skew_s) > _MOST_CLOCK_SKEW_S:
             yield Finding(
                 "warning",
-                "address",
                 f"this machine's clock is off by {skew_s:.0f} s",
                 "Set the clock: Moesif would show events at the wrong time",
             )
         else:
-            yield Finding("ok", "address", "the clocks agree within a minute")
+            yield Finding("ok", "the clocks agree within a minute")
 
 
 def _send(settings: Settings | None) -> Iterator[Finding]:
     if settings is None:
-        yield Finding("error", "send", "nothing was sent, because options are wrong", "See the check named options")
+        yield Finding("error", "nothing was sent, because options are wrong", "See the check named options")
         return
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -428,10 +373,10 @@ def _send(settings: Settings | None) -> Iterator[Finding]:
     stats = exporter.stats()
     exporter.shutdown(1_000)
     if stats["delivered"] == 1:
-        yield Finding("ok", "send", "one event was sent and acknowledged: look for GET /moesif-otel/doctor in Moesif")
+        yield Finding("ok", "one event was sent and acknowledged: look for GET /moesif-otel/doctor in Moesif")
     else:
         why = ", ".join(stats["dropped"]) or "no answer came in time"
-        yield Finding("error", "send", f"the event was not delivered: {why}", "See the check named address")
+        yield Finding("error", f"the event was not delivered: {why}", "See the check named address")
 
 
 # The program.
@@ -442,26 +387,21 @@ def _program(program: Sequence[str]) -> Iterator[Finding]:
     if found is None:
         yield Finding(
             "error",
-            "program",
             f"{' '.join(program)} ended before it could be examined",
             "Check that it runs without opentelemetry-instrument",
         )
         return
     if found["error"]:
-        yield Finding("error", "program", f"it ended with {found['error']}")
+        yield Finding("error", f"it ended with {found['error']}")
     yield Finding(
-        "ok" if found["captured"] else "warning",
-        "program",
-        f"captured in it: {', '.join(found['captured']) or 'nothing'}",
+        "ok" if found["captured"] else "warning", f"captured in it: {', '.join(found['captured']) or 'nothing'}"
     )
     for line in found["application"]:
-        yield Finding("info", "program", line)
+        yield Finding("info", line)
     for line in found["twice"]:
-        yield Finding("warning", "program", line, "Keep one of them")
+        yield Finding("warning", line, "Keep one of them")
     if found["provider_changed"]:
-        yield Finding(
-            "info", "program", f"it sets its own tracer provider: {found['provider']}; sampler: {found['sampler']}"
-        )
+        yield Finding("info", f"it sets its own tracer provider: {found['provider']}; sampler: {found['sampler']}")
 
 
 def _dry_run(program: Sequence[str]) -> dict[str, Any] | None:
@@ -472,7 +412,7 @@ def _dry_run(program: Sequence[str]) -> dict[str, Any] | None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run(  # noqa: S603 - the user's own program
                 command,
-                timeout=_RUN_S + 40,
+                timeout=RUN_S + 40,
                 check=False,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

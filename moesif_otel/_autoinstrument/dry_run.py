@@ -19,6 +19,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from moesif_otel.settings import Settings
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -42,7 +44,7 @@ _REPLACED: Final = ("moesifwsgi", "moesiftornado", "moesifpythonrequest", "moesi
 
 
 class _Report:
-    """Collects the report, and writes it once."""
+    """The report, which is written once."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -67,11 +69,9 @@ class _Report:
 
         provider = trace.get_tracer_provider()
         sampler = getattr(provider, "sampler", None)
-        names = dict(_FRAMEWORKS)
-        if os.environ.get("MOESIF_CAPTURE_OUTGOING_REQUESTS") or os.environ.get(
-            "OTEL_MOESIF_CAPTURE_OUTGOING_REQUESTS"
-        ):
-            names.update(_CLIENTS)
+        settings, _ = Settings.of_any()
+        outgoing = settings is not None and settings.capture_outgoing_requests
+        names = {**_FRAMEWORKS, **(_CLIENTS if outgoing else {})}
         middlewares, twice = _middlewares()
         return {
             "error": error,

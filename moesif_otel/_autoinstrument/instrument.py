@@ -65,11 +65,7 @@ def instrument(settings: Mapping[str, Any] | Settings | None = None) -> Instrume
 
 
 class Instrumentation:
-    """The capture of this process for one settings value, created by `instrument`. Thread-safe.
-
-    Args:
-        settings: The options.
-    """
+    """The capture of this process for one settings value, created by `instrument`. Thread-safe."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -224,26 +220,14 @@ def _weakly(handle: Instrumentation, method: Callable[[Instrumentation], None]) 
 # Options of the zero-code run: never a reason for an application not to start.
 
 
-def is_switched_off(environ: Mapping[str, str] | None = None) -> bool:
+def is_switched_off() -> bool:
     """Return whether `OTEL_SDK_DISABLED` is true (OTel specification: only "true", in any case)."""
-    source = os.environ if environ is None else environ
-    return source.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    return os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
 
 
-def read_settings(options: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings | None:
-    """Read the given options, and the others from the environment; each wrong one is logged once.
-
-    A harmless option with a wrong value keeps its default. If the destination, or an option that protects data, is
-    wrong, nothing is captured.
-
-    Args:
-        options: Snake_case names to values; None means absent.
-        environ: The environment to read; `os.environ` by default.
-
-    Returns:
-        The settings; None if nothing may be captured.
-    """
-    settings, errors = Settings.of_any(options, environ=environ)
+def read_settings(options: Mapping[str, Any]) -> Settings | None:
+    """Return `Settings.of_any(options)`, and log each error once."""
+    settings, errors = Settings.of_any(options)
     for error in errors:
         if str(error) not in _told:
             _told.add(str(error))
@@ -280,26 +264,22 @@ def _remove(handle: Instrumentation) -> None:
 
 
 class _EveryHandle:
-    """Serves a call for all handles (`targets.Serving`)."""
+    """Has a call captured by each handle that has not captured it already (`targets.Serving`)."""
 
     def prepare(self) -> None:
-        """Prepare every pipeline."""
         for handle in _handles:
             handle.prepare()
 
     def prepare_tornado(self) -> None:
-        """Start capturing Tornado for every handle."""
         for handle in _handles:
             PROCESS_GUARD.run("capture of Tornado", handle.prepare_tornado)
 
     def serve_asgi(self, app: Any, scope: Any, receive: Any, send: Any) -> Any:
-        """Return an ASGI application's call, captured by each handle that has not captured this one already."""
         for handle in reversed(_handles):
             app = handle.wrapped_asgi(app)
         return app(scope, receive, send)
 
     def serve(self, app: Any, environ: Any, start_response: Any, framework_app: Any = None) -> Any:
-        """Call the application, captured by each handle that has not captured this call already."""
         handles = _handles
         if not handles:
             return app(environ, start_response)

@@ -28,19 +28,15 @@ class Serving(Protocol):
 
     def prepare(self) -> None:
         """Prepare: a server is about to serve. Never raises."""
-        ...
 
     def prepare_tornado(self) -> None:
         """Prepare for Tornado: an application was created. Never raises."""
-        ...
 
     def serve(self, app: Any, environ: Any, start_response: Any, framework_app: Any = None) -> Any:
         """Call a WSGI application and capture the call; raises what the application raises."""
-        ...
 
     def serve_asgi(self, app: Any, scope: Any, receive: Any, send: Any) -> Any:
         """Return what is to be awaited: an ASGI application's call, captured."""
-        ...
 
 
 def _is_wsgi_call(environ: Any, start_response: Any) -> bool:

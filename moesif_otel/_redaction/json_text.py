@@ -15,7 +15,6 @@ from moesif_otel._redaction.cards import has_card_number, number_digits
 from moesif_otel._redaction.names import HIDDEN, Verdict
 
 if TYPE_CHECKING:
-
     from moesif_otel._redaction.budget import Inspection
     from moesif_otel._redaction.rules import Rules
 

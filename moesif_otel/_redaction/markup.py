@@ -17,7 +17,6 @@ from moesif_otel._redaction.prose import QUOTE, hide_pairs, is_card_label, is_la
 from moesif_otel._redaction.urls import hide_user_info
 
 if TYPE_CHECKING:
-
     from moesif_otel._redaction.budget import Inspection
 
 _URL: Final = re.compile(r"""(?<![A-Za-z0-9])[A-Za-z][A-Za-z0-9+.\-]{1,19}:\\?/\\?/[^\s"<>\\]+""")

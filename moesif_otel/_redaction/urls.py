@@ -57,12 +57,7 @@ def inspect_form(look: Inspection, text: str, *, cut: bool) -> str:
 
 
 def _pairs(
-    look: Inspection,
-    text: str,
-    pieces_of: re.Pattern[str],
-    verdict_of: Callable[[str], Verdict],
-    *,
-    cut: bool = False,
+    look: Inspection, text: str, pieces_of: re.Pattern[str], verdict_of: Callable[[str], Verdict], *, cut: bool = False
 ) -> str:
     out: list[str] = []
     at, mark, hidden = 0, "", False

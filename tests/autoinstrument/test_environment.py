@@ -6,10 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
 
 import pytest
 
-from moesif_otel._autoinstrument.environment import leave_out_missing_exporters
+from moesif_otel._autoinstrument import environment
 from moesif_otel.settings import OPTIONS
 
 ID = {"MOESIF_APPLICATION_ID": "a"}
@@ -17,16 +20,23 @@ OTEL = ["opentelemetry.distro"]
 
 
 def after(environ: dict[str, str], distros: list[str] = OTEL, present: tuple[str, ...] = ()) -> dict[str, str]:
+    """Return the variables that `prepare` adds where these distros, and these signals' default exporters, are installed."""
+
+    def entry_points(*, group: str, name: str | None = None) -> list[Any]:
+        if group == "opentelemetry_distro":
+            return [SimpleNamespace(value=f"{distro}:Distro") for distro in distros]
+        assert name == "otlp_proto_grpc"
+        return [name] if group in {f"opentelemetry_{signal}_exporter" for signal in present} else []
+
     left = dict(environ)
-    leave_out_missing_exporters(left, distros, present)
+    with mock.patch.object(environment, "entry_points", entry_points):
+        environment.prepare(left)
     return {name: value for name, value in left.items() if name not in environ}
 
 
 def test_every_option_is_a_flag() -> None:
     """The command finds one name for each."""
-    from moesif_otel._autoinstrument import environment as auto_environment
-
-    assert {f"OTEL_MOESIF_{name}" for name in OPTIONS} <= set(dir(auto_environment))
+    assert {f"OTEL_MOESIF_{name}" for name in OPTIONS} <= set(dir(environment))
 
 
 def test_only_what_is_missing_and_not_chosen_is_left_out() -> None:

@@ -26,15 +26,20 @@ def _untold(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(f"OTEL_MOESIF_{name}", raising=False)
 
 
+def set_variables(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name.startswith("moesif_otel")]
 
 
-def test_what_a_file_says_comes_before_the_environment() -> None:
+def test_what_a_file_says_comes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each option from the file if it is there, else from its variable, else its default."""
+    set_variables(monkeypatch, {**ID, "MOESIF_BATCH_SIZE": "9", "OTEL_MOESIF_LOG_BODY": "false"})
     found = read_settings(
         {"application_id": "from the file", "batch_size": 7, "identify_user": "hooks:user", "log_body": None},
-        {**ID, "MOESIF_BATCH_SIZE": "9", "OTEL_MOESIF_LOG_BODY": "false"},
     )
     assert found is not None
     assert (found.application_id, found.batch_size, found.log_body) == ("from the file", 7, False)
@@ -42,16 +47,22 @@ def test_what_a_file_says_comes_before_the_environment() -> None:
     assert found.event_queue_size == 10_000
 
 
-def test_a_wrong_variable_that_a_file_overrides_is_no_mistake(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_wrong_variable_that_a_file_overrides_is_no_mistake(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nobody will use it."""
-    assert read_settings({"batch_size": 7}, {**ID, "MOESIF_BATCH_SIZE": "many"}) is not None
+    set_variables(monkeypatch, {**ID, "MOESIF_BATCH_SIZE": "many"})
+    assert read_settings({"batch_size": 7}) is not None
     assert messages(caplog) == []
 
 
-def test_a_wrong_value_is_named_once_and_its_default_used(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_wrong_value_is_named_once_and_its_default_used(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The exporter and the instrumentor read the same environment: one line."""
+    set_variables(monkeypatch, ID)
     for _ in range(2):
-        found = read_settings({"batch_timeout": 1, "batch_size": "many"}, ID)
+        found = read_settings({"batch_timeout": 1, "batch_size": "many"})
         assert found is not None
         assert found.batch_size == 100
     (message,) = [message for message in messages(caplog) if "unknown option" not in message]
@@ -63,16 +74,20 @@ def test_without_an_application_id_one_line_says_what_to_set(
     options: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whatever else is wrong; and the id's value is never quoted."""
-    assert read_settings(options, {}) is None
+    assert read_settings(options) is None
     (message,) = messages(caplog)
     assert "APPLICATION_ID" in message
 
 
 @pytest.mark.parametrize(("value", "off"), [("true", True), (" TRUE ", True), ("1", False), ("", False), ("no", False)])
-def test_otel_sdk_disabled_means_true_and_nothing_else(value: str, off: bool) -> None:
+def test_otel_sdk_disabled_means_true_and_nothing_else(
+    value: str, off: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The OTel specification's booleans."""
-    assert is_switched_off({"OTEL_SDK_DISABLED": value}) is off
-    assert not is_switched_off({})
+    monkeypatch.delenv("OTEL_SDK_DISABLED", raising=False)
+    assert not is_switched_off()
+    monkeypatch.setenv("OTEL_SDK_DISABLED", value)
+    assert is_switched_off() is off
 
 
 def test_options_of_a_configuration_file_are_typed() -> None:
