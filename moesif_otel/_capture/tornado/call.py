@@ -46,43 +46,62 @@ class TornadoCall:
     Args:
         exchange: Its Exchange, open.
         handler: The handler that serves it.
+
+    Attributes:
+        decision: Whose headers governance adds to those of the response.
+        client_left: Whether nobody is there any more to get what is written.
     """
 
-    __slots__ = ("__weakref__", "decision", "exchange", "guard", "handler", "keeps_response")
+    __slots__ = ("__weakref__", "client_left", "decision", "exchange", "guard", "handler", "hooks", "keeps_response")
 
     def __init__(self, exchange: Exchange, handler: RequestHandler) -> None:
+        pipeline = exchange.pipeline
         self.exchange: Exchange | None = exchange
         self.handler: RequestHandler | None = handler
-        self.decision: Decision | None = None  # whose headers are to be added
-        self.guard = exchange.pipeline.guard
-        settings = exchange.pipeline.settings
+        self.guard = pipeline.guard
+        self.decision: Decision | None = None
+        self.client_left = False
+        self.hooks: InstancePatches | None = None  # few calls need any
+        settings = pipeline.settings
         # A HEAD response's body is dropped by Tornado after the transforms have seen it.
         self.keeps_response = settings.log_body and exchange.method != "HEAD"
         if settings.log_body:
-            exchange.response_body = CapturedBody(settings.response_max_body_size, exchange.pipeline.budget)
+            exchange.response_body = CapturedBody(settings.response_max_body_size, pipeline.budget)
+
+    def watch(self, exchange: Exchange, handler: RequestHandler) -> None:
+        """Take the request body, and the place from which the call is seen."""
+        raise NotImplementedError
+
+    def take_request_body(self, exchange: Exchange, handler: RequestHandler) -> None:
+        """Note the body that Tornado has read."""
+        data = handler.request.body
+        if data and isinstance(data, bytes) and exchange.pipeline.settings.log_body:
+            request_body_of(exchange).add(data)
+
+    def hook(self, owner: Any, name: str, function: Any) -> None:
+        """Put a function in the way of an object's method until the call is over."""
+        if self.hooks is None:
+            self.hooks = InstancePatches()
+        self.hooks.put(owner, name, function)
+
+    def and_then_aborted(self, close_callback: Callable[[], None]) -> Callable[[], None]:
+        """Return a close callback that does what the connection would have done, then ends the call."""
+
+        def on_close() -> None:
+            try:
+                close_callback()
+            finally:
+                self.end(Outcome.ABORTED)
+
+        return on_close
 
     def add_decided_headers(self, headers: HTTPHeaders) -> None:
         """Let governance add its headers to those that are about to be sent."""
-        if self.decision is not None and self.exchange is not None and self.exchange.is_open:
-            decision, self.decision = self.decision, None
+        decision, self.decision = self.decision, None
+        if decision is not None and self.exchange is not None and self.exchange.is_open:
             own = list(headers.get_all())
             for name, value in decision.added_to(own)[len(own) :]:
                 headers.add(name, value)
-
-    def watch(self) -> None:
-        """Take the place from which the call is seen."""
-
-    def take_request_body(self) -> None:
-        """Note the body that Tornado has read."""
-        exchange, handler = self.exchange, self.handler
-        if exchange is None or handler is None or not exchange.pipeline.settings.log_body:
-            return
-        if isinstance(handler.request.body, bytes) and handler.request.body:
-            exchange.request_body = self._new_request_body(exchange)
-            exchange.request_body.add(handler.request.body)
-
-    def _new_request_body(self, exchange: Exchange) -> CapturedBody:
-        return CapturedBody(exchange.pipeline.settings.request_max_body_size, exchange.pipeline.budget)
 
     def headers_sent(self, status: int, headers: HTTPHeaders) -> None:
         """Note status and headers as they left."""
@@ -90,16 +109,16 @@ class TornadoCall:
         if exchange is not None and exchange.is_open:
             exchange.status = int(status)
             exchange.response_headers = list(headers.get_all())
-            if status in _STATUSES_WITHOUT_BODY and self.keeps_response:
+            if status in _STATUSES_WITHOUT_BODY:
                 # A handler that writes one all the same breaks the protocol: no client takes it for a body.
                 self.keeps_response = False
                 if exchange.response_body is not None:
                     exchange.response_body.restart()
 
     def response_piece(self, chunk: bytes) -> None:
-        """Note a piece of the response body."""
+        """Note a piece of the response body, if there is still somebody to get it."""
         exchange = self.exchange
-        if chunk and self.keeps_response and exchange is not None and exchange.is_open:
+        if chunk and self.keeps_response and not self.client_left and exchange is not None and exchange.is_open:
             body = exchange.response_body
             if body is not None:
                 body.add(chunk)
@@ -112,15 +131,9 @@ class TornadoCall:
     def logged(self) -> None:
         """`log_function` was called: the response has been handed to the connection."""
 
-    def aborted(self) -> None:
-        """The client left."""
-        self.end(Outcome.ABORTED)
-
-    def detached(self) -> None:
-        """The handler has taken the connection over."""
-
     def executed(self, error: BaseException | None) -> None:
         """`_execute` returned or raised."""
+        raise NotImplementedError
 
     def end(self, outcome: Outcome, error: BaseException | None = None) -> None:
         """End the call; the first end counts. Never raises."""
@@ -128,14 +141,17 @@ class TornadoCall:
         if exchange is None:
             return
         self.exchange = self.handler = None
-        try:
-            self.close()
-        except Exception as exc:
-            self.guard.caught("the end of a Tornado request", exc)
+        if self.hooks is not None:
+            self.guard.run("the end of a Tornado request", self.hooks.take_away)
         exchange.finish(outcome, error)
 
-    def close(self) -> None:
-        """Take our hooks away."""
+    def end_unseen(self) -> None:
+        """Forget a call that cannot be watched: nobody would ever finish it."""
+        exchange, self.exchange = self.exchange, None
+        if self.hooks is not None:
+            self.hooks.take_away()
+        if exchange is not None:
+            exchange.supersede()
 
     def __del__(self) -> None:
         # A handler with `_auto_finish = False` that forgot its client, or a loop that ended first.
@@ -144,8 +160,8 @@ class TornadoCall:
             exchange.finish_from_finalizer(Outcome.UNFINISHED)
 
 
-class HandlerCall(TornadoCall):
-    """A request whose handler answers through Tornado's transforms.
+class HandlerCall(TornadoCall, OutputTransform):
+    """A request whose handler answers through Tornado's transforms, one of which it is itself.
 
     Args:
         exchange: Its Exchange, open.
@@ -153,101 +169,95 @@ class HandlerCall(TornadoCall):
         awaits_log: Whether its application calls our `log_event` at the end.
     """
 
-    __slots__ = ("_awaits_log", "_client_left", "_end", "_ended_response", "_had_coding", "_hooks", "_streamed")
+    __slots__ = ("_awaits_log", "_end", "_ended_response", "_had_coding", "_streamed")
 
     def __init__(self, exchange: Exchange, handler: RequestHandler, *, awaits_log: bool) -> None:
-        super().__init__(exchange, handler)
+        TornadoCall.__init__(self, exchange, handler)
         self._awaits_log = awaits_log
-        self._client_left = False
         self._end: tuple[Outcome, BaseException | None] | None = None  # which waits for the span to end
         self._ended_response = False
         self._had_coding = False
         self._streamed = False
-        self._hooks: InstancePatches | None = None  # few calls need any
 
-    # The request.
-
-    def watch(self) -> None:
+    def watch(self, exchange: Exchange, handler: RequestHandler) -> None:
         """Take the request body, or a place beside its stream; notice when the client leaves."""
-        exchange, handler = self.exchange, self.handler
-        if exchange is None or handler is None:
-            return
-        if exchange.pipeline.settings.log_body and streams_request_body(handler):
-            body = exchange.request_body = self._new_request_body(exchange)
-            self._hook(handler, "data_received", _teed(handler.data_received, body, exchange))
+        if streams_request_body(handler) and exchange.pipeline.settings.log_body:
+            body = request_body_of(exchange)
+            self.hook(handler, "data_received", _teed(handler.data_received, body, exchange))
         else:
-            self.take_request_body()
+            self.take_request_body(exchange, handler)
         connection: Any = handler.request.connection
-        if connection is not None:
-            previous = close_callback_of(connection)
-            if previous is not None:
-                connection.set_close_callback(chained_close(previous, self))
+        close_callback = close_callback_of(connection)
+        if close_callback is not None:
+            connection.set_close_callback(self.and_then_aborted(close_callback))
 
-    def _hook(self, owner: Any, name: str, function: Any) -> None:
-        if self._hooks is None:
-            self._hooks = InstancePatches()
-        self._hooks.put(owner, name, function)
+    # Tornado calls these with each flushed part of the response, before it is compressed.
 
-    def _with_note(self, write_headers: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `write_headers` with a look at what was sent: compression and the framing are in it by then."""
+    def transform_first_chunk(
+        self, status_code: int, headers: HTTPHeaders, chunk: bytes, finishing: bool
+    ) -> tuple[int, HTTPHeaders, bytes]:
+        """Note status and first part, and pass them on as they are."""
+        try:
+            if self.decision is not None:
+                self.add_decided_headers(headers)
+            self._had_coding = "Content-Encoding" in headers
+            if not finishing:
+                self._streamed = True
+                self._look_at_headers()
+            self._flushed(chunk, finishing=finishing)
+        except Exception as exc:
+            self.guard.caught("capture of a Tornado response", exc)
+        return status_code, headers, chunk
+
+    def transform_chunk(self, chunk: bytes, finishing: bool) -> bytes:
+        """Note a later part, and pass it on as it is."""
+        try:
+            self._flushed(chunk, finishing=finishing)
+        except Exception as exc:
+            self.guard.caught("capture of a Tornado response", exc)
+        return chunk
+
+    def _flushed(self, chunk: bytes, *, finishing: bool) -> None:
+        # A failed write tells the handler before the close callback runs, and `finish` then takes that callback off.
+        if not self.client_left and self.handler is not None:
+            self.client_left = client_is_gone(self.handler.request.connection)
+        self.response_piece(chunk)
+        if finishing:
+            self._ended_response = True
+            if not self._awaits_log:
+                self._call_soon(self._end_answered)  # else the return of `_execute`, or the finalizer, will tell
+
+    def _look_at_headers(self) -> None:
+        """Look at what is sent: the handler goes on and may change it; compression and the framing are in it by then.
+
+        Of a response that is written in one piece the handler's own headers stand.
+        """
+        connection: Any = self.handler.request.connection if self.handler is not None else None
+        if connection is None:
+            return
+        write_headers = connection.write_headers
 
         def write_and_note(start_line: Any, headers: HTTPHeaders, *args: Any, **kwargs: Any) -> Any:
             result = write_headers(start_line, headers, *args, **kwargs)
             try:
-                if not self._client_left:
+                if not self.client_left:
                     self.headers_sent(start_line.code, headers)
             except Exception as exc:
                 self.guard.caught("capture of a Tornado response", exc)
             return result
 
-        return write_and_note
-
-    # The response, as the tee sees it.
-
-    def response_began(self, headers: HTTPHeaders, *, finishing: bool) -> None:
-        """The first flush."""
-        self._look_for_client()
-        self._had_coding = "Content-Encoding" in headers
-        self._streamed = not finishing
-        if not finishing and self.handler is not None:
-            # The handler goes on, and may change what it has sent by then; of a whole response the headers stand.
-            connection: Any = self.handler.request.connection
-            if connection is not None:
-                self._hook(connection, "write_headers", self._with_note(connection.write_headers))
+        self.hook(connection, "write_headers", write_and_note)
 
     def headers_sent(self, status: int, headers: HTTPHeaders) -> None:
-        """Note status and headers as they left."""
+        """Note status and headers as they left, and whether Tornado compressed what we saw before it."""
         super().headers_sent(status, headers)
         body = self.exchange.response_body if self.exchange is not None else None
         if body is not None and not self._had_coding:
-            # Our tee stands before Tornado's gzip transform.
             body.decoded = "Content-Encoding" in headers
 
-    def _take_headers(self) -> None:
-        """Note the headers of a response that was written in one piece."""
-        exchange, handler = self.exchange, self.handler
-        if exchange is not None and handler is not None and exchange.status is None and self._ended_response:
+    def _take_headers(self, exchange: Exchange, handler: RequestHandler) -> None:
+        if exchange.status is None and exchange.is_open:
             self.headers_sent(handler.get_status(), headers_of(handler))
-
-    def response_goes_on(self) -> None:
-        """A later flush."""
-        self._look_for_client()
-
-    def response_ended(self) -> None:
-        """The last flush; `finish` is still running."""
-        self._ended_response = True
-        if not self._awaits_log:
-            self._call_soon(self._end_answered)  # else the return of `_execute`, or the finalizer, will tell
-
-    def response_piece(self, chunk: bytes) -> None:
-        """Note a piece of the response body, if there is still somebody to get it."""
-        if not self._client_left:
-            super().response_piece(chunk)
-
-    def _look_for_client(self) -> None:
-        # A failed write tells the handler before the close callback runs, and `finish` then takes that callback off.
-        if not self._client_left and self.handler is not None:
-            self._client_left = client_is_gone(self.handler.request.connection)
 
     # The end.
 
@@ -256,15 +266,12 @@ class HandlerCall(TornadoCall):
         exchange, handler = self.exchange, self.handler
         if exchange is None or handler is None:
             return
-        if self._client_left:
+        if self.client_left:
             self.end(Outcome.ABORTED)
             return
         error = None
         try:
-            self._take_headers()
-            if exchange.is_open and exchange.status is None:
-                # We were not there when it was sent.
-                self.headers_sent(handler.get_status(), headers_of(handler))
+            self._take_headers(exchange, handler)
             error = _failure(exchange.status, streamed=self._streamed)
         except Exception as exc:
             self.guard.caught("the end of a Tornado request", exc)
@@ -306,72 +313,18 @@ class HandlerCall(TornadoCall):
         elif finishes_by_itself(handler):
             self.end(Outcome.ABORTED)  # the client left during an upload that the handler takes as a stream
 
-    def detached(self) -> None:
-        """The handler has taken the connection over."""
-        self.end(Outcome.DETACHED)
-
     def _end_answered(self) -> None:
-        if not self._client_left:
-            try:
-                self._take_headers()
-            except Exception as exc:
-                self.guard.caught("the end of a Tornado request", exc)
-        self.end(Outcome.ABORTED if self._client_left else Outcome.COMPLETE)
-
-    def close(self) -> None:
-        """Take the hooks from handler and connection."""
-        if self._hooks is not None:
-            self._hooks.take_away()
+        exchange, handler = self.exchange, self.handler
+        if exchange is not None and handler is not None and not self.client_left:
+            self.guard.run("the end of a Tornado request", self._take_headers, exchange, handler)
+        self.end(Outcome.ABORTED if self.client_left else Outcome.COMPLETE)
 
 
-class ResponseTee(OutputTransform):
-    """Sees each flushed part of a response, before compression.
-
-    Args:
-        call: Whose response it is.
-    """
-
-    def __init__(self, call: HandlerCall) -> None:  # Tornado gives transforms the request; this one is made by us
-        self._call = call
-
-    def transform_first_chunk(
-        self, status_code: int, headers: HTTPHeaders, chunk: bytes, finishing: bool
-    ) -> tuple[int, HTTPHeaders, bytes]:
-        """Note status and first part, and pass them on as they are."""
-        call = self._call
-        try:
-            call.add_decided_headers(headers)
-            call.response_began(headers, finishing=finishing)
-            call.response_piece(chunk)
-            if finishing:
-                call.response_ended()
-        except Exception as exc:
-            call.guard.caught("capture of a Tornado response", exc)
-        return status_code, headers, chunk
-
-    def transform_chunk(self, chunk: bytes, finishing: bool) -> bytes:
-        """Note a later part, and pass it on as it is."""
-        call = self._call
-        try:
-            call.response_goes_on()
-            call.response_piece(chunk)
-            if finishing:
-                call.response_ended()
-        except Exception as exc:
-            call.guard.caught("capture of a Tornado response", exc)
-        return chunk
-
-
-def chained_close(previous: Callable[[], None], call: TornadoCall) -> Callable[[], None]:
-    """Return a close callback that does what the connection would have done, then ends the call."""
-
-    def on_close() -> None:
-        try:
-            previous()
-        finally:
-            call.aborted()
-
-    return on_close
+def request_body_of(exchange: Exchange) -> CapturedBody:
+    """Begin to capture the request body."""
+    pipeline = exchange.pipeline
+    body = exchange.request_body = CapturedBody(pipeline.settings.request_max_body_size, pipeline.budget)
+    return body
 
 
 def _teed(receive: Callable[..., Any], body: CapturedBody, exchange: Exchange) -> Callable[..., Any]:

@@ -10,7 +10,6 @@ not captured, and neither a client nor a handler sees a difference.
 from __future__ import annotations
 
 import functools
-import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
@@ -20,14 +19,14 @@ from tornado.web import Application, FallbackHandler, GZipContentEncoding, Reque
 from moesif_otel._capture.authority import authority_of, is_authority
 from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
 from moesif_otel._capture.patching import Patch, PatchSet
-from moesif_otel._capture.tornado.call import HandlerCall, ResponseTee, TornadoCall
+from moesif_otel._capture.tornado.call import HandlerCall, TornadoCall
 from moesif_otel._capture.tornado.fallback import ConnectionCall, marked_environ
 from moesif_otel._capture.tornado.govern import govern
 from moesif_otel._capture.tornado.shape import UnknownShape, check_tornado
 from moesif_otel._guard import PROCESS_GUARD
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from tornado.httputil import HTTPServerRequest
     from tornado.web import OutputTransform
@@ -40,14 +39,15 @@ CAPTURE_ATTRIBUTE: Final = "_tornado_capture"
 _CALLS: Final = "_moesif_otel_calls"
 _CLAIMS: Final = "_moesif_otel_claims"
 _CAPTURES: Final = "_moesif_otel_captures"
+_REMEMBERED: Final = "_moesif_otel_remembered"
 
 # RFC 3986: everything printable stays as the client sent it, "%" included; only what no URL may hold is encoded.
 _URL_SAFE: Final = "/:@!$&'()*+,;=~?#%[]"
 _NANOSECONDS: Final = 1_000_000_000
+_MOST_CACHED_CHARACTERS: Final = 255
 
-_remembered: Final[weakref.WeakKeyDictionary[Application, tuple[TornadoCapture, ...]]] = weakref.WeakKeyDictionary()
-_remembered_lock: Final = threading.Lock()
-_everywhere: Final[weakref.WeakSet[TornadoCapture]] = weakref.WeakSet()
+# A list, and not a `WeakSet`: each request asks whether there are any.
+_everywhere: Final[list[weakref.ref[TornadoCapture]]] = []
 
 
 class TornadoCapture:
@@ -77,7 +77,7 @@ class TornadoCapture:
             check_tornado()
             _patches.hold(self)
             if self._is_everywhere:
-                _everywhere.add(self)
+                _everywhere.append(weakref.ref(self, _everywhere.remove))
             self.active = True
         except Exception as exc:
             self.pipeline.guard.caught("capture of this Tornado version", exc)
@@ -85,7 +85,7 @@ class TornadoCapture:
     def stop(self) -> None:
         """Capture no new requests; those that run are recorded to their end. The last capture restores Tornado."""
         self.active = False
-        _everywhere.discard(self)
+        _everywhere[:] = [one for one in _everywhere if one() is not self]
         _patches.release(self)
 
     def ready(self) -> None:
@@ -108,7 +108,9 @@ class TornadoCapture:
             if call is not None:
                 call.logged()
             elif self.active:
-                _remember(handler.application, self)
+                remembered = handler.application.__dict__.setdefault(_REMEMBERED, [])
+                if self not in remembered:
+                    remembered.append(self)
                 key = self.pipeline.settings.pipeline_key
                 if not any(capture.pipeline.settings.pipeline_key == key for capture in _calls_of(handler.request)):
                     self._record_late(handler)
@@ -131,38 +133,35 @@ class TornadoCapture:
             if present is not None:
                 present.serve(handler)
                 return None
-            self.ready()
-            call = self._new_call(handler)
-            calls[self] = call
+            call = calls[self] = self._new_call(handler)
             return call
         except Exception as exc:
             self._failed("capture of a Tornado request", exc)
             return None
 
     def _new_call(self, handler: RequestHandler) -> TornadoCall:
+        self.ready()
         exchange = open_exchange(self.pipeline, handler)
-        call = self._call_for(exchange, handler)
+        call: TornadoCall
+        if isinstance(handler, FallbackHandler):
+            call = ConnectionCall(exchange, handler)
+        else:
+            call = HandlerCall(exchange, handler, awaits_log=self in _captures_of_function(handler.application))
         try:
-            call.watch()
+            call.watch(exchange, handler)
         except BaseException:
-            call.close()
-            exchange.supersede()  # nobody would ever finish it
+            call.end_unseen()
             raise
         current_exchange.set(exchange)
         self.pipeline.opened(exchange)
         return call
-
-    def _call_for(self, exchange: Exchange, handler: RequestHandler) -> TornadoCall:
-        if isinstance(handler, FallbackHandler):
-            return ConnectionCall(exchange, handler)
-        return HandlerCall(exchange, handler, awaits_log=self in _captures_of_function(handler.application))
 
     def _record_late(self, handler: RequestHandler) -> None:
         exchange = open_exchange(self.pipeline, handler)
         exchange.notes["capture"] = "response_body_not_seen"
         call = HandlerCall(exchange, handler, awaits_log=True)
         exchange.response_body = None
-        call.take_request_body()
+        call.take_request_body(exchange, handler)
         _calls_of(handler.request)[self] = call
         self.pipeline.opened(exchange)
         call.logged()
@@ -189,8 +188,8 @@ def open_exchange(pipeline: CapturePipeline, handler: RequestHandler) -> Exchang
     exchange.started_ns -= max(0, int(request.request_time() * _NANOSECONDS))
     exchange.url = functools.partial(_full_url, request.protocol, request.host, request.uri)
     # Copied now: `WSGIContainer` takes headers out of the request.
-    headers = exchange.request_headers = list(request.headers.get_all())
-    exchange.has_remote_parent = any(name == "Traceparent" for name, _ in headers)  # Tornado writes all names so
+    exchange.request_headers = list(request.headers.get_all())
+    exchange.has_remote_parent = bool(request.headers.get_list("Traceparent"))
     exchange.peer_address = _peer_address(request)
     exchange.callback_arguments = exchange.identify_arguments = (handler,)
     return exchange
@@ -205,13 +204,19 @@ def _peer_address(request: HTTPServerRequest) -> str | None:
 def _full_url(protocol: Any, host: Any, uri: Any) -> str:
     # No request target has a fragment: Tornado routes by all of it.
     target = _quoted(uri).replace("#", "%23")
-    scheme, separator, rest = target.partition("://")
-    if separator and scheme.lower() in {"http", "https"} and is_authority(rest.partition("/")[0]):
-        return target  # absolute form (RFC 9112, 3.2.2), as a client sends it to a proxy
     if not target.startswith("/"):
+        scheme, separator, rest = target.partition("://")
+        if separator and scheme.lower() in {"http", "https"} and is_authority(rest.partition("/")[0]):
+            return target  # absolute form (RFC 9112, 3.2.2), as a client sends it to a proxy
         target = "/" + target  # "OPTIONS *"
-    protocol = protocol or "http"
-    return f"{protocol}://{_quoted(authority_of(protocol, str(host or '')))}{target}"
+    host = str(host or "")
+    origin = _origin if len(host) <= _MOST_CACHED_CHARACTERS else _origin.__wrapped__
+    return origin(protocol or "http", host) + target
+
+
+@functools.lru_cache(maxsize=64)
+def _origin(protocol: str, host: str) -> str:
+    return f"{protocol}://{_quoted(authority_of(protocol, host))}"
 
 
 def _quoted(text: Any) -> str:
@@ -252,26 +257,19 @@ def _find_captures(function: Any) -> tuple[TornadoCapture, ...]:
 
 def _captures_of(application: Application) -> tuple[TornadoCapture, ...]:
     captures = _captures_of_function(application)
-    more = _remembered.get(application) if _remembered else None
-    return captures if more is None else (*captures, *(capture for capture in more if capture not in captures))
+    remembered = application.__dict__.get(_REMEMBERED)
+    return captures if remembered is None else tuple(dict.fromkeys((*captures, *remembered)))
 
 
 def _with_everywhere(captures: tuple[TornadoCapture, ...]) -> tuple[TornadoCapture, ...]:
     """Add the captures that capture every application, where none of `captures` delivers to the same place."""
-    if not _everywhere:
-        return captures
-    for capture in tuple(_everywhere):
-        key = capture.pipeline.settings.pipeline_key
-        if not any(one.pipeline.settings.pipeline_key == key for one in captures):
-            captures = (*captures, capture)
+    for reference in tuple(_everywhere):
+        capture = reference()
+        if capture is not None:
+            key = capture.pipeline.settings.pipeline_key
+            if not any(one.pipeline.settings.pipeline_key == key for one in captures):
+                captures = (*captures, capture)
     return captures
-
-
-def _remember(application: Application, capture: TornadoCapture) -> None:
-    with _remembered_lock:
-        known = _remembered.get(application, ())
-        if capture not in known:
-            _remembered[application] = (*known, capture)
 
 
 def _calls_of(request: HTTPServerRequest) -> dict[TornadoCapture, TornadoCall]:
@@ -284,14 +282,16 @@ def _present_calls(request: HTTPServerRequest) -> Iterable[TornadoCall]:
     return calls.values()
 
 
-def _captures_for(handler: RequestHandler) -> Sequence[TornadoCapture]:
+def _opened_calls(handler: RequestHandler) -> list[TornadoCall]:
+    """Open the record of a request in each capture that wants it and has none."""
     try:
-        claimed: tuple[TornadoCapture, ...] | None = handler.request.__dict__.get(_CLAIMS)
-        captures = claimed if claimed is not None else _with_everywhere(_captures_of(handler.application))
-        return [capture for capture in captures if capture.active] if captures else ()
+        captures: tuple[TornadoCapture, ...] | None = handler.request.__dict__.get(_CLAIMS)
+        if captures is None:
+            captures = _with_everywhere(_captures_of(handler.application))
+        return [call for one in captures if one.active and (call := one.open(handler)) is not None]
     except Exception as exc:
         PROCESS_GUARD.caught("capture of a Tornado request", exc)
-        return ()
+        return []
 
 
 # The layers.
@@ -301,7 +301,9 @@ def _find_handler(find: Any, application: Application, request: HTTPServerReques
     """Do `Application.find_handler`, and note which captures a request belongs to."""
     try:
         # The innermost application that asked has the say; one that did not is its outer one's.
-        captures = _with_everywhere(_captures_of(application) or request.__dict__.get(_CLAIMS, ()))
+        captures = _captures_of(application) or request.__dict__.get(_CLAIMS, ())
+        if _everywhere:
+            captures = _with_everywhere(captures)
         if captures:
             request.__dict__[_CLAIMS] = captures
             for capture in captures:
@@ -316,14 +318,12 @@ async def _execute(
     execute: Any, handler: RequestHandler, transforms: list[OutputTransform], /, *args: Any, **kwargs: Any
 ) -> Any:
     """Do `RequestHandler._execute`, in the handler's own task, captured where somebody wants it."""
-    captures = _captures_for(handler)
-    if not captures:
-        return await execute(handler, transforms, *args, **kwargs)
-    calls = [call for capture in captures if (call := capture.open(handler)) is not None]
+    calls = _opened_calls(handler)
     for call in calls:
-        govern(call)
+        if call.exchange is not None and call.exchange.pipeline.has_rules:
+            govern(call)
         if isinstance(call, HandlerCall):
-            transforms = _with_tee(transforms, ResponseTee(call))
+            transforms = _with_tee(transforms, call)
     try:
         result = await execute(handler, transforms, *args, **kwargs)
     except BaseException as exc:
@@ -331,7 +331,8 @@ async def _execute(
             _executed(call, exc)
         raise
     for call in calls:
-        _executed(call, None)
+        if call.handler is not None:
+            _executed(call, None)
     return result
 
 
@@ -340,11 +341,11 @@ def _detach(detach: Any, handler: RequestHandler, /) -> Any:
     stream = detach(handler)
     for call in tuple(_present_calls(handler.request)):
         if call.handler is handler:
-            call.detached()
+            call.end(Outcome.DETACHED)
     return stream
 
 
-def _with_tee(transforms: list[OutputTransform], tee: ResponseTee) -> list[OutputTransform]:
+def _with_tee(transforms: list[OutputTransform], tee: HandlerCall) -> list[OutputTransform]:
     """Put the tee before compression: what is recorded is what the handler wrote."""
     if not transforms:
         return [tee]

@@ -11,8 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from moesif_otel._capture.exchange import Outcome
-from moesif_otel._capture.patching import InstancePatches
-from moesif_otel._capture.tornado.call import TornadoCall, chained_close
+from moesif_otel._capture.tornado.call import TornadoCall
 from moesif_otel._capture.tornado.shape import UnknownShape, client_is_gone, close_callback_of
 from moesif_otel._guard import PROCESS_GUARD
 
@@ -36,74 +35,51 @@ class ConnectionCall(TornadoCall):
         handler: The `FallbackHandler`.
     """
 
-    __slots__ = ("_client_left", "_connection", "_hooks")
+    __slots__ = ()
 
     def __init__(self, exchange: Exchange, handler: RequestHandler) -> None:
         super().__init__(exchange, handler)
         exchange.provisional = True
-        self._connection: Any = None
-        self._client_left = False
-        self._hooks = InstancePatches()
 
-    def watch(self) -> None:
+    def watch(self, exchange: Exchange, handler: RequestHandler) -> None:
         """Take the request body and stand on the connection.
 
         Raises:
             UnknownShape: The connection is none that we know.
         """
-        handler = self.handler
-        if handler is None:
-            return
         connection: Any = handler.request.connection
         if not all(callable(getattr(connection, name, None)) for name in _METHODS):
             raise UnknownShape(f"{type(connection).__qualname__} of a FallbackHandler")
-        self.take_request_body()
+        self.take_request_body(exchange, handler)
         previous = close_callback_of(connection)
-        self._connection = connection
-        hook = partial(self._hooks.put, connection)
-        hook("write_headers", self._followed(self._with_headers(connection.write_headers), self._wrote_headers))
-        hook("write", self._followed(connection.write, self._wrote))
-        hook("finish", self._followed(self._with_look(connection.finish), self._finished))
+        hook = partial(self.hook, connection)
+        hook("write_headers", self._around(connection.write_headers, self._before_headers, self._wrote_headers))
+        hook("write", self._around(connection.write, None, self.response_piece))
+        hook("finish", self._around(connection.finish, partial(self._before_finish, connection), self._finished))
         set_close_callback = connection.set_close_callback
-        hook("set_close_callback", lambda callback: set_close_callback(self._chained(callback)))
-        set_close_callback(self._chained(previous))
+        hook("set_close_callback", partial(self._set_close_callback, set_close_callback))
+        self._set_close_callback(set_close_callback, previous)
 
-    def _followed(self, method: Callable[..., Any], seen: Callable[..., None]) -> Callable[..., Any]:
-        """Return `method` as it is, with `seen` told of each call that did not raise."""
+    def _around(
+        self, method: Callable[..., Any], before: Callable[..., None] | None, after: Callable[..., None]
+    ) -> Callable[..., Any]:
+        """Return `method` as it is, with `after` told of each call that did not raise."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
+            if before is not None:
+                self.guard.run("capture of a Tornado response", partial(before, *args, **kwargs))
             result = method(*args, **kwargs)
-            try:
-                seen(*args, **kwargs)
-            except Exception as exc:
-                self.guard.caught("capture of a Tornado response", exc)
+            self.guard.run("capture of a Tornado response", partial(after, *args, **kwargs))
             return result
 
         return call
 
-    def _with_headers(self, write_headers: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `write_headers` with the headers that governance adds."""
+    def _set_close_callback(self, set_close_callback: Callable[..., Any], callback: Callable[[], None] | None) -> None:
+        set_close_callback(None if callback is None else self.and_then_aborted(callback))
 
-        def call(start_line: Any, headers: Any, *args: Any, **kwargs: Any) -> Any:
-            try:
-                self.add_decided_headers(headers)
-            except Exception as exc:
-                self.guard.caught("governance of a Tornado request", exc)
-            return write_headers(start_line, headers, *args, **kwargs)
-
-        return call
-
-    def _with_look(self, finish: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `finish` with a look at the stream before: afterwards it may be closed because all is sent."""
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            self._client_left = client_is_gone(self._connection)
-            return finish(*args, **kwargs)
-
-        return call
-
-    def _chained(self, callback: Callable[[], None] | None) -> Callable[[], None] | None:
-        return None if callback is None else chained_close(callback, self)
+    def _before_headers(self, start_line: Any, headers: Any, chunk: bytes | None = None) -> None:
+        del start_line, chunk
+        self.add_decided_headers(headers)
 
     def _wrote_headers(self, start_line: Any, headers: Any, chunk: bytes | None = None) -> None:
         status = int(start_line.code)
@@ -112,21 +88,17 @@ class ConnectionCall(TornadoCall):
         if chunk:
             self.response_piece(chunk)
 
-    def _wrote(self, chunk: bytes) -> None:
-        self.response_piece(chunk)
+    def _before_finish(self, connection: Any) -> None:
+        # Afterwards the stream may be closed because all is sent.
+        self.client_left = client_is_gone(connection)
 
     def _finished(self) -> None:
-        self.end(Outcome.ABORTED if self._client_left else Outcome.COMPLETE)
+        self.end(Outcome.ABORTED if self.client_left else Outcome.COMPLETE)
 
     def executed(self, error: BaseException | None) -> None:
         """The handler's task is done; whom it passed the request to may only begin now."""
         if error is not None:
             self.end(Outcome.FAILED, error)
-
-    def close(self) -> None:
-        """Take our methods off the connection."""
-        self._hooks.take_away()
-        self._connection = None
 
 
 def marked_environ(

@@ -29,8 +29,6 @@ def govern(call: TornadoCall) -> None:
         return
     try:
         pipeline = exchange.pipeline
-        if not pipeline.has_rules:
-            return
         decision = pipeline.govern(exchange, partial(_body_of, handler, pipeline.settings.request_max_body_size))
         if decision is None:
             return

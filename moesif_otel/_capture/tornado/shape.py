@@ -69,8 +69,10 @@ def close_callback_of(connection: Any) -> Callable[[], None] | None:
 
 def client_is_gone(connection: Any) -> bool:
     """Whether the connection's stream is closed; to be asked before a write, since the last write may close it."""
-    closed = getattr(getattr(connection, "stream", None), "closed", None)
-    return bool(closed()) if callable(closed) else False
+    try:
+        return bool(connection.stream.closed())
+    except AttributeError:  # no connection of Tornado's
+        return False
 
 
 def _member(owner: Any, name: str) -> Any:
