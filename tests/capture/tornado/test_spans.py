@@ -6,7 +6,10 @@ import logging
 from typing import Any
 
 import pytest
+from opentelemetry.instrumentation import tornado as instrumentation
 from opentelemetry.instrumentation.tornado import TornadoInstrumentor
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -101,6 +104,25 @@ def test_an_application_that_instruments_later_finds_tornado_as_without_us(provi
     assert patched() == before
     ours.release(holder)
     assert patched() == before
+
+
+def test_request_metrics_are_the_applications_own(provider, ours, monkeypatch):
+    """While the instrumentor is ours no time is spent on them; once it is the application's they are all recorded."""
+    looked = []
+    real = instrumentation._create_metric_attributes_old
+    monkeypatch.setattr(
+        instrumentation, "_create_metric_attributes_old", lambda handler: looked.append(handler) or real(handler)
+    )
+    ours.hold(Holder(), provider)
+    serve_once()
+    assert (len(provider.finished()), looked) == (1, [])
+    reader = InMemoryMetricReader()
+    TornadoInstrumentor().instrument(tracer_provider=provider, meter_provider=MeterProvider([reader]))
+    serve_once()
+    metrics = reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
+    durations = next(one for one in metrics if one.name == "http.server.duration")
+    assert [point.count for point in durations.data.data_points] == [1]
+    assert looked
 
 
 def test_an_active_instrumentor_is_left_alone(provider, ours):
