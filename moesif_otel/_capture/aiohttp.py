@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,62 +20,42 @@ from yarl import URL
 
 from moesif_otel._capture.body import LeftOut
 from moesif_otel._capture.exchange import Outcome
-from moesif_otel._capture.outgoing import begin_call, call_being_sent
+from moesif_otel._capture.outgoing import OutgoingCall, begin_call, call_being_sent
 from moesif_otel._capture.patching import Patch, PatchSet
 
 if TYPE_CHECKING:
-    from moesif_otel._capture.exchange import Headers
-    from moesif_otel._capture.outgoing import OutgoingCall
+    from collections.abc import Sequence
+
+    from moesif_otel._capture.outgoing import Route
 
 _SWITCHING_PROTOCOLS: Final = 101
 _DECODED: Final = frozenset({"gzip", "deflate", "br", "zstd"})  # the codings that aiohttp undoes
-
-
-class _Sending:
-    """What a call is known by while it is being sent."""
-
-    __slots__ = ("request", "session", "target")
-
-    def __init__(self, session: Any, target: Any) -> None:
-        self.session = session
-        self.target = target
-        self.request: Any = None
-        """The last `ClientRequest`: redirects and retries make more of them."""
 
 
 async def _request(request: Any, session: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Do `ClientSession._request` and capture the call."""
     method = args[0] if args else kwargs.get("method")
     target = args[1] if len(args) > 1 else kwargs.get("str_or_url")
-    call = begin_call(
-        "aiohttp",
-        str(method).upper(),
-        str(target),
-        kwargs.get("headers"),
-        lambda call: (
-            # A second layer of ours.
-            isinstance(call.identity, _Sending) and call.identity.target is target and call.identity.session is session
-        ),
-    )
+
+    def is_part(call: OutgoingCall) -> bool:
+        # A second layer of ours.
+        return isinstance(call, _AiohttpCall) and call.identity[0] is session and call.identity[1] is target
+
+    call = begin_call(_AiohttpCall, str(method).upper(), str(target), kwargs.get("headers"), is_part)
     if call is None:
         return await request(session, *args, **kwargs)
-    sending = call.identity = _Sending(session, target)
-    call.enter()
-    try:
+    call.identity = session, target, kwargs
+    with call:
         response = await request(session, *args, **kwargs)
-    except BaseException as exc:
-        _failed(call, sending, kwargs, exc)
-        raise
-    _answered(call, sending, kwargs, response)
-    return response
+    return call.answered(response)
 
 
 async def _send(send: Any, request: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Do `ClientRequest.send`, and see its body as it is written."""
-    call = call_being_sent("aiohttp")
+    call = call_being_sent(_AiohttpCall)
     if call is not None:
         try:
-            call.identity.request = request
+            call.last_sent = request
             for body in call.request_bodies:
                 body.restart()
             traces = request._traces
@@ -119,109 +100,90 @@ class _UploadTrace:
         """Do nothing: the stream has been seen."""
 
 
-def _failed(call: OutgoingCall, sending: _Sending, arguments: dict[str, Any], error: BaseException) -> None:
-    info = None
-    try:
-        info = _note_request(call, sending, arguments)
+class _AiohttpCall(OutgoingCall):
+    """A `ClientSession._request`."""
+
+    __slots__ = ("_decompresses", "last_sent")
+
+    client = "aiohttp"
+
+    def __init__(self, routes: Sequence[Route], method: str, url: str) -> None:
+        super().__init__(routes, method, url)
+        self._decompresses = False
+        self.last_sent: Any = None
+        """The last `ClientRequest`: redirects and retries make more of them."""
+
+    def _note_failure(self, error: BaseException) -> None:
+        self._note_request()
         if isinstance(error, aiohttp.ClientResponseError) and error.status:  # `raise_for_status`
-            call.note_response(error.status, [(str(name), str(value)) for name, value in (error.headers or {}).items()])
-    except Exception as exc:
-        call.caught("outgoing call that failed", exc)
-    call.failed(info, error)
+            self.note_response(error.status, [(str(name), str(value)) for name, value in (error.headers or {}).items()])
 
+    def _note_answer(self, response: Any) -> None:
+        self._note_request()
+        headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in response.raw_headers]
+        self.note_response(response.status, headers, len(response.history))
 
-def _answered(call: OutgoingCall, sending: _Sending, arguments: dict[str, Any], response: Any) -> None:
-    """Take the response, whose body is still to come. Never raises."""
-    info = None
-    try:
-        info = _note_request(call, sending, arguments)
-        call.note_response(response.status, _decoded(response.raw_headers), len(response.history))
-        call.leave()
+    def _note_request(self) -> None:
+        """Note the last request that went out."""
+        session, target, arguments = self.identity
+        decompresses = arguments.get("auto_decompress")
+        self._decompresses = bool(session.auto_decompress if decompresses is None else decompresses)
+        last, self.last_sent = self.last_sent, None  # nothing may lead to the response
+        if last is not None:
+            self.note_request(last.method, str(last.url), [(str(n), str(v)) for n, v in last.headers.items()])
+            self.request = last.request_info
+            return
+        # None did: the URL was wrong, or nobody was there.
+        try:
+            url = session._build_url(target)
+            if arguments.get("params"):
+                url = url.update_query(arguments["params"])
+        except (TypeError, ValueError):  # it is no URL, which is why the call failed
+            url = URL()
+        headers: CIMultiDict[str] = CIMultiDict(session.headers)
+        headers.update(arguments.get("headers") or {})
+        method = self.exchanges[0].method
+        self.note_request(method, str(url or target), [(str(name), str(value)) for name, value in headers.items()])
+        self.request = aiohttp.RequestInfo(url, method, CIMultiDictProxy(headers), url)
+
+    def _awaits_body(self, response: Any) -> bool:
         if response.status == _SWITCHING_PROTOCOLS:
-            call.finish(info, response, Outcome.UPGRADED)
-        elif not _is_streaming(call, info, response, arguments, sending.session):
-            call.finish(info, response, Outcome.COMPLETE)
-    except Exception as exc:
-        call.caught("outgoing response", exc)
-        call.leave()
-        call.finish(info, response, Outcome.COMPLETE)
-
-
-def _note_request(call: OutgoingCall, sending: _Sending, arguments: dict[str, Any]) -> aiohttp.RequestInfo:
-    """Note the last request that went out; returns what callbacks get of it."""
-    request = sending.request
-    if request is not None:
-        call.note_request(request.method, str(request.url), [(str(n), str(v)) for n, v in request.headers.items()])
-        info: aiohttp.RequestInfo = request.request_info
-        return info
-    # None did: the URL was wrong, or nobody was there.
-    try:
-        url = sending.session._build_url(sending.target)
-        if arguments.get("params"):
-            url = url.update_query(arguments["params"])
-    except (TypeError, ValueError):  # it is no URL, which is why the call failed
-        url = URL()
-    headers: CIMultiDict[str] = CIMultiDict(sending.session.headers)
-    headers.update(arguments.get("headers") or {})
-    method = call.exchanges[0].method
-    call.note_request(method, str(url or sending.target), [(str(name), str(value)) for name, value in headers.items()])
-    return aiohttp.RequestInfo(url, method, CIMultiDictProxy(headers), url)
-
-
-def _decoded(raw_headers: Any) -> Headers:
-    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in raw_headers]
-
-
-def _is_streaming(
-    call: OutgoingCall, info: aiohttp.RequestInfo, response: Any, arguments: dict[str, Any], session: Any
-) -> bool:
-    """Stand beside the body; False where there is none, or where it cannot be seen."""
-    content = response.content
-    if type(content) is EmptyStreamReader:
-        return False
-    if type(content) is not StreamReader:
-        for body in call.response_bodies:
-            body.left_out = LeftOut.UNREADABLE
-        return False
-    if content.at_eof():
-        return False
-    decompresses = arguments.get("auto_decompress")
-    coding = response.headers.get("Content-Encoding", "").lower()
-    decoded = bool(session.auto_decompress if decompresses is None else decompresses) and coding in _DECODED
-    for body in call.response_bodies:
-        body.decoded = decoded
-    _watches[id(content)] = _ReaderWatch(call, info, response)
-    content.__class__ = _TeedReader
-    return True
+            self.finish(self.request, response, Outcome.UPGRADED)
+            return True
+        content = response.content
+        if type(content) is not StreamReader:
+            if type(content) is not EmptyStreamReader:
+                for body in self.response_bodies:
+                    body.left_out = LeftOut.UNREADABLE
+            return False
+        if content.at_eof():
+            return False
+        coding = response.headers.get("Content-Encoding", "").lower()
+        for body in self.response_bodies:
+            body.decoded = self._decompresses and coding in _DECODED
+        _watches[id(content)] = _ReaderWatch(self, response)
+        content.__class__ = _TeedReader
+        return True
 
 
 class _ReaderWatch:
     """What is known of a body while it is being read; does not hold the response, nor what leads to it."""
 
-    __slots__ = ("_call", "_finalizer", "_info", "_response", "error")
+    __slots__ = ("_finalizer", "_info", "_response", "call", "error")
 
-    def __init__(self, call: OutgoingCall, info: aiohttp.RequestInfo, response: Any) -> None:
-        self._call = call
-        self._info = info
-        self._response = weakref.ref(response)
+    def __init__(self, call: OutgoingCall, response: Any) -> None:
+        self.call = call
         self.error: BaseException | None = None  # what ended the reading, before the response is closed for it
+        self._info: aiohttp.RequestInfo = call.request
+        self._response = weakref.ref(response)
         if call.has_callbacks:
-            call.set_arguments(info, _without_stream(info, response))
-        self._finalizer = weakref.finalize(response, _dropped, id(response.content), call)
-        self._finalizer.atexit = False
-
-    def piece(self, piece: bytes) -> None:
-        """Note one piece. Never raises."""
-        try:
-            for body in self._call.response_bodies:
-                body.add(piece)
-        except Exception as exc:
-            self._call.caught("outgoing response body", exc)
+            call.set_arguments(call.request, _without_stream(call.request, response))
+        self._finalizer = call.drop_with(response, partial(_dropped, id(response.content), call))
 
     def ended(self, outcome: Outcome, error: BaseException | None = None) -> None:
         """End the call. Never raises."""
         self._finalizer.detach()
-        self._call.finish(self._info, self._response(), outcome, error)
+        self.call.finish(self._info, self._response(), outcome, error)
 
 
 def _without_stream(info: aiohttp.RequestInfo, response: Any) -> SimpleNamespace:
@@ -254,7 +216,7 @@ class _TeedReader(StreamReader):
         piece = StreamReader._read_nowait_chunk(self, n)
         watch = _watches.get(id(self))
         if watch is not None:
-            watch.piece(piece)
+            watch.call.take_piece(piece)
             if self._eof and not self._buffer:
                 _end(self, Outcome.COMPLETE)
         return piece

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 
 from moesif_otel._capture.exchange import Outcome
-from moesif_otel._capture.outgoing import begin_call
+from moesif_otel._capture.outgoing import OutgoingCall, begin_call
 from moesif_otel._capture.patching import Patch, PatchSet
 from moesif_otel._capture.streams import UploadSink, original_of, stand_in_for
 
@@ -23,94 +23,74 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from moesif_otel._capture.exchange import Headers
-    from moesif_otel._capture.outgoing import OutgoingCall
 
 _SWITCHING_PROTOCOLS: Final = 101
 _STATUSES_WITHOUT_BODY: Final = frozenset({204, 304})  # RFC 9110, 6.4.1
 
 
-class _Ended:
-    """The calls whose body came inside of a `send` that reads the response: their callbacks wait for its content."""
+class _Reading:
+    """A `send` that reads the response: the callbacks of calls whose body comes inside of it wait for the content."""
 
     __slots__ = ("_calls", "_is_open", "_token")
 
-    def __init__(self) -> None:
-        self._calls: list[tuple[Any, ...]] = []
+    def __enter__(self) -> None:
+        self._calls: list[tuple[OutgoingCall, tuple[Any, ...]]] = []
         self._is_open = True
-        self._token = _ended.set(self)
+        self._token = _reading.set(self)
 
     def add(self, call: OutgoingCall, *end: Any) -> bool:
         """Keep the end of a call; False after the `send` (a task that it started lives on)."""
         if self._is_open:
-            self._calls.append((call, *end))
+            self._calls.append((call, end))
         return self._is_open
 
-    def finish(self) -> None:
-        """End the calls: their content is there."""
+    def __exit__(self, *_: object) -> None:
         try:
-            _ended.reset(self._token)
+            _reading.reset(self._token)
         except ValueError:  # the call came back in another context than it went out from
-            _ended.set(None)
+            _reading.set(None)
         self._is_open = False
-        for call, *end in self._calls:
+        for call, end in self._calls:
             call.finish(*end)
 
 
-_ended: ContextVar[_Ended | None] = ContextVar("moesif_otel_httpx_ended", default=None)
+_reading: ContextVar[_Reading | None] = ContextVar("moesif_otel_httpx_reading", default=None)
 
 
 def _send(send: Any, client: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Do `Client.send`, then end the calls whose content it has read."""
     if kwargs.get("stream"):
         return send(client, *args, **kwargs)
-    ended = _Ended()
-    try:
+    with _Reading():
         return send(client, *args, **kwargs)
-    finally:
-        ended.finish()
 
 
 async def _send_async(send: Any, client: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Do `AsyncClient.send`, then end the calls whose content it has read."""
     if kwargs.get("stream"):
         return await send(client, *args, **kwargs)
-    ended = _Ended()
-    try:
+    with _Reading():
         return await send(client, *args, **kwargs)
-    finally:
-        ended.finish()
 
 
 def _send_one(send: Any, client: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Do `Client._send_single_request` and capture the call."""
-    request: Any = args[0] if args else kwargs.get("request")
-    call = _begin(request)
+    call = _begin(*args, **kwargs)
     if call is None:
         return send(client, *args, **kwargs)
-    stream = _enter(call, request)
-    try:
+    with call:
         response = send(client, *args, **kwargs)
-    except BaseException as exc:
-        _failed(call, request, stream, exc)
-        raise
-    _answered(call, request, stream, response)
-    return response
+    return call.answered(response)
 
 
 async def _send_one_async(send: Any, client: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Do `AsyncClient._send_single_request` and capture the call."""
-    request: Any = args[0] if args else kwargs.get("request")
-    call = _begin(request)
+    call = _begin(*args, **kwargs)
     if call is None:
         return await send(client, *args, **kwargs)
-    stream = _enter(call, request)
-    try:
+    with call:
         response = await send(client, *args, **kwargs)
-    except BaseException as exc:
-        _failed(call, request, stream, exc)
-        raise
-    _answered(call, request, stream, response)
-    return response
+    return call.answered(response)
 
 
 PATCHES: Final = PatchSet(
@@ -123,73 +103,68 @@ PATCHES: Final = PatchSet(
 )
 
 
-def _begin(request: Any) -> OutgoingCall | None:
+def _begin(request: Any = None, *_: Any, **_more: Any) -> _HttpxCall | None:
     if not isinstance(request, httpx.Request):
         return None
     # A second layer of ours would send the very same request.
-    return begin_call(
-        "httpx", request.method, str(request.url), request.headers, lambda call: call.identity is request
+    call = begin_call(
+        _HttpxCall, request.method, str(request.url), request.headers, lambda call: call.identity is request
     )
+    if call is not None:
+        call.request = call.identity = request
+        for exchange in call.exchanges:
+            # Until the response is there only a capture that stops midway looks.
+            exchange.request_headers = lambda: _headers(request)
+    return call
 
 
-def _enter(call: OutgoingCall, request: httpx.Request) -> Any:
-    """Make the call current and see its upload as it passes; returns the request's own stream."""
-    call.identity = request
-    for exchange in call.exchanges:
-        # Until the response is there only a capture that stops midway looks.
-        exchange.request_headers = lambda: _headers(request)
-    call.set_arguments(request, None)
-    call.enter()
-    stream = request.stream
-    try:
-        if call.request_bodies:
-            if hasattr(request, "_content"):
-                for body in call.request_bodies:
-                    body.add(request.content)
-            else:
-                request.stream = stand_in_for(stream, UploadSink(call)) or stream
-    except Exception as exc:
-        call.caught("outgoing request body", exc)
-    return stream
+class _HttpxCall(OutgoingCall):
+    """A request that goes out."""
 
+    __slots__ = ("_stream",)
 
-def _put_stream_back(request: httpx.Request, stream: Any) -> None:
-    if original_of(request.stream) is stream:  # else it was read into memory meanwhile
-        request.stream = stream
+    client = "httpx"
 
+    def _see_upload(self) -> None:
+        request = self.request
+        self._stream = request.stream
+        if not self.request_bodies:
+            return
+        if hasattr(request, "_content"):
+            for body in self.request_bodies:
+                body.add(request.content)
+        else:
+            request.stream = stand_in_for(request.stream, UploadSink(self)) or request.stream
 
-def _failed(call: OutgoingCall, request: httpx.Request, stream: Any, error: BaseException) -> None:
-    try:
-        _put_stream_back(request, stream)
-        call.note_request(request.method, str(request.url), _headers(request))
-    except Exception as exc:
-        call.caught("outgoing call that failed", exc)
-    call.failed(request, error)
+    def _note_request(self) -> None:
+        """Put the request's own stream back, and note what was sent."""
+        request = self.request
+        if original_of(request.stream) is self._stream:  # else it was read into memory meanwhile
+            request.stream = self._stream
+        self.note_request(request.method, str(request.url), _headers(request))
 
+    def _note_failure(self, error: BaseException) -> None:
+        del error
+        self._note_request()
 
-def _answered(call: OutgoingCall, request: httpx.Request, stream: Any, response: Any) -> None:
-    """Take the response, whose body is still to come as a rule. Never raises."""
-    try:
-        _put_stream_back(request, stream)
-        call.note_request(request.method, str(request.url), _headers(request))
-        call.note_response(response.status_code, _headers(response))
-        call.leave()
+    def _note_answer(self, response: Any) -> None:
+        self._note_request()
+        self.note_response(response.status_code, _headers(response))
+
+    def _awaits_body(self, response: Any) -> bool:
         if response.status_code == _SWITCHING_PROTOCOLS:
-            call.finish(request, response, Outcome.UPGRADED)
-            return
+            self.finish(self.request, response, Outcome.UPGRADED)
+            return True
+        watch = _StreamWatch(self, response)
         if hasattr(response, "_content"):  # a transport has made it of bytes
-            call.take_body(response.content, decoded=True)
-            _StreamWatch(call, response).ended(Outcome.COMPLETE)
-            return
-        watch = _StreamWatch(call, response)
+            self.take_body(response.content, decoded=True)
+            watch.ended(Outcome.COMPLETE)
+            return True
         is_async = isinstance(response.stream, httpx.AsyncByteStream)
         is_sync = isinstance(response.stream, httpx.SyncByteStream)
         kind = _AnyStream if is_async and is_sync else _AsyncStream if is_async else _SyncStream
         response.stream = kind(response.stream, watch)
-    except Exception as exc:
-        call.caught("outgoing response", exc)
-        call.leave()
-        call.finish(request, response, Outcome.COMPLETE)
+        return True
 
 
 def _headers(message: httpx.Request | httpx.Response) -> Headers:
@@ -197,7 +172,10 @@ def _headers(message: httpx.Request | httpx.Response) -> Headers:
 
 
 class _StreamWatch:
-    """What is known of a body while it is being read; belongs to the stream, and does not hold the response."""
+    """What is known of a body while it is being read; belongs to the stream, and does not hold the response.
+
+    A context manager around the reading of one piece, which ends the call with the body, or with what is raised.
+    """
 
     __slots__ = ("_call", "_finalizer", "_length", "_response")
 
@@ -207,21 +185,23 @@ class _StreamWatch:
         self._length = _length_of(response)
         if call.has_callbacks:
             call.set_arguments(*_without_objects(response))
-        self._finalizer = weakref.finalize(response, call.dropped)
-        self._finalizer.atexit = False
+        self._finalizer = call.drop_with(response)
 
     def piece(self, piece: Any) -> None:
         """Note one piece. Never raises."""
-        call = self._call
-        if call is None or not isinstance(piece, (bytes, bytearray, memoryview)):
-            return
-        try:
-            for body in call.response_bodies:
-                body.add(piece)
+        if self._call is not None and isinstance(piece, (bytes, bytearray, memoryview)):
+            self._call.take_piece(piece)
             if self._length is not None:
                 self._length -= len(piece)
-        except Exception as exc:
-            call.caught("outgoing response body", exc)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, (StopIteration, StopAsyncIteration)):
+            self.ended(Outcome.COMPLETE)
+        elif error is not None:
+            self.ended(Outcome.FAILED, error)
 
     def closed(self) -> None:
         """Note that the stream was closed: with all of the body, or before it came."""
@@ -235,8 +215,8 @@ class _StreamWatch:
         self._finalizer.detach()
         response = self._response()
         request = response._request if response is not None else None
-        ended = _ended.get()
-        if ended is None or not ended.add(call, request, response, outcome, error):
+        reading = _reading.get()
+        if reading is None or not reading.add(call, request, response, outcome, error):
             call.finish(request, response, outcome, error)
 
 
@@ -304,14 +284,8 @@ class _ResponsePieces:
         return self
 
     def __next__(self) -> bytes:
-        try:
+        with self._watch:
             piece: bytes = next(self._iterator)
-        except StopIteration:
-            self._watch.ended(Outcome.COMPLETE)
-            raise
-        except BaseException as exc:
-            self._watch.ended(Outcome.FAILED, exc)
-            raise
         self._watch.piece(piece)
         return piece
 
@@ -319,14 +293,8 @@ class _ResponsePieces:
         return self
 
     async def __anext__(self) -> bytes:
-        try:
+        with self._watch:
             piece: bytes = await self._iterator.__anext__()
-        except StopAsyncIteration:
-            self._watch.ended(Outcome.COMPLETE)
-            raise
-        except BaseException as exc:
-            self._watch.ended(Outcome.FAILED, exc)
-            raise
         self._watch.piece(piece)
         return piece
 

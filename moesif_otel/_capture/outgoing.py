@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from opentelemetry import context as otel_context
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from moesif_otel._capture.exchange import CapturePipeline, Headers
     from moesif_otel._capture.patching import PatchSet
 
+
+_T = TypeVar("_T")
+_Call = TypeVar("_Call", bound="OutgoingCall")
 
 CLIENTS: Final = {
     "requests": ("requests", "moesif_otel._capture.requests.capture"),
@@ -55,7 +59,7 @@ class Route:
         clients: The clients whose calls are wanted.
         everywhere: False for a middleware's pipeline: it does not get calls that were made while an application
             of another pipeline was being served.
-        before: Called before each call is captured (looks for the tracer provider).
+        before: Called before each call is captured (looks for the tracer provider); must not raise.
         spans: Makes spans of the calls, where nobody else does; None makes none.
     """
 
@@ -110,12 +114,12 @@ def _start(route: Route, name: str) -> None:
 
 
 def begin_call(
-    client: str, method: str, url: str, headers: Any, is_part: Callable[[OutgoingCall], bool] | None = None
-) -> OutgoingCall | None:
+    kind: type[_Call], method: str, url: str, headers: Any, is_part: Callable[[OutgoingCall], bool]
+) -> _Call | None:
     """Return the record of a call that is about to be sent, or None where nobody wants it. Never raises.
 
     Args:
-        client: One of `CLIENTS`.
+        kind: The client's class of calls.
         method: HTTP method.
         url: Full URL.
         headers: The request's headers, as a mapping, or None.
@@ -126,23 +130,22 @@ def begin_call(
         return None
     try:
         current = _innermost.get()
-        if current is not None and (
-            current.runs_callbacks or (is_part is not None and current.is_being_sent and is_part(current))
-        ):
+        if current is not None and (current.runs_callbacks or (current.is_being_sent and is_part(current))):
             return None
-        if not is_instrumentation_enabled():
+        # A call to Moesif itself, made by whichever library, says for which application it is.
+        if not is_instrumentation_enabled() or kind.has_header(headers, "X-Moesif-Application-Id"):
             return None
         chosen = [
             route
-            for route in _chosen(routes, client, current_exchange.get())
-            if not _goes_to_moesif(url, headers, route.pipeline.settings.base_uri)
+            for route in _chosen(routes, kind.client, current_exchange.get())
+            if not _is_below(url, route.pipeline.settings.base_uri)
         ]
         if not chosen:
             return None
         for route in chosen:
             if route.before is not None:
-                route.pipeline.guard.run("looking for a tracer provider", route.before)
-        return OutgoingCall(client, chosen, method, sent_url(url))
+                route.before()
+        return kind(chosen, method, url)
     except Exception as exc:
         routes[0].pipeline.guard.caught("outgoing call", exc)
         return None
@@ -163,14 +166,10 @@ def _chosen(routes: Sequence[Route], client: str, around: Exchange | None) -> It
     return chosen.values()
 
 
-_MOESIF_HEADER: Final = "X-Moesif-Application-Id"
 _URL_ENDS: Final = ("", "/", "?", "#")
 
 
-def _goes_to_moesif(url: str, headers: Any, base_uri: str) -> bool:
-    """Whether a call is one to Moesif itself, made by whichever library."""
-    if headers and _MOESIF_HEADER in headers:
-        return True
+def _is_below(url: str, base_uri: str) -> bool:
     end = len(base_uri)
     return url[end : end + 1] in _URL_ENDS and url[:end].lower() == base_uri.lower()
 
@@ -202,14 +201,21 @@ def cause_of(error: BaseException) -> str:
 _innermost: ContextVar[OutgoingCall | None] = ContextVar("moesif_otel_outgoing_call", default=None)
 
 
-def call_being_sent(client: str) -> OutgoingCall | None:
+def call_being_sent(kind: type[_Call]) -> _Call | None:
     """Return the call that this thread or task is sending by a client, if there is one."""
     call = _innermost.get()
-    return call if call is not None and call.is_being_sent and call.client == client else None
+    return call if isinstance(call, kind) and call.is_being_sent else None
 
 
 class OutgoingCall:
     """One call, as all pipelines that capture it see it: an Exchange for each.
+
+    A client's own class says how its requests, responses and bodies are seen. A context manager around the sending,
+    which ends a call that raises; `answered` takes the response of one that did not:
+
+        with call:
+            response = send(...)
+        return call.answered(response)
 
     Used by the thread or task that sends, and by the one that reads the body; a finalizer when the response is dropped.
     """
@@ -220,20 +226,22 @@ class OutgoingCall:
         "_context",
         "_spans",
         "_tokens",
-        "client",
         "exchanges",
-        "has_stand_in",
         "identity",
         "is_being_sent",
+        "request",
         "runs_callbacks",
     )
 
-    def __init__(self, client: str, routes: Sequence[Route], method: str, url: str) -> None:
-        self.client = client
+    client: ClassVar[str]
+    """Its name among `CLIENTS`."""
+
+    def __init__(self, routes: Sequence[Route], method: str, url: str) -> None:
+        url = sent_url(url)
+        self.request: Any = None
+        """What callbacks get as the request; None once the body of the response is all that is still to come."""
         self.identity: Any = None
-        """What a client's module knows the call by while it is being sent."""
-        self.has_stand_in = False
-        """Whether something stands for the request's body while it is sent."""
+        """What the client's module knows the call by while it is being sent."""
         self.is_being_sent = False
         self.runs_callbacks = False
         self.exchanges: list[Exchange] = []
@@ -251,55 +259,90 @@ class OutgoingCall:
                 exchange.response_body = CapturedBody(settings.response_max_body_size, pipeline.budget)
             self.exchanges.append(exchange)
 
-    @property
-    def has_callbacks(self) -> bool:
-        """Whether callbacks will look at the call's request and response."""
-        return any(exchange.pipeline.has_callbacks(exchange) for exchange in self.exchanges)
+    # What a client's class says. Errors are counted by the caller.
 
-    @property
-    def request_bodies(self) -> list[CapturedBody]:
-        """The request bodies that are still to be fed."""
-        return [e.request_body for e in self.exchanges if e.request_body is not None and e.is_open]
+    @staticmethod
+    def has_header(headers: Any, name: str) -> bool:
+        """Whether a request's headers have this one."""
+        return bool(headers) and name in headers
 
-    @property
-    def response_bodies(self) -> list[CapturedBody]:
-        """The response bodies that are still to be fed."""
-        return [e.response_body for e in self.exchanges if e.response_body is not None and e.is_open]
+    def _see_upload(self) -> None:
+        """See the request's body as it is sent."""
 
-    # -- while the client sends
+    def _note_failure(self, error: BaseException) -> None:
+        """Note the request of a call that raised, as it went out."""
 
-    def enter(self) -> None:
+    def _note_answer(self, response: Any) -> None:
+        """Note request, status and headers."""
+        raise NotImplementedError
+
+    def _awaits_body(self, response: Any) -> bool:
+        """Take the response's body; True where the call ends by another way: with a body that is still to come, say."""
+        raise NotImplementedError
+
+    def _shown(self, response: Any) -> Any:
+        """Return what callbacks get as the response."""
+        return response
+
+    # While the client sends.
+
+    def __enter__(self) -> None:
         """Make the call current in this thread or task. Never raises."""
         try:
             self.is_being_sent = True
-            self._set(_innermost, self)
-            innermost = self._around
+            self.set_arguments(self.request, None)
+            around = innermost = self._around
             for exchange in self.exchanges:
                 # Spans that start now are offered to the whole chain, so all of them must be in it.
                 exchange.outer, innermost = innermost, exchange
+            self._set(_innermost, self)
             self._set(current_exchange, innermost)
             for exchange in self.exchanges:
-                _join_trace_of(exchange, self._around)
+                if around is not None:
+                    _join_trace_of(exchange, around)
                 exchange.pipeline.opened(exchange)
             if self._spans:
                 self._context = otel_context.get_current()
         except Exception as exc:
             self.caught("outgoing call", exc)
+        try:
+            self._see_upload()
+        except Exception as exc:
+            self.caught("outgoing request body", exc)
 
-    def failed(self, request: Any, error: BaseException) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         """End a call that raised instead of giving a response. Never raises."""
+        if error is None:
+            return
         try:
             cause = cause_of(error)
             if cause != type(error).__qualname__:
                 for exchange in self.exchanges:
                     exchange.notes["error_cause"] = cause
+            self._note_failure(error)
         except Exception as exc:
             self.caught("outgoing call that failed", exc)
         self.leave(error)
-        self.finish(request, None, Outcome.FAILED, error)
+        self.finish(self.request, None, Outcome.FAILED, error)
+
+    def answered(self, response: _T) -> _T:
+        """Take the response, whose body may still be to come, and return it. Never raises."""
+        try:
+            self._note_answer(response)
+            self.leave()
+            if self._awaits_body(response):
+                self.request = None
+                return response
+        except Exception as exc:
+            self.caught("outgoing response", exc)
+            self.leave()
+        self.finish(self.request, self._shown(response), Outcome.COMPLETE)
+        return response
 
     def leave(self, error: BaseException | None = None) -> None:
-        """Undo `enter`: there is a response now, or the call failed. Never raises."""
+        """Undo `__enter__`: there is a response now, or the call failed. Never raises."""
+        if not self.is_being_sent:
+            return
         if self._spans:
             self._make_spans(error)
         self.is_being_sent = False
@@ -310,9 +353,9 @@ class OutgoingCall:
                 variable.reset(token)
             except ValueError:  # the call came back in another context than it went out from
                 variable.set(before)
+        around, self._around = self._around, None
         for exchange in self.exchanges:
-            exchange.outer = _nearest(exchange.pipeline, self._around)
-        self._around = None
+            exchange.outer = None if around is None else _nearest(exchange.pipeline, around)
 
     def _set(self, variable: ContextVar[Any], value: Any) -> None:
         before = variable.get()
@@ -328,16 +371,13 @@ class OutgoingCall:
         except Exception as exc:
             self.caught("the span of an outgoing call", exc)
 
+    # What is seen of it.
+
     def note_request(self, method: str, url: str, headers: Headers) -> None:
         """Note the request as it was sent."""
+        url = sent_url(url)
         for exchange in self.exchanges:
-            exchange.method, exchange.url, exchange.request_headers = method, sent_url(url), headers
-
-    def take_body(self, content: bytes, *, decoded: bool) -> None:
-        """Take a response body that the client has read as a whole."""
-        for body in self.response_bodies:
-            body.decoded = decoded
-            body.add(content)
+            exchange.method, exchange.url, exchange.request_headers = method, url, headers
 
     def note_response(self, status: int, headers: Headers, redirects: int = 0) -> None:
         """Note the response's status and headers."""
@@ -347,7 +387,36 @@ class OutgoingCall:
             if redirects:
                 exchange.notes["redirects"] = redirects
 
-    # -- the end
+    @property
+    def request_bodies(self) -> list[CapturedBody]:
+        """The request bodies that are still to be fed."""
+        return [e.request_body for e in self.exchanges if e.request_body is not None and e.is_open]
+
+    @property
+    def response_bodies(self) -> list[CapturedBody]:
+        """The response bodies that are still to be fed."""
+        return [e.response_body for e in self.exchanges if e.response_body is not None and e.is_open]
+
+    def take_piece(self, piece: bytes | bytearray | memoryview) -> None:
+        """Take a piece of the response's body as it passes. Never raises."""
+        try:
+            for body in self.response_bodies:
+                body.add(piece)
+        except Exception as exc:
+            self.caught("outgoing response body", exc)
+
+    def take_body(self, content: bytes, *, decoded: bool) -> None:
+        """Take a response body that the client has read as a whole."""
+        for body in self.response_bodies:
+            body.decoded = decoded
+            body.add(content)
+
+    # The end.
+
+    @property
+    def has_callbacks(self) -> bool:
+        """Whether callbacks will look at the call's request and response."""
+        return any(exchange.pipeline.has_callbacks(exchange) for exchange in self.exchanges)
 
     def set_arguments(self, request: Any, response: Any) -> None:
         """Set what callbacks get where `finish` is never called."""
@@ -373,18 +442,24 @@ class OutgoingCall:
         for exchange in self.exchanges:
             exchange.finish_from_finalizer(outcome)
 
+    def drop_with(self, carrier: Any, dropped: Callable[[], None] | None = None) -> weakref.finalize[..., Any]:
+        """End the call as dropped when garbage collection takes what carries the body, unless that is detached."""
+        finalizer = weakref.finalize(carrier, dropped or self.dropped)
+        finalizer.atexit = False
+        return finalizer
+
     def caught(self, kind: str, exc: BaseException) -> None:
         """Count an error of ours."""
         self.exchanges[0].pipeline.guard.caught(kind, exc)
 
 
-def _nearest(pipeline: CapturePipeline, around: Exchange | None) -> Exchange | None:
+def _nearest(pipeline: CapturePipeline, around: Exchange) -> Exchange:
     """Return the enclosing Exchange of the same pipeline, else the innermost of any: the parent of a call."""
     return next((one for one in chain(around) if one.pipeline is pipeline), around)
 
 
-def _join_trace_of(exchange: Exchange, around: Exchange | None) -> None:
+def _join_trace_of(exchange: Exchange, around: Exchange) -> None:
     """Let a call belong to the trace of the call it is made in, when a span of another trace is current."""
     outer = _nearest(exchange.pipeline, around)
-    if outer is not None and outer.span_id and trace.get_current_span().get_span_context().trace_id != outer.trace_id:
+    if outer.span_id and trace.get_current_span().get_span_context().trace_id != outer.trace_id:
         exchange.trace_id, exchange.parent_span_id = outer.trace_id, outer.span_id

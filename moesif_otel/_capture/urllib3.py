@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from moesif_otel._capture.exchange import Outcome
-from moesif_otel._capture.outgoing import begin_call
+from moesif_otel._capture.outgoing import OutgoingCall, begin_call
 from moesif_otel._capture.patching import Patch, PatchSet
 from moesif_otel._capture.requests.download import watch_download
-from moesif_otel._capture.requests.facts import TEXT_ENCODING, is_decoded, text_of
+from moesif_otel._capture.requests.facts import TEXT_ENCODING, is_decoded, text_of, texts_of
 from moesif_otel._capture.streams import UploadSink, add_plain, is_plain, stand_in_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from moesif_otel._capture.exchange import Headers
-    from moesif_otel._capture.outgoing import OutgoingCall
 
 
 class Urllib3Request(NamedTuple):
@@ -41,6 +39,7 @@ class Urllib3Response(NamedTuple):
 
 
 _PARAMETERS: Final = ("method", "url", "body", "headers")
+_BODY_AT: Final = 2
 
 
 def _urlopen(urlopen: Any, pool: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -48,24 +47,21 @@ def _urlopen(urlopen: Any, pool: Any, /, *args: Any, **kwargs: Any) -> Any:
     given = {**kwargs, **dict(zip(_PARAMETERS, args, strict=False))}
     headers = pool.headers if given.get("headers") is None else given["headers"]
     method, url = text_of(given.get("method")), _full_url(pool, given.get("url"))
-    call = begin_call("urllib3", method, url, headers, _is_inside)
+    call = begin_call(_Urllib3Call, method, url, headers, _is_inside)
     if call is None:
         return urlopen(pool, *args, **kwargs)
-    request = Urllib3Request(method, call.exchanges[0].url, headers, given.get("body"))
+    body = given.get("body")
+    call.request = Urllib3Request(method, call.exchanges[0].url, headers, body)
     for exchange in call.exchanges:
         exchange.request_headers = _pairs(headers)
-    call.set_arguments(request, None)
-    call.enter()
-    seen = _seen(call, request.body)
-    if seen is not request.body:
-        args, kwargs = ((*args[:2], seen, *args[3:]), kwargs) if len(args) > 2 else (args, {**kwargs, "body": seen})
-    try:
+    with call:
+        if call.stand_in is not None:
+            if len(args) > _BODY_AT:
+                args = (*args[:_BODY_AT], call.stand_in, *args[_BODY_AT + 1 :])
+            else:
+                kwargs = {**kwargs, "body": call.stand_in}
         response = urlopen(pool, *args, **kwargs)
-    except BaseException as exc:
-        call.failed(request, exc)
-        raise
-    _answered(call, request, response)
-    return response
+    return call.answered(response)
 
 
 PATCHES: Final = PatchSet([Patch("urllib3.connectionpool", "HTTPConnectionPool.urlopen", _urlopen)])
@@ -85,38 +81,38 @@ def _full_url(pool: Any, url: Any) -> str:
 
 
 def _pairs(headers: Any) -> Headers:
-    pairs = headers.iteritems() if hasattr(headers, "iteritems") else (headers or {}).items()
-    return [(text_of(name), text_of(value)) for name, value in pairs]
+    return texts_of(headers.iteritems() if hasattr(headers, "iteritems") else (headers or {}).items())
 
 
-def _seen(call: OutgoingCall, body: Any) -> Any:
-    """Note a body that is there, or return what stands for it while it is sent."""
-    try:
-        if not is_plain(body):
-            sink = UploadSink(call, text_encoding=TEXT_ENCODING)
-            return (stand_in_for(body, sink) if call.request_bodies else None) or body
-        for captured in call.request_bodies:
-            add_plain(captured, body, TEXT_ENCODING)
-    except Exception as exc:
-        call.caught("outgoing request body", exc)
-    return body
+class _Urllib3Call(OutgoingCall):
+    """A hop that `urlopen` makes."""
 
+    __slots__ = ("stand_in",)
 
-def _answered(call: OutgoingCall, request: Urllib3Request, response: Any) -> None:
-    """Take the response, whose body may still be to come. Never raises."""
-    seen = Urllib3Response(getattr(response, "status", 0), getattr(response, "headers", {}), b"")
-    try:
-        call.note_response(response.status, _pairs(response.headers))
-        call.leave()
+    client = "urllib3"
+
+    def _see_upload(self) -> None:
+        body = self.request.body
+        self.stand_in: Any = None
+        """What is to be sent in the place of the body."""
+        if is_plain(body):
+            for captured in self.request_bodies:
+                add_plain(captured, body, TEXT_ENCODING)
+        elif self.request_bodies:
+            self.stand_in = stand_in_for(body, UploadSink(self, text_encoding=TEXT_ENCODING))
+
+    def _note_answer(self, response: Any) -> None:
+        self.note_response(response.status, _pairs(response.headers))
+
+    def _awaits_body(self, response: Any) -> bool:
+        if isinstance(getattr(response, "_body", None), bytes):
+            self.take_body(response._body, decoded=is_decoded(response))
+            return False
+        request, seen = self.request, self._shown(response)
+        self.set_arguments(request, seen)
+        return watch_download(self, response, lambda outcome, error: self.finish(request, seen, outcome, error))
+
+    def _shown(self, response: Any) -> Urllib3Response:
         content = getattr(response, "_body", None)
-        if isinstance(content, bytes):
-            seen = seen._replace(data=content)
-            call.take_body(content, decoded=is_decoded(response))
-        else:
-            call.set_arguments(request, seen)
-            if watch_download(call, response, lambda outcome, error: call.finish(request, seen, outcome, error)):
-                return
-    except Exception as exc:
-        call.caught("outgoing response", exc)
-        call.leave()
-    call.finish(request, seen, Outcome.COMPLETE)
+        content = content if isinstance(content, bytes) else b""
+        return Urllib3Response(getattr(response, "status", 0), getattr(response, "headers", {}), content)

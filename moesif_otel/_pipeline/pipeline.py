@@ -166,10 +166,13 @@ class Pipeline:
 
     def watch_global_provider(self) -> None:
         """See the spans of the global provider: an application may set it up in any order. Never raises."""
-        provider = trace.get_tracer_provider()
-        if provider is not self._global_provider:
-            self._global_provider = provider
-            self.watch(provider)
+        try:
+            provider = trace.get_tracer_provider()
+            if provider is not self._global_provider:
+                self._global_provider = provider
+                self.watch(provider)
+        except Exception as exc:
+            self.guard.caught("looking for a tracer provider", exc)
 
     def watch(self, provider: Any) -> None:
         """See the spans of an SDK provider from now on, until the shutdown; twice is once. Never raises."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from requests import PreparedRequest, Response
 
 from moesif_otel._capture.exchange import Outcome
-from moesif_otel._capture.outgoing import begin_call
+from moesif_otel._capture.outgoing import OutgoingCall, begin_call
 from moesif_otel._capture.patching import Patch, PatchSet
 from moesif_otel._capture.requests import facts
 from moesif_otel._capture.requests.download import watch_download
@@ -22,15 +22,14 @@ from moesif_otel._capture.streams import UploadSink, add_plain, is_plain, origin
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from moesif_otel._capture.outgoing import OutgoingCall
-
 
 def _send(send: Any, session: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Do `Session.send` and capture the call."""
-    call, request = None, args[0] if args else kwargs.get("request")
+    call: _RequestsCall | None = None
+    request: Any = args[0] if args else kwargs.get("request")
     if isinstance(request, PreparedRequest):
         call = begin_call(
-            "requests",
+            _RequestsCall,
             facts.text_of(request.method),
             facts.text_of(request.url or ""),
             request.headers,
@@ -38,14 +37,10 @@ def _send(send: Any, session: Any, /, *args: Any, **kwargs: Any) -> Any:
         )
     if call is None:
         return send(session, *args, **kwargs)
-    _enter(call, session, request)
-    try:
+    call.begin(session, request)
+    with call:
         response = send(session, *args, **kwargs)
-    except BaseException as exc:
-        _failed(call, request, exc)
-        raise
-    _answered(call, request, response)
-    return response
+    return call.answered(response)
 
 
 PATCHES: Final = PatchSet([Patch("requests.sessions", "Session.send", _send)])
@@ -56,74 +51,91 @@ def _is_part(session: Any, request: Any, allow_redirects: Any, call: OutgoingCal
 
     A hook or an adapter may make calls of its own meanwhile: those are calls like any other.
     """
-    if call.client != "requests" or call.identity is None:
+    if not isinstance(call, _RequestsCall) or call.identity is None:
         return False
     sending_session, sent = call.identity
     # `Session.resolve_redirects` sends each hop through the same session, as a new request, and follows itself.
     return request is sent or (session is sending_session and allow_redirects is False)
 
 
-def _enter(call: OutgoingCall, session: Any, request: Any) -> None:
-    call.identity = session, request
-    for exchange in call.exchanges:
-        # Until `send` returns only a capture that stops midway looks.
-        exchange.request_headers = partial(facts.request_headers, request)
-    call.set_arguments(request, None)
-    call.enter()
-    try:
-        if call.request_bodies and not is_plain(request.body):
-            sink = UploadSink(call, facts.body_position(request), facts.TEXT_ENCODING)
-            stand_in = stand_in_for(request.body, sink)
-            if stand_in is not None:
-                request.body = stand_in
-                call.has_stand_in = True
-    except Exception as exc:
-        call.caught("outgoing request body", exc)
+class _RequestsCall(OutgoingCall):
+    """A `Session.send`."""
 
+    __slots__ = ("_has_stand_in",)
 
-def _failed(call: OutgoingCall, request: Any, error: BaseException) -> None:
-    """End a call that raised: no response. Never raises."""
-    try:
-        if call.has_stand_in:
-            _put_bodies_back(request, error, getattr(error, "response", None))  # the latter of too many redirects
-        last = getattr(error, "request", None)
-        request = last if isinstance(last, PreparedRequest) else request
-        _note_request(call, request)
-    except Exception as exc:
-        call.caught("outgoing call that failed", exc)
-    call.failed(request, error)
+    client = "requests"
+    has_header = staticmethod(facts.has_header)
 
+    def begin(self, session: Any, request: PreparedRequest) -> None:
+        """Take what is sent, and by which session."""
+        self.identity = session, request
+        self.request = request
+        self._has_stand_in = False
+        for exchange in self.exchanges:
+            # Until `send` returns only a capture that stops midway looks.
+            exchange.request_headers = partial(facts.request_headers, request)
 
-def _answered(call: OutgoingCall, request: Any, response: Any) -> None:
-    """Take the response, whose body may still be to come. Never raises."""
-    try:
-        if call.has_stand_in:
-            _put_bodies_back(request, response)
+    def _see_upload(self) -> None:
+        request = self.request
+        if is_plain(request.body) or not self.request_bodies:
+            return
+        sink = UploadSink(self, facts.body_position(request), facts.TEXT_ENCODING)
+        stand_in = stand_in_for(request.body, sink)
+        if stand_in is not None:
+            request.body = stand_in
+            self._has_stand_in = True
+
+    def _note_failure(self, error: BaseException) -> None:
+        if self._has_stand_in:
+            self._put_bodies_back(error, getattr(error, "response", None))  # the latter of too many redirects
+        self._note_request(error)
+
+    def _note_answer(self, response: Any) -> None:
+        if self._has_stand_in:
+            self._put_bodies_back(response)
         if not isinstance(response, Response):
-            raise TypeError  # noqa: TRY301 - counted below: an adapter or a patch of its own making
-        if isinstance(response.request, PreparedRequest):
-            request = response.request
-        _note_request(call, request)
-        call.note_response(
+            raise TypeError  # counted: an adapter or a patch of its own making
+        self._note_request(response)
+        self.note_response(
             response.status_code,
             facts.response_headers(response),
             sum(1 for earlier in response.history if earlier.is_redirect) if response.history else 0,
         )
-        call.leave()
-        if _is_streaming(call, response):
-            return
-    except Exception as exc:
-        call.caught("outgoing response", exc)
-        call.leave()
-    call.finish(request, response, Outcome.COMPLETE)
 
+    def _put_bodies_back(self, *ends: Any) -> None:
+        """Put the bodies back for which stand-ins were sent; `ends` are what may lead to requests that carry one."""
+        for one in (self.request, *(found for end in ends for found in _requests_of(end))):
+            original = original_of(one.body)
+            if original is not one.body:
+                one.body = original
 
-def _put_bodies_back(request: Any, *ends: Any) -> None:
-    """Put the bodies back for which stand-ins were sent; `ends` are what may lead to requests that carry one."""
-    for one in (request, *(found for end in ends for found in _requests_of(end))):
-        original = original_of(one.body)
-        if original is not one.body:
-            one.body = original
+    def _note_request(self, end: Any) -> None:
+        """Note the last request that went out, which a response or an exception leads to."""
+        last = getattr(end, "request", None)
+        if isinstance(last, PreparedRequest):
+            self.request = last
+        request = self.request
+        self.note_request(
+            facts.text_of(request.method), facts.text_of(request.url or ""), facts.request_headers(request)
+        )
+        body = request.body
+        if is_plain(body):
+            for captured in self.request_bodies:
+                if captured.total_bytes:
+                    captured.restart()  # what a file gave on an earlier hop is not this request's body
+                add_plain(captured, body, facts.TEXT_ENCODING)
+
+    def _awaits_body(self, response: Response) -> bool:
+        content = facts.content_of(response)
+        if content is not None:
+            self.take_body(content, decoded=facts.is_decoded(response.raw))
+            return False
+        view = _View(self, response)
+        if watch_download(self, response.raw, view.finish):
+            self.set_arguments(*view.arguments)
+        else:
+            self.finish(*view.seen(), Outcome.COMPLETE)
+        return True
 
 
 def _requests_of(end: Any) -> Iterator[Any]:
@@ -132,30 +144,6 @@ def _requests_of(end: Any) -> Iterator[Any]:
         request = getattr(one, "request", None)
         if isinstance(request, PreparedRequest):
             yield request
-
-
-def _note_request(call: OutgoingCall, request: Any) -> None:
-    call.note_request(facts.text_of(request.method), facts.text_of(request.url or ""), facts.request_headers(request))
-    body = request.body
-    if body is None or is_plain(body):
-        for captured in call.request_bodies:
-            if captured.total_bytes:
-                captured.restart()  # what a file gave on an earlier hop is not this request's body
-            add_plain(captured, body, facts.TEXT_ENCODING)
-
-
-def _is_streaming(call: OutgoingCall, response: Response) -> bool:
-    """Take the body if it is there, else stand beside it; says whether it is still to come."""
-    content = facts.content_of(response)
-    if content is not None:
-        call.take_body(content, decoded=facts.is_decoded(response.raw))
-        return False
-    view = _View(call, response)
-    if watch_download(call, response.raw, view.finish):
-        call.set_arguments(*view.arguments)
-        return True
-    call.finish(*view.seen(), Outcome.COMPLETE)
-    return True
 
 
 class _View:

@@ -15,6 +15,8 @@ from urllib3.response import HTTPResponse
 from urllib3.util.response import is_fp_closed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from moesif_otel._capture.exchange import Headers
 
 TEXT_ENCODING: Final = "latin-1" if getattr(urllib3, "__version__", "").startswith("1.") else "utf-8"
@@ -26,16 +28,35 @@ def text_of(value: Any) -> str:
     return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 
+def texts_of(pairs: Iterable[tuple[Any, Any]]) -> Headers:
+    """Return headers as pairs of text."""
+    return [
+        (name if type(name) is str else text_of(name), value if type(value) is str else text_of(value))
+        for name, value in pairs
+    ]
+
+
+def _kept(headers: Any) -> dict[str, tuple[Any, Any]] | None:
+    """Return the pairs of a mapping of `requests` by lower-case name; its own look-ups take several calls each."""
+    return headers._store if type(headers) is CaseInsensitiveDict else None  # type: ignore[attr-defined] # untold
+
+
 def request_headers(request: Any) -> Headers:
     """Return a request's headers as they stand now."""
-    return [(text_of(name), text_of(value)) for name, value in (request.headers or {}).items()]
+    kept = _kept(request.headers)
+    return texts_of((request.headers or {}).items() if kept is None else kept.values())
+
+
+def has_header(headers: Any, name: str) -> bool:
+    """Whether a request has this header."""
+    kept = _kept(headers)
+    return (bool(headers) and name in headers) if kept is None else name.lower() in kept
 
 
 def response_headers(response: Any) -> Headers:
     """Return a response's headers, repeated ones apart where urllib3 still knows them apart."""
     apart = getattr(getattr(response.raw, "headers", None), "iteritems", None)
-    pairs = apart() if apart is not None else (response.headers or {}).items()
-    return [(text_of(name), text_of(value)) for name, value in pairs]
+    return texts_of(apart() if apart is not None else (response.headers or {}).items())
 
 
 def body_position(request: Any) -> int | None:

@@ -38,6 +38,16 @@ def test_response_content_members(upstream):
     assert facts.content_of(response) is None
 
 
+def test_header_members():
+    """`CaseInsensitiveDict._store` keeps the pairs as they were given, by lower-case name."""
+    request = requests.Request("GET", "http://x/", headers={"X-Name": "one"}).prepare()
+    assert facts.request_headers(request) == list(request.headers.items())
+    assert facts.has_header(request.headers, "X-NAME")
+    assert not facts.has_header(request.headers, "X-Other")
+    request.headers = {b"X-Plain": b"two"}
+    assert facts.request_headers(request) == [("X-Plain", "two")]
+
+
 def test_raw_response_members(upstream):
     """`HTTPResponse._fp`, `length_remaining`, `_decoder` and `tell` tell where a body stands."""
     with requests.get(upstream.url + "/gzip", stream=True) as response:

@@ -179,7 +179,7 @@ def test_a_body_is_not_touched_with_bodies_off(upstream):
 
 
 def sink_for(limit=1_000, start=0):
-    call = OutgoingCall("requests", [Route(RecordingPipeline(REQUEST_MAX_BODY_SIZE=limit))], "POST", "http://x/")
+    call = OutgoingCall([Route(RecordingPipeline(REQUEST_MAX_BODY_SIZE=limit))], "POST", "http://x/")
     return UploadSink(call, start), call.exchanges[0].request_body
 
 
