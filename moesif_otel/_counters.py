@@ -51,7 +51,7 @@ class Counters:
         return len(self._deferred)
 
     def is_surely_below(self, name: str, bound: int, largest: int) -> bool:
-        """Whether a sum is below a bound also if all that waits to be added up were of the largest size; cheap."""
+        """Tell whether a sum is below a bound also if all that waits to be added up were of the largest size; cheap."""
         return self._sums.get(name, 0) + (len(self._deferred) + 1) * largest < bound
 
     def read(self) -> dict[str, int]:

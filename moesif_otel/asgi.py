@@ -115,7 +115,7 @@ class MoesifMiddleware(Middleware):
             if stack is not None and type(stack) is not _Outermost and self._is_inside(stack):
                 app.middleware_stack = _Outermost(stack, self)
         except Exception as exc:
-            self._pipeline.guard.caught("standing outside of a framework's middleware", exc)
+            self._pipeline.guard.caught("becoming the outermost middleware", exc)
 
     def _is_inside(self, layer: Any) -> bool:
         for _ in range(_MAX_LAYERS):

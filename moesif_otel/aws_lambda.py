@@ -100,7 +100,7 @@ def deliver_before_freeze(handler: _Handler) -> _Handler:
         try:
             return handler(event, context, *arguments, **keywords)
         finally:
-            PROCESS_GUARD.run("delivery before a freeze", _deliver, context)
+            PROCESS_GUARD.run("delivery at the end of a Lambda call", _deliver, context)
 
     return cast("_Handler", wrapped)
 

@@ -81,7 +81,7 @@ class MoesifMiddleware(Middleware):
         if call is None:
             return self.get_response(request)
         with call:
-            response = self._guard.run("governance", self._govern, call)
+            response = self._guard.run("governance rules", self._govern, call)
             if response is None:
                 response = self.get_response(request)
             self._guard.run("callbacks of a Django request", self._call_back, call, response)
@@ -96,7 +96,7 @@ class MoesifMiddleware(Middleware):
             try:
                 response = await self._govern_async(call)
             except Exception as exc:
-                self._guard.caught("governance", exc)
+                self._guard.caught("governance rules", exc)
             if response is None:
                 response = await self.get_response(request)
             try:

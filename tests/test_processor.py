@@ -222,7 +222,7 @@ def test_an_error_of_ours_never_reaches_a_span(moesif: Sandbox, monkeypatch: pyt
     exchange.finish(Outcome.COMPLETE)
     assert len(service.events()) == 1
     errors = service.processor.stats()["errors"]
-    assert errors["binding a span"] == errors["the end of a span"] == 1
+    assert errors["joining a span to its call"] == errors["handling the end of a span"] == 1
 
 
 def test_shutdown_tells_open_calls_as_unfinished(moesif: Sandbox) -> None:

@@ -58,7 +58,7 @@ class AutoSpanExporter(SpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Submit spans for delivery; return at once."""
-        found = PROCESS_GUARD.run("making the exporter", self._exporter)
+        found = PROCESS_GUARD.run("creating the exporter", self._exporter)
         return SpanExportResult.SUCCESS if found is None else found[0].export(spans)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:

@@ -284,7 +284,7 @@ class _EveryHandle:
         if not handles:
             return app(environ, start_response)
         if framework_app is not None:
-            PROCESS_GUARD.run("naming the framework's application", _name_application, environ, framework_app)
+            PROCESS_GUARD.run("finding the framework's application", _name_application, environ, framework_app)
         callback_app = app if framework_app is None else framework_app
         for handle in reversed(handles):
             app = handle.wrapped(app, callback_app)

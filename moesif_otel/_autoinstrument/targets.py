@@ -215,4 +215,4 @@ def install(serving: Serving) -> None:
         # A set for each row: one that fails does not prevent the others.
         patches = PatchSet([row._replace(around=functools.partial(row.around, serving))])
         _installed.append((serving, patches))  # which refer to each other weakly
-        PROCESS_GUARD.run(f"preparing for {row.module}", patches.hold, serving)
+        PROCESS_GUARD.run(f"patching {row.module}", patches.hold, serving)

@@ -63,7 +63,7 @@ async def _send(send: Any, request: Any, /, *args: Any, **kwargs: Any) -> Any:
             if call.request_bodies and request.body and not (traces and type(traces[-1]) is _UploadTrace):
                 request._traces = [*request._traces, _UploadTrace(call)]
         except Exception as exc:
-            call.caught("outgoing request body", exc)
+            call.caught("capture of an outgoing request body", exc)
     return await send(request, *args, **kwargs)
 
 
@@ -91,7 +91,7 @@ class _UploadTrace:
                     body.decoded = True
                     body.add(chunk)
         except Exception as exc:
-            self._call.caught("outgoing request body", exc)
+            self._call.caught("capture of an outgoing request body", exc)
 
     async def send_request_headers(self, *_: Any) -> None:
         """Do nothing."""
@@ -167,7 +167,7 @@ class _AiohttpCall(OutgoingCall):
 
 
 class _ReaderWatch:
-    """What is known of a body while it is being read; does not hold the response, nor what leads to it."""
+    """The state of a body while it is being read; it holds neither the response nor anything that refers to it."""
 
     __slots__ = ("_finalizer", "_info", "_response", "call", "error")
 
@@ -250,7 +250,7 @@ _TeedReader.__module__ = StreamReader.__module__
 
 
 def _is_of_close(error: BaseException) -> bool:
-    """Whether it is what `close` and `release` set on a stream whose end has not come."""
+    """Tell whether it is what `close` and `release` set on a stream whose end has not come."""
     return type(error) is aiohttp.ClientConnectionError and error.args == ("Connection closed",)
 
 

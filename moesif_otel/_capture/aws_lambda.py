@@ -132,7 +132,7 @@ def _is_version_2(event: Mapping[str, Any]) -> bool:
 
 
 def _is_of_http_api(event: Mapping[str, Any]) -> bool:
-    """Whether an HTTP API is the caller, the one that answers 500 where all others answer 502."""
+    """Tell whether an HTTP API is the caller, the one that answers 500 where all others answer 502."""
     return _is_version_2(event) and ".lambda-url." not in str(event["requestContext"].get("domainName"))
 
 

@@ -18,7 +18,7 @@ _MAX_PARTS: Final = 128
 
 
 class LeftOut(str, Enum):
-    """Why a body, or the rest of it, was not kept."""
+    """The reason why a body, or the rest of it, was not kept."""
 
     MEMORY = "memory_limit"
     CONTENT = "content_type"
@@ -136,7 +136,7 @@ class CapturedBody:
 
     @property
     def truncated(self) -> bool:
-        """Whether less was kept than passed."""
+        """Tell whether less was kept than passed."""
         return self.kept_bytes < self.total_bytes
 
     def discard(self) -> None:

@@ -162,13 +162,13 @@ class _Callback:
         self._positional: float | None = None
         self.given = function is not None
         self.is_missing = False
-        """Whether its import path leads nowhere, as far as is known."""
+        """True once its import path is known to lead nowhere."""
 
     def __call__(self, *arguments: Any) -> Any:
         return self._resolved()(*arguments)
 
     def accepts(self, count: int) -> bool:
-        """Whether it can be called with `count` positional arguments."""
+        """Tell whether it can be called with `count` positional arguments."""
         if self._positional is None:
             try:
                 self._positional = _positional_limit(self._resolved())

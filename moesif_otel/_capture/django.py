@@ -56,7 +56,7 @@ class DjangoCapture:
 
     def meet_handlers(self) -> None:
         """Stand around Django's handlers from now on; each finds out by itself whether its middlewares have ours."""
-        PROCESS_GUARD.run("meeting Django's handlers", _handlers.hold, self)
+        PROCESS_GUARD.run("patching Django's request handlers", _handlers.hold, self)
         got_request_exception.connect(_note_exception, dispatch_uid=_note_exception)
 
     def serve_wsgi(self, call: Any, handler: Any, variables: Any, start_response: Any) -> Any:
@@ -78,7 +78,7 @@ def _capture_of(handler: Any) -> DjangoCapture | None:
     if found is _UNKNOWN:
         # A handler without middlewares of its own serves static files for `runserver`.
         chain = getattr(handler, "_middleware_chain", None)
-        found = PROCESS_GUARD.run("looking for the middleware in a handler", _capture_in, chain)
+        found = PROCESS_GUARD.run("finding MoesifMiddleware in a Django handler", _capture_in, chain)
         vars(handler)[_HANDLER_ATTRIBUTE] = found
     return found
 

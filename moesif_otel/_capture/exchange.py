@@ -34,7 +34,7 @@ current_exchange: ContextVar[Exchange | None] = ContextVar("moesif_otel_exchange
 
 
 class Outcome(str, Enum):
-    """How an Exchange ended."""
+    """The way an Exchange ended."""
 
     COMPLETE = "complete"
     ABORTED = "client_aborted"  # the client left, or the server closed the response early
@@ -46,7 +46,7 @@ class Outcome(str, Enum):
 
     @property
     def awaits_span(self) -> bool:
-        """Whether the span of such an Exchange can be expected to end soon."""
+        """Tell whether the span of such an Exchange can be expected to end soon."""
         return self in _AWAITS_SPAN
 
 
@@ -119,7 +119,7 @@ class Governed(Protocol):
 
     @property
     def needs_body(self) -> bool:
-        """Whether a rule depends on the body; to be asked once the identity is known."""
+        """Tell whether a rule depends on the body; to be asked once the identity is known."""
         ...
 
     def give_body(self, data: bytes | None, *, whole: bool = True) -> None:
@@ -132,7 +132,7 @@ class Governed(Protocol):
 
 
 class CapturePipeline(Protocol):
-    """What a capture needs of the pipeline that it works for (`_pipeline.pipeline.Pipeline`)."""
+    """The pipeline that a capture works for, as far as it needs it (`_pipeline.pipeline.Pipeline`)."""
 
     settings: Settings
     guard: Guard
@@ -149,17 +149,17 @@ class CapturePipeline(Protocol):
         ...
 
     def has_callbacks(self, exchange: Exchange) -> bool:
-        """Whether callbacks will look at this Exchange's `callback_arguments`."""
+        """Tell whether callbacks will look at this Exchange's `callback_arguments`."""
         ...
 
     @property
     def has_rules(self) -> bool:
-        """Whether there are governance rules to ask."""
+        """Tell whether there are governance rules to ask."""
         ...
 
     @property
     def sees_spans(self) -> bool:
-        """Whether spans of some tracer provider come by."""
+        """Tell whether spans of some tracer provider come by."""
         ...
 
     def bind(self, exchange: Exchange, span: Any) -> None:
@@ -372,12 +372,12 @@ class Exchange:
 
     @property
     def is_open(self) -> bool:
-        """Whether it has not been finished."""
+        """Tell whether it has not been finished."""
         return hasattr(self, "_finish_token")
 
     @property
     def is_ours(self) -> bool:
-        """Whether it was opened in this process (a forked child must not send the parent's calls again)."""
+        """Tell whether it was opened in this process (a forked child must not send the parent's calls again)."""
         return self.generation == self.pipeline.generation
 
     def finish(self, outcome: Outcome, error: BaseException | None = None) -> None:
@@ -413,7 +413,7 @@ class Exchange:
         return True
 
     def take_submission(self) -> bool:
-        """Whether the caller is the one who submits this call: True once."""
+        """Tell whether the caller is the one who submits this call: True once."""
         try:
             del self._submit_token
         except AttributeError:

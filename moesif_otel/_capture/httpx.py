@@ -172,7 +172,7 @@ def _headers(message: httpx.Request | httpx.Response) -> Headers:
 
 
 class _StreamWatch:
-    """What is known of a body while it is being read; belongs to the stream, and does not hold the response.
+    """The state of a body while it is being read; it belongs to the stream, and does not hold the response.
 
     A context manager around the reading of one piece, which ends the call with the body, or with what is raised.
     """

@@ -1,4 +1,4 @@
-"""What the captures of all HTTP clients share: which pipelines get a call, and its way from the sending to its end.
+"""Shared by the captures of all HTTP clients: which pipelines get a call, and its way from the sending to its end.
 
 A client's own module knows when a call begins, how its body passes and when that is over; it fills the Exchanges here.
 Calls that exporters make (with OpenTelemetry's instrumentation suppressed), that go to Moesif, or that a callback
@@ -147,7 +147,7 @@ def begin_call(
                 route.before()
         return kind(chosen, method, url)
     except Exception as exc:
-        routes[0].pipeline.guard.caught("outgoing call", exc)
+        routes[0].pipeline.guard.caught("capture of an outgoing call", exc)
         return None
 
 
@@ -239,9 +239,9 @@ class OutgoingCall:
     def __init__(self, routes: Sequence[Route], method: str, url: str) -> None:
         url = sent_url(url)
         self.request: Any = None
-        """What callbacks get as the request; None once the body of the response is all that is still to come."""
+        """The request as callbacks get it; None once the body of the response is all that is still to come."""
         self.identity: Any = None
-        """What the client's module knows the call by while it is being sent."""
+        """Set by the client's module, which knows the call by it while it is being sent."""
         self.is_being_sent = False
         self.runs_callbacks = False
         self.exchanges: list[Exchange] = []
@@ -263,7 +263,7 @@ class OutgoingCall:
 
     @staticmethod
     def has_header(headers: Any, name: str) -> bool:
-        """Whether a request's headers have this one."""
+        """Tell whether a request's headers have this one."""
         return bool(headers) and name in headers
 
     def _see_upload(self) -> None:
@@ -304,11 +304,11 @@ class OutgoingCall:
             if self._spans:
                 self._context = otel_context.get_current()
         except Exception as exc:
-            self.caught("outgoing call", exc)
+            self.caught("capture of an outgoing call", exc)
         try:
             self._see_upload()
         except Exception as exc:
-            self.caught("outgoing request body", exc)
+            self.caught("capture of an outgoing request body", exc)
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         """End a call that raised instead of giving a response. Never raises."""
@@ -321,7 +321,7 @@ class OutgoingCall:
                     exchange.notes["error_cause"] = cause
             self._note_failure(error)
         except Exception as exc:
-            self.caught("outgoing call that failed", exc)
+            self.caught("capture of a failed outgoing call", exc)
         self.leave(error)
         self.finish(self.request, None, Outcome.FAILED, error)
 
@@ -334,7 +334,7 @@ class OutgoingCall:
                 self.request = None
                 return response
         except Exception as exc:
-            self.caught("outgoing response", exc)
+            self.caught("capture of an outgoing response", exc)
             self.leave()
         self.finish(self.request, self._shown(response), Outcome.COMPLETE)
         return response
@@ -403,7 +403,7 @@ class OutgoingCall:
             for body in self.response_bodies:
                 body.add(piece)
         except Exception as exc:
-            self.caught("outgoing response body", exc)
+            self.caught("capture of an outgoing response body", exc)
 
     def take_body(self, content: bytes, *, decoded: bool) -> None:
         """Take a response body that the client has read as a whole."""
@@ -415,7 +415,7 @@ class OutgoingCall:
 
     @property
     def has_callbacks(self) -> bool:
-        """Whether callbacks will look at the call's request and response."""
+        """Tell whether callbacks will look at the call's request and response."""
         return any(exchange.pipeline.has_callbacks(exchange) for exchange in self.exchanges)
 
     def set_arguments(self, request: Any, response: Any) -> None:

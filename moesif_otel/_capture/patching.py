@@ -45,7 +45,7 @@ class Patch(NamedTuple):
 
 
 class _Layer(NamedTuple):
-    """What a layer of ours replaced."""
+    """The function that a layer of ours replaced."""
 
     replaced: Any
     inherited: bool
@@ -162,21 +162,21 @@ def _function_of(content: Any) -> Any:
 
 
 class _Place(NamedTuple):
-    """Where a layer stands: an attribute of a class or module, or what a proxy of wrapt's wraps."""
+    """The place of a layer: an attribute of a class or module, or what a proxy of wrapt's wraps."""
 
     owner: Any
     name: str
 
     @property
     def content(self) -> Any:
-        """What stands there, not bound by any descriptor."""
+        """The object there, not bound by any descriptor."""
         if self.name == "__wrapped__":
             return self.owner.__wrapped__
         return inspect.getattr_static(self.owner, self.name)
 
     @property
     def is_own(self) -> bool:
-        """Whether it stands in the owner itself and is not inherited."""
+        """Tell whether it stands in the owner itself and is not inherited."""
         return self.name == "__wrapped__" or self.name in vars(self.owner)
 
     def below_proxies(self) -> _Place:
@@ -219,9 +219,9 @@ def when_imported(module: str, run: Callable[[], None]) -> None:
     """Call `run` once a module is imported, at once if it is. What it raises is counted, never passed on."""
 
     def hook(_module: Any) -> None:
-        PROCESS_GUARD.run(f"preparing for {module}", run)
+        PROCESS_GUARD.run(f"patching {module}", run)
 
-    PROCESS_GUARD.run("an import hook", wrapt.register_post_import_hook, hook, module)
+    PROCESS_GUARD.run("registering an import hook", wrapt.register_post_import_hook, hook, module)
 
 
 def layer_around(original: Any, around: Callable[..., Any]) -> Any:

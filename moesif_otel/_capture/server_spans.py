@@ -1,4 +1,4 @@
-"""Whether the SERVER span of a call is ours to make, on a provider that the application shares with us.
+"""Decides whether the SERVER span of a call is ours to make, on a provider that the application shares with us.
 
 A SERVER span of ours above that of somebody else's instrumentation would turn that one INTERNAL.
 """
@@ -44,7 +44,7 @@ class ServerSpanChoice:
         self._instrumentations = instrumentations
 
     def is_ours(self, path: Any) -> bool:
-        """Whether to start a span for the call that begins.
+        """Tell whether to start a span for the call that begins.
 
         Args:
             path: The request's; what is learned from one that brought no span holds for its own path at first.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class PieceSink(Protocol):
-    """Where a stand-in tells what happens to it. Nothing here may raise."""
+    """Receives what happens to a stand-in. Nothing here may raise."""
 
     def piece(self, piece: Any) -> None:
         """Note one piece that was read."""
@@ -78,7 +78,7 @@ class UploadSink:
                 else:
                     body.add(piece)
         except Exception as exc:
-            self._call.caught("outgoing request body", exc)
+            self._call.caught("capture of an outgoing request body", exc)
 
     def told(self, position: Any) -> None:
         """Note what `tell()` answered: before the first piece, that is where the body begins."""
@@ -96,7 +96,7 @@ class UploadSink:
                     whence == io.SEEK_SET and self._start is not None and position == self._start + self._passed_bytes
                 )
         except Exception as exc:
-            self._call.caught("outgoing request body", exc)
+            self._call.caught("capture of an outgoing request body", exc)
 
     def restarted(self) -> None:
         """Note that the body is sent from its beginning."""
@@ -339,7 +339,7 @@ _PLAIN: Final = (bytes, str, bytearray, memoryview)
 
 
 def is_plain(body: Any) -> bool:
-    """Whether a body is all there, in memory, as it will be sent (urllib3 looks for `read` before the buffer)."""
+    """Tell whether a body is all there, in memory, as it will be sent (urllib3 looks for `read` before the buffer)."""
     if body is None or isinstance(body, _PLAIN):
         return True
     if hasattr(body, "read"):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Urllib3Request(NamedTuple):
-    """What callbacks get as the request: urllib3 has no object for it."""
+    """The request as callbacks get it: urllib3 has no object for it."""
 
     method: str
     url: str
@@ -30,7 +30,7 @@ class Urllib3Request(NamedTuple):
 
 
 class Urllib3Response(NamedTuple):
-    """What callbacks get as the response: urllib3's own can be read only once."""
+    """The response as callbacks get it: urllib3's own can be read only once."""
 
     status: int
     headers: Mapping[str, str]
@@ -94,7 +94,7 @@ class _Urllib3Call(OutgoingCall):
     def _see_upload(self) -> None:
         body = self.request.body
         self.stand_in: Any = None
-        """What is to be sent in the place of the body."""
+        """The object to be sent in the place of the body."""
         if is_plain(body):
             for captured in self.request_bodies:
                 add_plain(captured, body, TEXT_ENCODING)

@@ -81,7 +81,7 @@ def gzipped(data: bytes) -> bytes:
 
 
 class _Attempt(HttpClient):  # type: ignore[misc]
-    """What is injected into `ApiController`: one attempt within a deadline, whose answer it keeps.
+    """Injected into `ApiController`: makes one attempt within a deadline, and keeps its answer.
 
     `ApiController` builds address and application id from `moesifapi`'s process-wide `Configuration`, which another
     pipeline, or the application itself, may set to anything: both are written anew.
@@ -163,7 +163,7 @@ class MoesifTransport:
         answer = _answer_of(attempt.answer)
         if self._on_tags is not None and (answer.config_etag or answer.rules_tag):
             # Not the caller's affair: the batch has been answered, whatever becomes of the tags.
-            PROCESS_GUARD.run("reading the tags of an answer", self._on_tags, answer.config_etag, answer.rules_tag)
+            PROCESS_GUARD.run("reading configuration tags", self._on_tags, answer.config_etag, answer.rules_tag)
         return answer
 
     def post_json(self, path: str, body: bytes, timeout_s: float) -> PostAnswer:

@@ -8,7 +8,7 @@ import time
 
 
 class Clock:
-    """Where delivery reads the time and waits; tests put one in whose time passes by the waits."""
+    """The clock by which delivery reads the time and waits; in tests its time passes by the waits."""
 
     def monotonic(self) -> float:
         """Return seconds that never go back."""

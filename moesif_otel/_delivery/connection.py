@@ -53,7 +53,7 @@ class HttpAnswer(NamedTuple):
 
 
 class _Address(NamedTuple):
-    """Where to connect, or what to connect through."""
+    """A server to connect to, or a proxy to connect through."""
 
     scheme: str
     host: str
@@ -141,7 +141,7 @@ class _Connection:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether it can be expected to be alive; the wall clock goes on while a machine is frozen."""
+        """Tell whether it can be expected to be alive; the wall clock goes on while a machine is frozen."""
         for now, since in zip((time.monotonic(), time.time()), self._idle_since, strict=True):
             if abs(now - since) > _MAX_IDLE_S:
                 return False

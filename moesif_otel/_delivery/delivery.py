@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _GATHER_S: Final = 0.1
-"""How long the intake lets items gather after a pass that had unprepared ones: a wake-up for each would take the
+"""Time for which the intake lets items gather after a pass that had unprepared ones: a wake-up for each would take the
 interpreter away from the requests, and captured objects are held a little longer only."""
 
 _WAKE_AT_BYTES: Final = 512 * 1024  # prepared payloads beyond this are batched at once
@@ -311,7 +311,7 @@ class Delivery(Generic[T]):
 
     def _take_submitted(self, state: ProcessState[T]) -> float | None:
         gathers = self._empty(state)
-        wishes = [self._run_or_count(run, "housekeeping of delivery") for run in tuple(self._housekeeping)]
+        wishes = [self._run_or_count(run, "background work of delivery") for run in tuple(self._housekeeping)]
         with state.lock:
             due_at_s = state.queue.due_at()
             if due_at_s is not None and (state.closing or due_at_s <= self._clock.monotonic()):
@@ -529,7 +529,7 @@ class Delivery(Generic[T]):
         self.budget.release(held_bytes)
         self.ledger.drop(DropReason.SHUTDOWN)
         if release and self._on_drop is not None:
-            self.guard.run("discarding a dropped call", self._on_drop, item)
+            self.guard.run("cleaning up after a dropped event", self._on_drop, item)
 
     # -- the end of the process
 

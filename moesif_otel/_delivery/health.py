@@ -1,4 +1,4 @@
-"""What all senders together know about the server: up, down, or not wanting us.
+"""The state of the server as all senders together know it: up, down, or refusing us.
 
 Used under the process state's lock; it has none of its own. While the server is down one sender probes it, and none
 sends before `Retry-After` is over.
@@ -27,7 +27,7 @@ _uniform = SystemRandom().uniform  # leaves the application's `random` alone, an
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """What a sender may do now."""
+    """Permission for a sender to send now, or to ask again later, or to drop."""
 
     wait_s: float | None = 0.0  # before it asks again; 0: send now; None: until the one who probes knows more
     drop: DropReason | None = None  # instead of sending, drop for this reason
@@ -35,7 +35,7 @@ class Permit:
 
     @property
     def go(self) -> bool:
-        """Whether a batch may be sent now."""
+        """Tell whether a batch may be sent now."""
         return self.wait_s == 0.0 and self.drop is None
 
 
@@ -63,7 +63,7 @@ class ServerHealth:
 
     @property
     def is_up(self) -> bool:
-        """Whether the last answer was a good one, or there was none yet."""
+        """Tell whether the last answer was a good one, or there was none yet."""
         return not self._failures and self.suspended_for is None
 
     def ask(self, now_s: float) -> Permit:
@@ -80,7 +80,7 @@ class ServerHealth:
 
     @property
     def may_ask(self) -> bool:
-        """Whether nobody is finding out at this moment whether the server is there."""
+        """Tell whether nobody is finding out at this moment whether the server is there."""
         return not self._probing
 
     def opens_at(self) -> float:

@@ -1,4 +1,4 @@
-"""What an answer of the server means for a batch. Nothing here looks at the body of an answer."""
+"""Decides what an answer of the server means for a batch. Nothing here looks at the body of an answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class BatchOutcome(Enum):
-    """What is to be done with a batch that was sent."""
+    """The next step for a batch that was sent."""
 
     DELIVERED = "delivered"
     """Taken; forget it."""
@@ -62,7 +62,7 @@ _MAX_RETRY_AFTER_S: Final = 300.0  # a wrong clock or a joke must not stop deliv
 
 @dataclass(frozen=True, slots=True)
 class PostAnswer:
-    """What came of one POST.
+    """The result of one POST.
 
     Attributes:
         outcome: What to do with the batch.

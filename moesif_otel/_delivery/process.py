@@ -1,4 +1,4 @@
-"""What one delivery holds in one process, and what tells it of forks and of the end of the process.
+"""The state that one delivery holds in one process, and its notice of forks and of the end of the process.
 
 `ProcessState` is replaced whole in a forked child: parent and child share no queue, lock or thread. The whole process
 has one at-fork hook and one `atexit` entry, which call every delivery in `LIVE_DELIVERIES`.
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 class Transport(Protocol):
-    """How a batch goes out: to Moesif, or through somebody else's exporter."""
+    """The way a batch goes out: to Moesif, or through somebody else's exporter."""
 
     def send(self, payloads: Sequence[Any], timeout_s: float) -> PostAnswer:
         """Make one attempt that lasts at most `timeout_s` seconds."""
@@ -52,7 +52,7 @@ class Transport(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Collaborators:
-    """What all parts of one delivery work with; the same in every process."""
+    """The collaborators of all parts of one delivery; the same in every process."""
 
     settings: Settings
     transport: Transport
@@ -73,7 +73,7 @@ class FlushMark:
 
 
 class Turn(NamedTuple):
-    """What a sender's turn led to."""
+    """The result of a sender's turn."""
 
     wait_s: float | None  # until the next turn makes sense; 0: at once; None: when something has changed
     version: int  # of the state that this was decided on; if it has changed since, do not wait
@@ -156,7 +156,7 @@ class ProcessState(Generic[T]):
 
     @property
     def has_work(self) -> bool:
-        """Whether something waits that only our threads will bring to an end."""
+        """Tell whether something waits that only our threads will bring to an end."""
         return bool(self.submitted or not self.queue.is_empty)
 
 
@@ -169,7 +169,7 @@ _SIGNALS: Final[dict[str, Callable[[ProcessState[Any]], Any]]] = {
 }
 
 FORKS_TELL: Final = hasattr(os, "register_at_fork") and "uwsgi" not in (*sys.builtin_module_names, *sys.modules)
-"""Whether every fork runs Python's at-fork hooks. uWSGI forks without them: there the process id must be looked at."""
+"""True if every fork runs Python's at-fork hooks. uWSGI forks without them: there the process id must be compared."""
 
 LIVE_DELIVERIES: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
 

@@ -94,7 +94,7 @@ class Batch:
 
     @property
     def payloads(self) -> list[Any]:
-        """What the transport is given."""
+        """The batch as the transport gets it."""
         return [event.payload for event in self.events]
 
     def halves(self) -> tuple[Batch, Batch]:
@@ -185,7 +185,7 @@ class BatchQueue:
 
     @property
     def has_fresh(self) -> bool:
-        """Whether a batch of this process's own events waits to be sent."""
+        """Tell whether a batch of this process's own events waits to be sent."""
         return bool(self._ready)
 
     @property
@@ -196,12 +196,12 @@ class BatchQueue:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing fresh forms or waits, and nothing is out; may be read without the lock."""
+        """Tell whether nothing fresh forms or waits, and nothing is out; may be read without the lock."""
         return not (self._open or self._ready or self._out)
 
     @property
     def has_out(self) -> bool:
-        """Whether a batch is on its way."""
+        """Tell whether a batch is on its way."""
         return bool(self._out)
 
     def take(self) -> Batch:
@@ -264,7 +264,7 @@ class BatchQueue:
         return self._sequence
 
     def is_settled(self, sequence: int) -> bool:
-        """Whether every family up to that number is settled."""
+        """Tell whether every family up to that number is settled."""
         oldest = next(iter(self._families), None)
         return oldest is None or oldest.sequence > sequence
 

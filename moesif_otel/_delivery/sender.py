@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from moesif_otel._delivery.spool import Disk
 
 HOPELESS_EVENTS: Final = 200
-"""When this many events in a row were refused one by one it may not be the events: a wrong address answers 404 to all.
+"""This many events refused one by one, in a row, may not be the events' fault: a wrong address answers 404 to all.
 From then on a refused batch is taken apart only if the server takes one of a few events of it."""
 
 _SAMPLES: Final = 3

@@ -389,7 +389,7 @@ def _encode(binding: str, payloads: Sequence[bytes]) -> bytes:
 
 
 def _is_own(status: os.stat_result) -> bool:
-    """Whether only this user can have written a file."""
+    """Tell whether only this user can have written a file."""
     return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 

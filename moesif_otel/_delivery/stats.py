@@ -1,4 +1,4 @@
-"""What became of every event: counted once, by reason, under a law that always holds.
+"""Counts what became of every event: once, by reason, so that the sums always agree.
 
 The law, in every snapshot: `accepted == delivered + sum(dropped.values()) + pending`.
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class DropReason(str, Enum):
-    """Why an event was not delivered by this process; the values are the keys of `Stats.dropped`."""
+    """The reason why an event was not delivered by this process; the values are the keys of `Stats.dropped`."""
 
     QUEUE_FULL = "queue_full"
     """`EVENT_QUEUE_SIZE` events were waiting."""
@@ -128,7 +128,7 @@ class Ledger:
         return self._sums.get(_ACCEPTED) - self._sums.get(_SETTLED)
 
     def has_pending(self, count: int) -> bool:
-        """Whether `count` events or more are pending; far from it without adding up what others have added."""
+        """Tell whether `count` events or more are pending; far from it without adding up what others have added."""
         sums = self._sums
         if sums.waiting() <= _FEW and sums.peek(_ACCEPTED) - sums.peek(_SETTLED) < count - _MARGIN:
             return False

@@ -158,7 +158,7 @@ def _as_json(data: bytes, media: Media, *, parse: bool, rules: Rules | None, con
 
 
 def _is_too_deep(text: bytes) -> bool:
-    """Whether valid JSON is nested deeper than other JSON may embed it."""
+    """Tell whether valid JSON is nested deeper than other JSON may embed it."""
     if len(text) <= MAX_DEPTH or text.count(b"{") + text.count(b"[") <= MAX_DEPTH:
         return False
     if b"\\" in text:

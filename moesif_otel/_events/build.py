@@ -88,7 +88,7 @@ class _Event(dict[str, Any]):
 
 
 class _Scan(NamedTuple):
-    """What the quick scan of a call says: whether its headers, and whether its bodies, need a closer look."""
+    """The result of a call's quick scan: whether its headers, and whether its bodies, need a closer look."""
 
     headers: bool
     bodies: bool
@@ -356,7 +356,7 @@ def _announced_bytes(headers: dict[str, str]) -> int:
 
 
 class _Name(NamedTuple):
-    """What is known of a header's name.
+    """The facts about a header's name.
 
     Attributes:
         spelled: How it is shown.

@@ -1,4 +1,4 @@
-"""Who made a call, and from where: what callbacks said, else what a request's headers say.
+"""Finds out who made a call, and from where: from the callbacks, or else from the request's headers.
 
 A signature is not checked (the application did that), and a credential is never taken for an identity, kept or logged.
 """
@@ -169,7 +169,7 @@ def _id(value: Any) -> str | None:
 
 
 def _looks_like_key(name: str) -> bool:
-    """Whether a user name may be a credential itself, as in `curl -u sk_live_…:`."""
+    """Tell whether a user name may be a credential itself, as in `curl -u sk_live_…:`."""
     if "@" in name:
         return False
     if len(name) >= _SURELY_KEY_CHARACTERS or (_KEY_PREFIX.match(name) and len(name) >= _KEY_CHARACTERS):

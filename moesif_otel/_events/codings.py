@@ -26,7 +26,7 @@ _GZIP_WBITS: Final = 16 + zlib.MAX_WBITS
 
 @dataclass(frozen=True, slots=True, repr=False)  # no body is ever shown
 class Decoded:
-    """What came out of `decode_content`.
+    """The result of `decode_content`.
 
     Attributes:
         data: The clear bytes; as much as could be read of them.

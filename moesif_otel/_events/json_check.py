@@ -1,4 +1,4 @@
-"""Whether bytes are valid JSON, without building what they say: the largest cost of an event otherwise."""
+"""Checks that bytes are valid JSON without building the value, which would be the largest cost of an event."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DIGITS: Final = re.compile(rb"[0-9](?=[0-9])")
 
 
 def is_json(data: bytes) -> bool:
-    """Whether `data` is one JSON text in UTF-8 that orjson and other parsers take. Never raises."""
+    """Tell whether `data` is one JSON text in UTF-8 that orjson and other parsers take. Never raises."""
     if len(data) < _SHORT_BYTES or not _validators:
         return _builds(data)
     if not data.isascii():

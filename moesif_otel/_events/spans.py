@@ -1,4 +1,4 @@
-"""What spans tell: bare HTTP spans of any instrumentation as calls, and what a span adds to a captured call.
+"""Reads spans: bare HTTP spans of any instrumentation as calls, and what a span adds to a captured call.
 
 The HTTP semantic conventions, old and stable. Any thread may read a span that has ended; one that has not may change
 meanwhile, and then tells less.
@@ -144,7 +144,7 @@ def has_http_method(span: ReadableSpan) -> bool:
 
 @dataclass(slots=True, repr=False)  # a `repr` would show what nobody has inspected
 class SpanFacts:
-    """What a span adds to its call, not inspected yet.
+    """The facts that a span adds to its call, not inspected yet.
 
     Attributes:
         of_span: What the event's `span` has besides ids: `links`, `status`.
@@ -220,7 +220,7 @@ def _add_attributes(facts: SpanFacts, call: Exchange, span: ReadableSpan) -> str
 
 
 def _says_more(span: ReadableSpan, method: str, route: str | None) -> bool:
-    """Whether a span's name says more than method, route and path do."""
+    """Tell whether a span's name says more than method, route and path do."""
     if span.name in {f"{method} {route}", method, f"HTTP {method}", route}:
         return False
     scope = span.instrumentation_scope

@@ -72,7 +72,7 @@ def decide(
 
 
 class GovernedRequest:
-    """What the rules have to say about one request, as far as it is known.
+    """The decision of the rules about one request, as far as it is known.
 
     Args:
         rules: Not empty.
@@ -104,7 +104,7 @@ class GovernedRequest:
 
     @property
     def needs_body(self) -> bool:
-        """Whether a rule that applies to this caller, and whose other conditions hold so far, depends on the body."""
+        """Tell whether a rule for this caller, whose other conditions hold so far, depends on the body."""
         try:
             self._evaluate()
         except BodyNeededError:

@@ -74,7 +74,7 @@ class EventMask:
 
     @property
     def is_own_thread(self) -> bool:
-        """Whether the caller is the mask itself."""
+        """Tell whether the caller is the mask itself."""
         current = threading.current_thread()
         return any(one is not None and one.thread is current for one in (self._thread, *self._hung))
 
@@ -149,7 +149,7 @@ _masks: Final[weakref.WeakSet[EventMask]] = weakref.WeakSet()
 
 def _tell_at_exit() -> None:
     for mask in tuple(_masks):
-        PROCESS_GUARD.run("a log line at exit", mask.tell_end)
+        PROCESS_GUARD.run("logging at exit", mask.tell_end)
 
 
 atexit.register(_tell_at_exit)
@@ -182,7 +182,7 @@ class _MaskThread:
 
     @property
     def is_busy(self) -> bool:
-        """Whether the mask hangs."""
+        """Tell whether the mask hangs."""
         return not self._free and self._pid == os.getpid() and self.thread.is_alive()
 
     def run(self, event: MoesifEvent) -> tuple[Any, Exception | None] | None:

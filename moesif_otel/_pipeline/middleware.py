@@ -1,4 +1,4 @@
-"""What every `MoesifMiddleware` has: a pipeline, its flush and end, its counters, profile calls, outgoing capture."""
+"""The base of every `MoesifMiddleware`: its pipeline, flush and shutdown, counters, profile calls, outgoing capture."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ class Pipeline:
     # The captures' side.
 
     def has_callbacks(self, exchange: Exchange) -> bool:
-        """Whether a callback will look at this Exchange."""
+        """Tell whether a callback will look at this Exchange."""
         return self._callbacks[exchange.direction].any
 
     def opened(self, exchange: Exchange) -> None:
@@ -220,7 +220,7 @@ class Pipeline:
 
     @property
     def has_rules(self) -> bool:
-        """Whether there are governance rules to ask."""
+        """Tell whether there are governance rules to ask."""
         remote = self.sink.remote
         return remote is not None and bool(remote.rules)
 
@@ -235,7 +235,7 @@ class Pipeline:
         try:
             return governance.decide(rules, remote.config, exchange, self._callbacks["Incoming"], read_ahead)
         except Exception as exc:
-            self.guard.caught("governance", exc)
+            self.guard.caught("governance rules", exc)
             return None
 
     def governed(self, exchange: Exchange) -> governance.GovernedRequest | None:
@@ -358,7 +358,7 @@ class Pipeline:
                 if len(self._live) > _MAX_LIVE_SPANS:
                     self._live.pop(next(iter(self._live)), None)
         except Exception as exc:
-            self.guard.caught("binding a span", exc)
+            self.guard.caught("joining a span to its call", exc)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Let an ended span decorate its call; lock-free, a finalizer may end spans."""
@@ -373,7 +373,7 @@ class Pipeline:
             if id(exchange) in self._waiting:
                 self._submit(exchange, now=False)
         except Exception as exc:
-            self.guard.caught("the end of a span", exc)
+            self.guard.caught("handling the end of a span", exc)
 
     def _offer(self, exchange: Exchange, span: Span, kind: SpanKind) -> bool:
         """Bind `span` to `exchange` if it describes that very call; True when the span has found its place."""
@@ -404,7 +404,7 @@ class Pipeline:
             if exchange.span is None and exchange.is_open and trace.get_current_span().is_recording():
                 self._bind_current(exchange)
         except Exception as exc:
-            self.guard.caught("binding a span", exc)
+            self.guard.caught("joining a span to its call", exc)
 
     def _bind(self, exchange: Exchange, span: Span) -> None:
         context = span.get_span_context()
@@ -474,7 +474,7 @@ class Pipeline:
                 break
             closing, exchange.closing = exchange.closing, None
             if closing is not None:
-                self.guard.run("the end of a dropped call", closing)
+                self.guard.run("ending a garbage-collected call", closing)
             if self._callbacks[exchange.direction].any and not exchange.callbacks_done:
                 self._finishing[id(exchange)] = _Finishing(exchange, time.monotonic() + _CALLBACKS_S, 0)
                 self._late_work.put(exchange)
@@ -524,7 +524,7 @@ class Pipeline:
                     try:
                         self._callbacks[exchange.direction].run(exchange)
                     except BaseException as exc:  # a SystemExit would end this thread before its work is done
-                        self.guard.caught("callbacks of a dropped call", exc)
+                        self.guard.caught("callbacks of a garbage-collected call", exc)
                     self._end_finishing(exchange)
 
     def force_flush(self, timeout_s: float) -> bool:
@@ -564,7 +564,7 @@ class Pipeline:
 
     def _settle(self, deadline_s: float) -> None:
         """Submit all that has finished; callbacks that are at work get until the deadline."""
-        self.guard.run("housekeeping", self._look_after_calls)
+        self.guard.run("background work of the pipeline", self._look_after_calls)
         here = {threading.get_ident()}
         while self._housekeepers - here and time.monotonic() < deadline_s:
             time.sleep(_POLL_S)

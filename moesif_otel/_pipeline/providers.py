@@ -111,6 +111,6 @@ def dispatcher_on(provider: Any) -> Dispatcher:
             try:
                 provider.add_span_processor(dispatcher)
             except Exception as exc:
-                PROCESS_GUARD.caught("adding our processor to a tracer provider", exc)
+                PROCESS_GUARD.caught("adding a span processor to the tracer provider", exc)
             _dispatchers[provider] = dispatcher
         return dispatcher

@@ -1,4 +1,4 @@
-"""Where the calls of a pipeline become events: sampling, conversion, mask, then delivery.
+"""Makes the calls of a pipeline into events: sampling, conversion, mask, then delivery.
 
 Small events without a mask are made at once, in the thread that ends the call; the others on delivery's intake thread.
 Nothing waits or raises here, and an event whose mask failed is never sent.
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
 _logger: Final = get_logger(__name__)
 
 EVENT_OVERHEAD_BYTES: Final = 4_096
-"""What a call without its bodies is taken to hold until it is ready to be sent: span, headers and objects."""
+"""Bytes charged for a call without its bodies until it is ready to be sent: span, headers and objects."""
 
 EVENTS_SHARE: Final = 8
 """Bodies leave this part of `EVENT_QUEUE_BYTES` to the events themselves: bodies go first, events last."""
 
 _HEADER_OVERHEAD_BYTES: Final = 160
-"""What a header holds besides its characters: two texts and a tuple."""
+"""Bytes charged for a header besides its characters: two texts and a tuple."""
 
 _MAX_EVENT_BYTES: Final = 1_000_000  # Moesif's limit of one event (API documentation, "limits")
 
@@ -67,7 +67,7 @@ _UNPREPARED_SHARE: Final = 8
 
 
 class Sink:
-    """Where the calls of a pipeline go: the base of `EventSink`, and of the one over somebody else's exporter.
+    """Takes the calls of a pipeline: the base of `EventSink`, and of the sink over somebody else's exporter.
 
     Args:
         settings: The pipeline's settings.
@@ -78,7 +78,7 @@ class Sink:
 
     delivery: Delivery[Any]
     remote: ConfigPoller | None = None
-    """What Moesif says back; None where sampling and governance do not apply."""
+    """Moesif's configuration; None where sampling and governance do not apply."""
 
     def __init__(self, settings: Settings, transport: MoesifTransport) -> None:
         self.settings = settings
@@ -340,7 +340,7 @@ class EventSink(Sink):
         return payload if held_bytes + len(payload) <= self.settings.event_queue_bytes else DropReason.QUEUE_FULL
 
     def _may_be_skipped(self, call: Exchange) -> bool:
-        """Whether a bare span is of a call that the user's SKIP, which takes a request, might have left out."""
+        """Tell whether a bare span is of a call that the user's SKIP, which takes a request, might have left out."""
         incoming = call.direction == "Incoming"
         if (self.settings.skip if incoming else self.settings.skip_outgoing) is None:
             return False

@@ -1,1 +1,1 @@
-"""What counts as a secret, and one module for each form of text that may hold one."""
+"""Finds secrets: the names that count, and one module for each form of text that may hold them."""

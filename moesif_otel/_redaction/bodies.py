@@ -68,7 +68,7 @@ def redact_body(rules: Rules, data: bytes, media: Media, *, whole: bool) -> byte
 
 
 def names_in(rules: Rules, text: str) -> bool:
-    """Whether a text that quotes data freely has a name that counts as one of its words, or a URL's password."""
+    """Tell whether a text that quotes data freely has a name that counts as one of its words, or a URL's password."""
     if not rules.active or not rules.may_concern_text(text):
         return False
     try:
@@ -115,7 +115,7 @@ def _by_format(look: Inspection, text: str, media: Media, *, whole: bool) -> str
 
 
 def _has_name(look: Inspection, text: str) -> bool:
-    """Whether a text of no known form has a name that counts as one of its words, or a URL with a password."""
+    """Tell whether a text of no known form has a name that counts as one of its words, or a URL with a password."""
     rules = look.rules
     if rules.odd_masks is not None and rules.odd_masks.search(text) is not None:
         return True

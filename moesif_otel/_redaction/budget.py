@@ -1,4 +1,4 @@
-"""What one call may cost: the bounds of everything that is decoded, parsed and inspected for its event.
+"""Limits the cost of one call: the bounds of everything that is decoded, parsed and inspected for its event.
 
 What a client sends lies within these bounds or is left out with its reason in the event's metadata; nothing is
 inspected by half and sent. One event has two sides, and each side's headers and body are inspected within an

@@ -1,4 +1,4 @@
-"""What a card number is."""
+"""Recognises card numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MAX_CUT_DIGITS: Final = 6
 
 
 def has_card_number(text: str, *, cut: bool = False) -> bool:
-    """Whether 12 to 19 digits (ISO/IEC 7812), maybe in groups, whose Luhn check digit is right stand in `text`.
+    """Tell whether 12 to 19 digits (ISO/IEC 7812), maybe in groups, whose Luhn check digit is right stand in `text`.
 
     Args:
         text: A value of a field in which card numbers are expected.

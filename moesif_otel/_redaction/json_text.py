@@ -36,7 +36,7 @@ _HIDDEN_JSON: Final = f'"{HIDDEN}"'
 
 
 def is_json_text(text: str) -> bool:
-    """Whether a text is made of what JSON is made of, to its end or to where it was cut."""
+    """Tell whether a text is made of what JSON is made of, to its end or to where it was cut."""
     rest = _STRINGS.sub("", text)
     quote = rest.find('"')
     if quote >= 0:
@@ -53,7 +53,7 @@ def is_json_text(text: str) -> bool:
 
 
 def is_clean_json(rules: Rules, text: str) -> bool:
-    """Whether nothing can be hidden in valid JSON, seen in a tenth of the time that hiding takes; False is no answer.
+    """Tell, in a tenth of the time that hiding takes, whether valid JSON has nothing to hide; False means unknown.
 
     Many names look like a secret's to the quick scan: `records`, `max_tokens`, `coordinates`.
     """

@@ -1,4 +1,4 @@
-"""What a Content-Type says of a body: its format, its charset, and whether such content is left out."""
+"""Reads a Content-Type: the body's format, its charset, and whether such content is left out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 
 
 class Format(Enum):
-    """How a body of some media type is read."""
+    """The ways in which bodies are read."""
 
     JSON = "json"
     EVENT_STREAM = "event_stream"
@@ -91,5 +91,5 @@ def _format(essence: str) -> Format:
 
 
 def is_left_out(media: Media) -> bool:
-    """Whether such content is left out unless `LOG_BINARY_BODY` is set (`LEFT_OUT_TYPES`)."""
+    """Tell whether such content is left out unless `LOG_BINARY_BODY` is set (`LEFT_OUT_TYPES`)."""
     return media.essence in _LEFT_OUT_EXACT or media.essence.startswith(_LEFT_OUT_PREFIXES)

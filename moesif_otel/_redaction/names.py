@@ -11,7 +11,7 @@ from typing import Final
 
 
 class Verdict(Enum):
-    """What becomes of the value of a name."""
+    """Says what becomes of the value of a name."""
 
     KEEP = "keep"
     REMOVE = "remove"  # a mask names it: null, or nothing
@@ -20,7 +20,7 @@ class Verdict(Enum):
 
 
 HIDDEN: Final = "(hidden)"
-"""What stands in the place of a hidden value; it needs no escaping in URLs, cookies, JSON and headers."""
+"""Replaces a hidden value; it needs no escaping in URLs, cookies, JSON and headers."""
 
 SENSITIVE_NAMES: Final = (
     *("password", "passwd", "pwd", "passphrase", "passcode", "pass_word", "password1", "password2"),
@@ -105,12 +105,12 @@ _SEPARATORS: Final = dict.fromkeys(map(ord, "_- \0\u00a0\t"))
 
 
 def is_secret_name(folded: str) -> bool:
-    """Whether a field's folded name is a well-known secret's; numbers at its end (`password2`) do not count."""
+    """Tell whether a field's folded name is a well-known secret's; numbers at its end (`password2`) do not count."""
     return folded in _HIDE or folded.endswith(_SECRET_ENDS) or folded.rstrip("0123456789") in _HIDE
 
 
 def is_card_name(name: str) -> bool:
-    """Whether card numbers are looked for below a name: it has `card` as a word of its own (`scorecard` has not)."""
+    """Tell whether card numbers are looked for below a name: `card` is a word of its own in it (not in `scorecard`)."""
     before = ""
     for word in _WORDS.findall(name):
         word = word.lower()  # noqa: PLW2901 - the same word
@@ -123,12 +123,12 @@ def is_card_name(name: str) -> bool:
 
 
 def is_secret_query(folded: str) -> bool:
-    """Whether a query parameter's folded name is hidden besides the fields' names."""
+    """Tell whether a query parameter's folded name is hidden besides the fields' names."""
     return folded in _QUERY
 
 
 def is_secret_cookie(name: str) -> bool:
-    """Whether whoever has a cookie of this name is the user; `__Host-` and `__Secure-` do not count."""
+    """Tell whether a cookie of this name identifies its owner; `__Host-` and `__Secure-` do not count."""
     folded = fold(name)
     for prefix in ("host", "secure"):
         if name.startswith("__"):
@@ -140,7 +140,7 @@ def is_secret_cookie(name: str) -> bool:
 
 
 def is_secret_header(name: str) -> bool:
-    """Whether a header's lower-case name is a well-known secret's, also behind `x-` or a vendor's name."""
+    """Tell whether a header's lower-case name is a well-known secret's, also behind `x-` or a vendor's name."""
     folded = fold(name)
     if is_secret_name(folded) or is_secret_name(folded.removeprefix("x")):
         return True

@@ -237,13 +237,13 @@ def _end_of_part_head(look: Inspection, text: str) -> int | None:
 
 
 def is_label(look: Inspection, label: str) -> bool:
-    """Whether a cell, or the text of an element, is nothing but a name whose value is hidden."""
+    """Tell whether a cell, or the text of an element, is nothing but a name whose value is hidden."""
     label = label.strip().strip("\"'`*:").strip()
     return _LABEL.match(label) is not None and look.rules.is_label(label)
 
 
 def is_card_label(look: Inspection, label: str) -> bool:
-    """Whether a cell is nothing but a name below which card numbers are expected."""
+    """Tell whether a cell is nothing but a name below which card numbers are expected."""
     label = label.strip().strip("\"'`*:").strip()
     return look.rules.auto and _LABEL.match(label) is not None and is_card_name(label)
 

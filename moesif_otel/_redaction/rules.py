@@ -1,4 +1,4 @@
-"""What is hidden on one side of a call: the options' masks and the well-known names, asked by name.
+"""Decides what is hidden on one side of a call, name by name: the options' masks and the well-known names.
 
 A `Rules` never changes but for a bounded memory of names that it has judged; any thread may ask it.
 """
@@ -39,7 +39,7 @@ _WORDY: Final = re.compile(r"[\w.\- ]+\Z")
 
 
 class Rules:
-    """What is hidden on one side of a call (request or response).
+    """Decides what is hidden on one side of a call (request or response).
 
     Args:
         body_masks: Names whose values are removed from bodies, query strings and cookies.
@@ -87,7 +87,7 @@ class Rules:
         self._judged_query = lru_cache(_MAX_JUDGED)(self._judge_query)
 
     def may_concern_text(self, text: str) -> bool:
-        """Whether a text may hold a name that counts; False is certain."""
+        """Tell whether a text may hold a name that counts; False is certain."""
         return self.may_concern(text.encode("utf-8", "surrogatepass"))
 
     def verdict(self, name: str) -> Verdict:
@@ -106,7 +106,7 @@ class Rules:
         return whole
 
     def is_label(self, text: str) -> bool:
-        """Whether a whole text is a name whose value is hidden; texts are without end, so none is remembered."""
+        """Tell whether a whole text is a name whose value is hidden; texts are without end, so none is remembered."""
         if self._judge_folded(fold(text)) is not Verdict.KEEP:
             return True
         return ("." in text or "[" in text) and self._judge(text) in {Verdict.HIDE, Verdict.REMOVE}
@@ -128,7 +128,7 @@ class Rules:
         return Verdict.KEEP
 
     def header_stays(self, name: str) -> bool:
-        """Whether a header, by its lower-case name, is shown as it is unless its value looks concerned."""
+        """Tell whether a header, by its lower-case name, is shown as it is unless its value looks concerned."""
         return name not in _COOKIE_HEADERS and self.header_verdict(name) is Verdict.KEEP
 
     def cookie_verdict(self, name: str) -> Verdict:

@@ -62,7 +62,7 @@ class QuickScan:
         self._needles = tuple(needles - {b""})
 
     def may_concern(self, data: bytes) -> bool:
-        """Whether a text may hold a name that counts, or a URL's password; False is certain."""
+        """Tell whether a text may hold a name that counts, or a URL's password; False is certain."""
         if self._always:
             return True
         if self._auto:

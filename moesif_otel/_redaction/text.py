@@ -46,7 +46,7 @@ def redact_url(rules: Rules, url: str) -> str:
 
 
 def _has_plain_query(rules: Rules, url: str) -> bool:
-    """Whether a URL has nothing but a path and a query in which no name counts and no value can hold one."""
+    """Tell whether a URL has nothing but a path and a query in which no name counts and no value can hold one."""
     path, mark, query = url.partition("?")
     if not mark or _PLAIN_QUERY.match(query) is None or ";" in path or "@" in path or "%" in path or "=" in path:
         return False

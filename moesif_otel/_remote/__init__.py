@@ -1,1 +1,1 @@
-"""What Moesif configures: sampling rates and governance rules."""
+"""Sampling rates and governance rules, which are set in Moesif."""

@@ -64,7 +64,7 @@ class RuleSet:
         self._company = _Cohorts([rule for rule in rules if rule.kind == "company"])
         self._user = _Cohorts([rule for rule in rules if rule.kind == "user"])
         self.needs_identity: Final = len(self._regex) < len(rules)
-        """Whether a rule depends on the user or the company, so that the callbacks must run early."""
+        """True if a rule depends on the user or the company, so that the callbacks must run early."""
 
     @classmethod
     def from_json(cls, data: bytes, guard: Guard) -> RuleSet:
@@ -118,7 +118,7 @@ class RuleSet:
         except BodyNeededError:
             raise
         except Exception as exc:
-            self._guard.caught("governance", exc)
+            self._guard.caught("governance rules", exc)
             return None
 
     def _evaluate(
@@ -142,7 +142,7 @@ class RuleSet:
                     "takes too long to match what the client sent; simplify the expression in Moesif",
                 )
             except Exception as exc:
-                self._guard.caught("governance rule at a request", exc)
+                self._guard.caught("a governance rule", exc)
             else:
                 if action.status is not None:
                     status, body, blocked_by = action.status, new_body, rule.rule_id

@@ -67,7 +67,7 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What a rule adds to a response, or sends instead of the application's response."""
+    """The headers that a rule adds to a response, or the response that it sends instead of the application's."""
 
     headers: tuple[tuple[str, str], ...] = ()
     status: int | None = None  # None: the rule does not block

@@ -1,4 +1,4 @@
-"""Who may talk to the sandbox: the check of Host and Origin that stands before everything else.
+"""Decides who may talk to the sandbox: checks Host and Origin before everything else.
 
 A web page that a developer happens to visit can make his browser send requests to this machine, and with a name that is
 made to point here (DNS rebinding) even read the answers. Captured calls may hold credentials, and rules can block the

@@ -45,7 +45,7 @@ _NOTICE_S: Final = 0.5
 
 @dataclass(frozen=True)
 class Backend:
-    """What the sandbox's own pages and API work with."""
+    """The collaborators of the sandbox's own pages and API."""
 
     store: Store
     wire: Wire

@@ -1,4 +1,4 @@
-"""What the sandbox was told to do wrong: to fail, to be slow, to hang, to drop connections.
+"""Faults that the sandbox was told to make: to fail, to be slow, to hang, to drop connections.
 
 Holds the list of behaviours, and which request gets which; `front.py` carries them out. Thread-safe.
 """

@@ -1,4 +1,4 @@
-"""What the Moesif server asks of an event, a profile or an action, as its API documentation has it.
+"""Checks events, profiles and actions for what the Moesif server asks of them, as its API documentation has it.
 
 Pure functions that check decoded JSON and end in `Refusal`. Only documented rules are checked, and nothing is repaired.
 """
@@ -47,7 +47,7 @@ _URI: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s]+")
 
 
 class Refusal(Exception):  # noqa: N818 - the answer of a server, not a fault of ours
-    """What the server answers to something it does not take.
+    """The server's answer to something that it does not take.
 
     Attributes:
         status: HTTP status of the answer.

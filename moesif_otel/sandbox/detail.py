@@ -198,7 +198,7 @@ def _ids(event: Mapping[str, Any], stored: StoredEvent) -> Iterator[Fact]:
 
 
 def _capture(ours: Mapping[str, Any]) -> Iterator[Fact]:
-    """What moesif_otel adds that has no place of its own on the page."""
+    """Return what moesif_otel adds that has no place of its own on the page."""
     for name, value in ours.items():
         if name in {"request_body", "response_body", "identity", "hidden", "outcome"}:
             continue

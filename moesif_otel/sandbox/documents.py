@@ -25,7 +25,7 @@ __all__ = ["DOCUMENTS", "DocumentKind", "check_document", "put_document"]
 
 @dataclass(frozen=True, slots=True)
 class DocumentKind:
-    """What is to know of one kind of document.
+    """The facts about one kind of document.
 
     Attributes:
         tag_header: The header of answers to events that tells its version.

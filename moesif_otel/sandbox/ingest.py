@@ -1,4 +1,4 @@
-"""What happens to a request that reached Moesif's own paths: checks, storing, the answer.
+"""Handles a request that reached Moesif's own paths: checks it, stores it, answers.
 
 Runs on the server's worker threads; all state is in `Store` and `Wire`. A batch is never stored in part: one item that
 is refused refuses its batch (the real server does not say what it does there; this is the harder case for a client).
@@ -54,7 +54,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is sent back."""
+    """The answer that is sent back."""
 
     status: int
     body: bytes = b""

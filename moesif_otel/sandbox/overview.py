@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["HEIGHT", "WIDTH", "WINDOWS", "Bar", "Overview", "Top", "overview_of", "question"]
 
 WINDOWS: Final = {"1m": 60, "5m": 300, "1h": 3_600, "24h": 86_400}
-"""What the window may be, to its seconds."""
+"""The windows that may be chosen, and their seconds."""
 
 WIDTH: Final = 600
 HEIGHT: Final = 100
@@ -54,7 +54,7 @@ class Top:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """What the page draws.
+    """The figures that the page draws.
 
     Attributes:
         classes: Status class to the number of calls, those that came only.

@@ -26,7 +26,7 @@ _STATUS: Final = re.compile(r"[1-9]xx|[1-9]\d\d|none")
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """What calls must be like; an empty field asks nothing.
+    """The conditions that calls must meet; an empty field sets none.
 
     Attributes:
         q: Text that the address, a name, an id or the start of a body holds, in any case.
@@ -70,7 +70,7 @@ class Filters:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is asked."""
+        """Tell whether no condition is set."""
         return self == Filters()
 
     def given(self) -> dict[str, str]:

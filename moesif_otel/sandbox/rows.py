@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["HIDDEN_MARK", "OUR_KEY", "Row", "body_bytes", "our_facts", "route_of", "search_text", "size_in_words"]
 
 OUR_KEY: Final = "moesif_otel"
-"""Where moesif_otel writes in an event's metadata what it has to say itself."""
+"""Key of an event's metadata under which moesif_otel adds its own."""
 
 HIDDEN_MARK: Final = "(hidden)"
-"""What moesif_otel writes in the place of a value that it hid."""
+"""Written by moesif_otel in the place of a value that it hid."""
 
 _MAX_FIELD_CHARACTERS: Final = 1_000
 _MAX_SEARCH_CHARACTERS: Final = 4_000
@@ -36,7 +36,7 @@ _ID_PART: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What a person wants to see of an event at one look.
+    """The facts of an event that a person wants to see at one look.
 
     Attributes:
         time_ms: When the call began, Unix milliseconds.

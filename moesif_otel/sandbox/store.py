@@ -1,4 +1,4 @@
-"""What arrived, in SQLite: in memory, or in a file that outlives the sandbox.
+"""Stores what arrived, in SQLite: in memory, or in a file that outlives the sandbox.
 
 Everything kept is bounded by number and by bytes; the oldest goes first. Questions are asked in SQL, and each one looks
 at an index or at a bounded number of rows. One lock stands around one connection: the server calls from its worker

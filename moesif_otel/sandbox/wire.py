@@ -1,4 +1,4 @@
-"""What went over the wire: a log of the last requests, the open connections, and counters.
+"""Keeps what went over the wire: a log of the last requests, the open connections, and counters.
 
 Any thread may call; entries that are given out are copies. No body is kept; headers stay on this machine, in memory,
 and the log is bounded by number and by bytes.

@@ -193,7 +193,7 @@ def test_a_place_that_is_gone_is_named_and_the_others_are_patched(made):
 def test_an_error_in_an_import_hook_reaches_nobody(caplog):
     """It is logged; the import goes on."""
     when_imported("json", lambda: 1 / 0)
-    assert "preparing for json" in caplog.text
+    assert "patching json" in caplog.text
 
 
 # How a layer looks.

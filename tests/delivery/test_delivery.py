@@ -350,7 +350,7 @@ def test_housekeeping_runs_and_its_errors_are_counted() -> None:
         for _ in range(3):
             assert calls.acquire(timeout=5)
         assert set(names) == {"moesif-otel-intake"}
-        assert rig.stats.errors["housekeeping of delivery"] >= 1
+        assert rig.stats.errors["background work of delivery"] >= 1
 
 
 def test_wake_makes_a_pass() -> None:

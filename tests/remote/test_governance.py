@@ -504,7 +504,7 @@ def test_an_identity_whose_text_fails_lets_the_call_pass() -> None:
     guard = Guard()
     rules = rules_of(rule("r", kind="user", status=403, applied_to_unidentified=True), guard=guard)
     assert rules.evaluate(facts(), Hostile(), None, DEFAULT_CONFIG) is None
-    assert guard.counts() == {"governance": 1}
+    assert guard.counts() == {"governance rules": 1}
 
 
 # The verdict's headers.

@@ -1,4 +1,4 @@
-"""What callbacks get of an ASGI call: a request and a response.
+"""The request and the response of an ASGI call, as callbacks get them.
 
 Starlette's own classes where Starlette is installed, as moesifasgi gave them; else plain objects with the same names
 for what nearly every callback looks at. Made only where there are callbacks.

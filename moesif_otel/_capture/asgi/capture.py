@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     Send = Callable[[Message], Awaitable[Any]]
 
 EXCHANGES_KEY: Final = "moesif_otel.exchanges"
-"""Where a scope carries the Exchanges of its call, against capturing one call twice."""
+"""Key of a scope under which it carries the Exchanges of its call, so that no call is captured twice."""
 
 _CALLS: Final = frozenset({"http", "websocket"})
 _NO_BODY_STATUSES: Final = frozenset({204, 304})
@@ -124,7 +124,7 @@ class AsgiCapture:
         try:
             decision = await self._decide(exchange, scope, ahead)
         except Exception as exc:
-            self._pipeline.guard.caught("governance", exc)
+            self._pipeline.guard.caught("governance rules", exc)
         if ahead.messages:
             receive = ahead.receive
         if decision is None:
@@ -238,7 +238,7 @@ class HttpCall:
             span = self._span = spans.start(scope)
             return None if span is None or span.context is None else otel_context.attach(span.context)
         except Exception as exc:
-            self._guard.caught("a SERVER span", exc)
+            self._guard.caught("the SERVER span of a call", exc)
             return None
 
     def offer_to_callbacks(self, objects: CallbackObjects, scope: Any) -> None:
@@ -402,7 +402,7 @@ class HttpCall:
                     span.end(error)
                 self.spans.observe(exchange, self._path, made=span is not None)
         except Exception as exc:
-            self._guard.caught("a SERVER span", exc)
+            self._guard.caught("the SERVER span of a call", exc)
         try:
             if self._objects is not None and not exchange.callbacks_done:
                 arguments = self._callback_arguments(self._objects, exchange)
@@ -417,7 +417,7 @@ class HttpCall:
             try:
                 self._rest = go_on(exchange.pipeline.finishing(exchange))
             except Exception as exc:
-                self._guard.caught("the end of an ASGI call", exc)
+                self._guard.caught("capture of the end of an ASGI call", exc)
 
     def _callback_arguments(self, objects: CallbackObjects, exchange: Exchange) -> tuple[Any, Any]:
         came = self._came

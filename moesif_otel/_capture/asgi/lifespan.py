@@ -95,4 +95,4 @@ _pipelines: Final[weakref.WeakSet[CapturePipeline]] = weakref.WeakSet()
 def deliver_at_shutdown(pipeline: CapturePipeline) -> None:
     """Deliver what is pending in a pipeline when a server shuts down, also without a lifespan. Never raises."""
     _pipelines.add(pipeline)
-    PROCESS_GUARD.run("meeting the shutdown of servers", _shutdowns.hold, pipeline)
+    PROCESS_GUARD.run("patching ASGI servers", _shutdowns.hold, pipeline)

@@ -1,4 +1,4 @@
-"""What an event needs of an ASGI scope, copied out of it at the start of a call.
+"""Copies what an event needs out of an ASGI scope, at the start of a call.
 
 Mounts and routers change a scope in place, so the parts are taken when the call opens; URL and header texts are built
 later, on a thread of ours.

@@ -47,7 +47,7 @@ PATCHES: Final = PatchSet([Patch("requests.sessions", "Session.send", _send)])
 
 
 def _is_part(session: Any, request: Any, allow_redirects: Any, call: OutgoingCall) -> bool:
-    """Whether a `send` is a redirect's hop of `call`, or comes from a second layer of ours.
+    """Tell whether a `send` is a redirect's hop of `call`, or comes from a second layer of ours.
 
     A hook or an adapter may make calls of its own meanwhile: those are calls like any other.
     """
@@ -147,7 +147,7 @@ def _requests_of(end: Any) -> Iterator[Any]:
 
 
 class _View:
-    """What callbacks get of a response that its caller reads by himself: all but the body that he has not read.
+    """A response that its caller reads by himself, as callbacks get it: without the body that he has not read.
 
     Holds neither the response nor what may lead to it (hooks, a body), or it would never be garbage.
     """

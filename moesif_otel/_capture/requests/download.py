@@ -66,7 +66,7 @@ def watch_download(call: OutgoingCall, raw: Any, finish: Finish) -> bool:
 
 
 class _Download:
-    """What is known of one body while it is being read; the only strong reference to it is the raw response's."""
+    """The state of one body while it is being read; the only strong reference to it is the raw response's."""
 
     __slots__ = ("_calls", "_finalizers", "_is_decoded", "is_reading", "was_cut")
 
@@ -125,7 +125,7 @@ class _Download:
                 else:
                     finish(outcome, error)
         except Exception as exc:
-            calls[0][0].caught("outgoing response body", exc)
+            calls[0][0].caught("capture of an outgoing response body", exc)
 
     def ended_if_nothing_left(self, raw: Any) -> None:
         """End it as complete when the last byte has been given. Never raises."""
@@ -151,7 +151,7 @@ class _Download:
 
     def _caught(self, exc: BaseException) -> None:
         for call, _finish in self._calls[:1]:
-            call.caught("outgoing response body", exc)
+            call.caught("capture of an outgoing response body", exc)
 
 
 class _TeedResponse(HTTPResponse):

@@ -1,4 +1,4 @@
-"""What a `PreparedRequest`, a `Response` and urllib3's response tell, read without side effects.
+"""Reads facts from a `PreparedRequest`, a `Response` and urllib3's response, without side effects.
 
 Every look at a member of `requests` or `urllib3` that is not documented is one function here, so that a new release
 which changes one is seen by one test (`tests/capture/requests/test_canary.py`). Nothing reads a body.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from moesif_otel._capture.exchange import Headers
 
 TEXT_ENCODING: Final = "latin-1" if getattr(urllib3, "__version__", "").startswith("1.") else "utf-8"
-"""How urllib3 sends text: version 1 leaves it to `http.client`."""
+"""The charset in which urllib3 sends text: version 1 leaves it to `http.client`."""
 
 
 def text_of(value: Any) -> str:
@@ -48,7 +48,7 @@ def request_headers(request: Any) -> Headers:
 
 
 def has_header(headers: Any, name: str) -> bool:
-    """Whether a request has this header."""
+    """Tell whether a request has this header."""
     kept = _kept(headers)
     return (bool(headers) and name in headers) if kept is None else name.lower() in kept
 
@@ -74,22 +74,22 @@ def content_of(response: Any) -> bytes | None:
 
 
 def is_urllib3s(raw: Any) -> bool:
-    """Whether it is urllib3's own response, whose methods are known; a subclass may differ in any of them."""
+    """Tell whether it is urllib3's own response, whose methods are known; a subclass may differ in any of them."""
     return type(raw) is HTTPResponse
 
 
 def is_decoded(raw: Any) -> bool:
-    """Whether what `requests` read from `raw` had its content coding undone."""
+    """Tell whether what `requests` read from `raw` had its content coding undone."""
     return getattr(raw, "_decoder", None) is not None
 
 
 def pieces_decoded(raw: Any, decode_content: bool | None) -> bool:
-    """Whether a piece that `raw` gave for this argument had its content coding undone."""
+    """Tell whether a piece that `raw` gave for this argument had its content coding undone."""
     return bool(raw.decode_content if decode_content is None else decode_content) and is_decoded(raw)
 
 
 def nothing_left(raw: Any) -> bool:
-    """Whether `raw` has given, or never had, all of its body."""
+    """Tell whether `raw` has given, or never had, all of its body."""
     if len(getattr(raw, "_decoded_buffer", ())):
         return False
     if getattr(getattr(raw, "_decoder", None), "has_unconsumed_tail", False):
@@ -98,7 +98,7 @@ def nothing_left(raw: Any) -> bool:
 
 
 def is_being_finalized(raw: Any) -> bool:
-    """Whether garbage collection is closing `raw`: CPython's `io` says so on the object before it calls `close()`."""
+    """Tell whether garbage collection is closing `raw`: CPython's `io` marks the object before it calls `close()`."""
     return "_finalizing" in raw.__dict__
 
 

@@ -142,7 +142,7 @@ class TornadoCall:
             return
         self.exchange = self.handler = None
         if self.hooks is not None:
-            self.guard.run("the end of a Tornado request", self.hooks.take_away)
+            self.guard.run("capture of the end of a Tornado request", self.hooks.take_away)
         exchange.finish(outcome, error)
 
     def end_unseen(self) -> None:
@@ -274,7 +274,7 @@ class HandlerCall(TornadoCall, OutputTransform):
             self._take_headers(exchange, handler)
             error = _failure(exchange.status, streamed=self._streamed)
         except Exception as exc:
-            self.guard.caught("the end of a Tornado request", exc)
+            self.guard.caught("capture of the end of a Tornado request", exc)
         if error is not None:
             outcome = Outcome.FAILED
         else:
@@ -316,7 +316,7 @@ class HandlerCall(TornadoCall, OutputTransform):
     def _end_answered(self) -> None:
         exchange, handler = self.exchange, self.handler
         if exchange is not None and handler is not None and not self.client_left:
-            self.guard.run("the end of a Tornado request", self._take_headers, exchange, handler)
+            self.guard.run("capture of the end of a Tornado request", self._take_headers, exchange, handler)
         self.end(Outcome.ABORTED if self.client_left else Outcome.COMPLETE)
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from moesif_otel._capture.exchange import CapturePipeline
 
 CAPTURE_ATTRIBUTE: Final = "_tornado_capture"
-"""Where the owner of a `log_function` method keeps its capture."""
+"""Attribute in which the owner of a `log_function` method keeps its capture."""
 
 _CALLS: Final = "_moesif_otel_calls"
 _CLAIMS: Final = "_moesif_otel_claims"
@@ -115,14 +115,14 @@ class TornadoCapture:
                 if not any(capture.pipeline.settings.pipeline_key == key for capture in _calls_of(handler.request)):
                     self._record_late(handler)
         except Exception as exc:
-            self._failed("the end of a Tornado request", exc)
+            self._failed("capture of the end of a Tornado request", exc)
 
     def is_log_function_of(self, handler: Any) -> bool:
-        """Whether the handler's application calls us itself, and not some function of the user's that does."""
+        """Tell whether the handler's application calls us itself, and not some function of the user's that does."""
         try:
             return self in _captures_of_function(handler.application)
         except Exception as exc:
-            self.pipeline.guard.caught("the end of a Tornado request", exc)
+            self.pipeline.guard.caught("capture of the end of a Tornado request", exc)
             return False
 
     def open(self, handler: RequestHandler) -> TornadoCall | None:
@@ -357,7 +357,7 @@ def _executed(call: TornadoCall, error: BaseException | None) -> None:
     try:
         call.executed(error)
     except Exception as exc:
-        call.guard.caught("the end of a Tornado request", exc)
+        call.guard.caught("capture of the end of a Tornado request", exc)
         call.end(Outcome.UNFINISHED)
 
 

@@ -121,5 +121,5 @@ def marked_environ(
 
             environ[EXCHANGES_KEY] = (*environ.get(EXCHANGES_KEY, ()), *exchanges)
     except Exception as exc:
-        PROCESS_GUARD.caught("marking a WSGI environ", exc)
+        PROCESS_GUARD.caught("capture of a WSGI application in Tornado", exc)
     return environ

@@ -59,7 +59,7 @@ def _block(handler: RequestHandler, exchange: Exchange, decision: Decision) -> N
             _write(handler, decision)
         except Exception as exc:
             # Traffic flows on: the handler serves the request after all.
-            guard.caught("the answer to a blocked request", exc)
+            guard.caught("the response to a blocked request", exc)
             exchange.blocked_by = None
             handler.clear()
             return prepare()

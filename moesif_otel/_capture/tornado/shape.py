@@ -1,4 +1,4 @@
-"""What we use of Tornado that is not documented, each member in one function.
+"""The undocumented members of Tornado that we use, each in one function.
 
 `tests/capture/tornado/test_shape.py` is the canary of every function here. Tried on Tornado 6.0.4 and 6.6.1.
 """
@@ -39,12 +39,12 @@ def check_tornado() -> None:
 
 
 def is_finished(handler: RequestHandler) -> bool:
-    """Whether the handler has finished its response, or has given its connection away."""
+    """Tell whether the handler has finished its response, or has given its connection away."""
     return bool(_member(handler, "_finished"))
 
 
 def finishes_by_itself(handler: RequestHandler) -> bool:
-    """Whether Tornado finishes the response when the handler's method returns."""
+    """Tell whether Tornado finishes the response when the handler's method returns."""
     return bool(_member(handler, "_auto_finish"))
 
 
@@ -54,7 +54,7 @@ def headers_of(handler: RequestHandler) -> Any:
 
 
 def streams_request_body(handler: RequestHandler) -> bool:
-    """Whether the handler's class is decorated with `tornado.web.stream_request_body`."""
+    """Tell whether the handler's class is decorated with `tornado.web.stream_request_body`."""
     # The decorator sets it; a class without the decorator has no such attribute.
     return bool(getattr(type(handler), "_stream_request_body", False))
 
@@ -68,7 +68,7 @@ def close_callback_of(connection: Any) -> Callable[[], None] | None:
 
 
 def client_is_gone(connection: Any) -> bool:
-    """Whether the connection's stream is closed; to be asked before a write, since the last write may close it."""
+    """Tell whether the connection's stream is closed; to be asked before a write, since the last write may close it."""
     try:
         return bool(connection.stream.closed())
     except AttributeError:  # no connection of Tornado's

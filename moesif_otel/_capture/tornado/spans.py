@@ -52,7 +52,7 @@ class YieldingInstrumentation:
 
     @property
     def active(self) -> bool:
-        """Whether the instrumentor works on our behalf now."""
+        """Tell whether the instrumentor works on our behalf now."""
         return self._provider is not None
 
     def hold(self, holder: object, provider: Any) -> bool:

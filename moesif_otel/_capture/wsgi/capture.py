@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from moesif_otel._capture.wsgi.span import WsgiServerSpan, WsgiServerSpans
 
 EXCHANGES_KEY: Final = "moesif_otel.exchanges"
-"""Where an environ carries the Exchanges of its call, against capturing one call twice."""
+"""Key of an environ under which it carries the Exchanges of its call, so that no call is captured twice."""
 
 TRANSACTION_ID_HEADER: Final = "X-Moesif-Transaction-Id"
 _TRANSACTION_ID_NAME: Final = TRANSACTION_ID_HEADER.lower()
@@ -131,7 +131,7 @@ class WsgiCapture:
         return _WsgiCall(self, exchange, start_response, environ.get("PATH_INFO"), environ.get("SCRIPT_NAME"))
 
     def _take_over(self, present: tuple[Exchange, ...]) -> bool:
-        """Whether this call is ours to capture, although its environ has met a capture before."""
+        """Tell whether this call is ours to capture, although its environ has met a capture before."""
         key = self._pipeline.settings.pipeline_key
         for exchange in present:
             # One that is over was another try, by a middleware that calls the application again.
@@ -230,7 +230,7 @@ class _WsgiCall:
             if span is not None and self._exchange.span is None:
                 self._exchange.pipeline.bind(self._exchange, span.span)
         except Exception as exc:
-            self._exchange.pipeline.guard.caught("a SERVER span", exc)
+            self._exchange.pipeline.guard.caught("the SERVER span of a call", exc)
 
     def _govern(self, environ: dict[str, Any]) -> Decision | None:
         pipeline = self._exchange.pipeline
@@ -259,7 +259,7 @@ class _WsgiCall:
             elif exchange.pipeline.sees_spans:
                 exchange.pipeline.answering(exchange)
         except Exception as exc:
-            exchange.pipeline.guard.caught("capture of a status", exc)
+            exchange.pipeline.guard.caught("capture of a response status", exc)
         if write is None:
             return None
         self._server_write = write
@@ -328,7 +328,7 @@ class _WsgiCall:
         return SizedResponseStream(self, result) if sized else ResponseStream(self, result)
 
     def _is_answered(self, environ: dict[str, Any]) -> bool:
-        """Whether the client has an HTTP answer; otherwise a WebSocket's handler has spoken to it by itself."""
+        """Tell whether the client has an HTTP answer; otherwise a WebSocket's handler has spoken to it by itself."""
         exchange = self._exchange
         if exchange.status is not None or not asks_for_upgrade(environ):
             return True
@@ -427,7 +427,7 @@ class _WsgiCall:
                     span.end(error)
                 spans.observe(exchange, self._path[0], made=span is not None)
             except Exception as exc:
-                exchange.pipeline.guard.caught("a SERVER span", exc)
+                exchange.pipeline.guard.caught("the SERVER span of a call", exc)
         if not exchange.is_open:
             return
         try:

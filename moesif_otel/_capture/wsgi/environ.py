@@ -1,4 +1,4 @@
-"""What an event needs of a WSGI environ, copied out of it: the environ itself is not kept after the request."""
+"""Copies what an event needs out of a WSGI environ: the environ itself is not kept after the request."""
 
 from __future__ import annotations
 
@@ -110,12 +110,12 @@ def headers_of(environ: dict[str, Any]) -> Headers:
 
 
 def asks_for_upgrade(environ: dict[str, Any]) -> bool:
-    """Whether the client asks for another protocol on this connection, as for a WebSocket (RFC 9110, 7.8)."""
+    """Tell whether the client asks for another protocol on this connection, as for a WebSocket (RFC 9110, 7.8)."""
     return bool(environ.get("HTTP_UPGRADE")) and "upgrade" in str(environ.get("HTTP_CONNECTION", "")).lower()
 
 
 def may_have_body(environ: dict[str, Any], method: str) -> bool:
-    """Whether a request body can come: a length above 0, a chunked request, or a method that has one without either.
+    """Tell whether a request body can come: a length above 0, a chunked request, or a method that has one anyway.
 
     A server that decodes chunks itself may hide the `Transfer-Encoding` and give no length (`wsgi.input_terminated`).
     """

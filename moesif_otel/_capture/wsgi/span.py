@@ -32,7 +32,7 @@ _FRAMEWORK_INSTRUMENTORS: Final = tuple(
 
 
 class _Aside:
-    """What the middleware iterates in place of the response: nothing, or the exception that ended the call."""
+    """Iterated by the middleware in place of the response: nothing, or the exception that ended the call."""
 
     __slots__ = ("error",)
 

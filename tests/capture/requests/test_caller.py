@@ -409,7 +409,7 @@ def test_what_is_no_response_passes(upstream):
     finally:
         remove_route(route)
         requests.Session.send = original
-    assert pipeline.guard.counts() == {"outgoing response": 1}
+    assert pipeline.guard.counts() == {"capture of an outgoing response": 1}
     assert (pipeline.only.status, pipeline.only.is_open) == (None, False)
 
 

@@ -249,7 +249,7 @@ def test_a_broken_capture_does_not_reach_the_sender():
     file = stand_in_for(io.BytesIO(b"abc"), sink)
     assert file.read() == b"abc"
     file.seek(0)
-    assert exchange.pipeline.guard.counts() == {"outgoing request body": 2}
+    assert exchange.pipeline.guard.counts() == {"capture of an outgoing request body": 2}
 
 
 @given(

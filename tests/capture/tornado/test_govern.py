@@ -205,7 +205,7 @@ def test_an_answer_that_cannot_be_given_lets_the_request_through():
     assert raw.startswith(b"HTTP/1.1 200 OK")
     assert b"X-Rule" not in raw
     assert raw.endswith(b'{"served": true}')
-    assert pipeline.guard.counts() == {"the answer to a blocked request": 1}
+    assert pipeline.guard.counts() == {"the response to a blocked request": 1}
 
 
 def test_rules_that_raise_let_the_request_through():
