@@ -328,3 +328,18 @@ def test_a_framework_that_is_not_captured_is_named_once(tmp_path: Path) -> None:
         "moesif_otel: calls made with httplib2",
     ]
     assert "ASGI server" in lines[0]
+
+
+def test_tornado_is_captured_where_it_is_imported_after_us(tmp_path: Path) -> None:
+    """Also by Tornado before 6.3: there `tornado.web` is no attribute of `tornado` while it is being imported."""
+    program = """
+        import moesif_otel, tornado
+        del tornado.__getattr__
+        handle = moesif_otel.instrument({"APPLICATION_ID": "a", "BASE_URI": "http://127.0.0.1:9"})
+        import tornado.web
+        print(handle.stats()["errors"])
+    """
+    words = [sys.executable, "-c", textwrap.dedent(program)]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    ended = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout.strip() == "{}", ended.stderr

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-import tornado.web
+from tornado import web  # while that is being imported, `tornado.web` is no attribute of `tornado` yet
 from tornado.http1connection import HTTP1Connection
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def check_tornado() -> None:
     Raises:
         UnknownShape: `RequestHandler._execute` is gone or takes other arguments.
     """
-    execute = getattr(tornado.web.RequestHandler, "_execute", None)
+    execute = getattr(web.RequestHandler, "_execute", None)
     try:
         parameters = list(inspect.signature(execute).parameters.values())  # type: ignore[arg-type]
     except (TypeError, ValueError) as exc:
