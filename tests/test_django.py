@@ -309,6 +309,39 @@ def test_a_body_rule_leaves_the_body_to_the_view(governed: Any, sandbox: Sandbox
     assert "x-plan" not in dict(ours.ask("/items/7", b'{"plan": "paid"}')[1])
 
 
+def test_a_rule_about_unreadable_bodies_leaves_calls_without_a_body_alone(governed: Any) -> None:
+    """A body that is too long, or that Django itself refuses to read, is one that it can block."""
+    ours = governed(
+        {
+            "regex_config": [{"conditions": [{"path": "request.body.$unreadable", "value": "too_large"}]}],
+            "response": {"status": 413},
+        },
+        REQUEST_MAX_BODY_SIZE=50,
+    )
+    assert ours.ask("/long")[0] == 200
+    assert ours.ask("/items/7", b'{"a": 1}')[0] == 201
+    assert ours.ask("/items/7", b'{"a": "' + b"x" * 50 + b'"}')[0] == 413
+    with override_settings(DATA_UPLOAD_MAX_MEMORY_SIZE=5):
+        assert ours.ask("/items/7", b'{"a": 1}')[0] == 413
+
+
+def test_a_body_that_was_not_announced_is_seen_by_rules(governed: Any) -> None:
+    """HTTP/2 needs no Content-Length; under WSGI the view gets no such body either."""
+    ours = governed(
+        {
+            "regex_config": [{"conditions": [{"path": "request.body.plan", "value": "free"}]}],
+            "response": {"status": 402},
+        }
+    )
+    if ours.kind == "wsgi":
+        return
+    headers = [(b"host", b"shop.example"), (b"content-type", b"application/json")]
+    for body, status in ((b'{"plan": "free"}', 402), (b'{"plan": "paid"}', 201)):
+        scope = http_scope("POST", "/items/7", headers=headers, http_version="2")
+        connection = asyncio.run(Connection(request(body)).serve(ours.app, scope))
+        assert connection.sent[0]["status"] == status
+
+
 def test_an_identity_rule_asks_callbacks_before_the_view(governed: Any, sandbox: Sandbox) -> None:
     """With no response; unidentified callers are asked again after it."""
     seen: list[Any] = []

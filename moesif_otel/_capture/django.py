@@ -7,6 +7,7 @@ Exchange in the request. Test clients have no such handler: their calls are read
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -14,8 +15,9 @@ import sys
 from types import CellType
 from typing import TYPE_CHECKING, Any, Final
 
+from django.core.exceptions import RequestDataTooBig
 from django.core.signals import got_request_exception
-from django.http import HttpResponse
+from django.http import HttpResponse, RawPostDataException
 from django.utils.functional import LazyObject
 
 from moesif_otel._capture.asgi import scope as asgi_scope
@@ -202,11 +204,15 @@ class DjangoCall:
 
     def body(self) -> tuple[bytes | None, bool]:
         """Read the request body for a rule that looks into it, and say whether it is whole; the view reads it again."""
-        limit_bytes = self._pipeline.settings.request_max_body_size
-        length = self.request.META.get("CONTENT_LENGTH") or ""
-        if not str(length).isdecimal() or int(length) > limit_bytes:
+        length_bytes = _body_length_bytes(self.request)
+        if not length_bytes:
+            return None, True
+        if length_bytes > self._pipeline.settings.request_max_body_size:
             return None, False
-        data: bytes = self.request.body
+        try:
+            data: bytes = self.request.body
+        except (RawPostDataException, RequestDataTooBig):
+            return None, False  # an outer middleware has read it, or Django refuses to
         return data, True
 
     def answered(self, response: Any) -> None:
@@ -228,6 +234,21 @@ class DjangoCall:
             exchange.user_id = _name_of_cached_user(self.request)
         if exchange.session_token is None:
             exchange.session_token = _session_token(self.request, exchange.pipeline.settings)
+
+
+def _body_length_bytes(request: Any) -> int:
+    """Return the size of the body that the view can read; under WSGI that is what the request announces."""
+    if getattr(request, "scope", None) is not None:
+        # Received as a whole before; HTTP/2 need not announce its size.
+        with contextlib.suppress(OSError):  # a test client's
+            stream = request._stream
+            position = stream.tell()
+            stream.seek(0, io.SEEK_END)
+            length_bytes: int = stream.tell()
+            stream.seek(position)
+            return length_bytes
+    length = str(request.META.get("CONTENT_LENGTH") or "")
+    return int(length) if length.isdecimal() and length.isascii() else 0
 
 
 def _exchange_of(request: Any, pipeline: CapturePipeline) -> Exchange | None:

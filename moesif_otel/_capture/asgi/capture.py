@@ -145,7 +145,8 @@ class AsgiCapture:
             # What the callbacks did not know yet they are asked again, with the response.
             exchange.identified = False
         if governed.needs_body:
-            data, whole = await ahead.read()
+            # A WebSocket's handshake has no body.
+            data, whole = await ahead.read() if scope["type"] == "http" else (None, True)
             governed.give_body(data, whole=whole)
         return governed.verdict()
 
@@ -493,7 +494,8 @@ async def answer_instead(decision: Decision, scope: Any, receive: Receive, send:
     """Answer a blocked call; the application is not called."""
     kind = "http.response"
     if scope["type"] == "websocket":
-        await receive()  # the server's `websocket.connect`
+        if (await receive())["type"] != "websocket.connect":
+            return  # the client has left
         if "websocket.http.response" not in (scope.get("extensions") or ()):
             await send({"type": "websocket.close"})
             return
