@@ -140,7 +140,7 @@ class CapturedBody:
         return self.kept_bytes < self.total_bytes
 
     def discard(self) -> None:
-        """Let go of the kept part, give its bytes back, and keep nothing from now on."""
+        """Release the kept part, give its bytes back, and keep nothing from now on."""
         self._parts, self.max_bytes = [], 0
         kept, self.kept_bytes = self.kept_bytes, 0
         if kept:

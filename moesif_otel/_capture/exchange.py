@@ -548,7 +548,7 @@ _random: list[tuple[int, random.Random]] = []
 
 def random_id(size_bytes: int) -> int:
     """Return a random, non-zero id (W3C Trace Context forbids zero); every process has a source of its own."""
-    # Asking the system each time would be two calls that let go of the interpreter on the way of each request.
+    # Asking the system each time would be two calls that release the interpreter lock in each request.
     pid = os.getpid()
     if not _random or _random[0][0] != pid:
         _random[:] = [(pid, random.Random(os.urandom(32)))]  # noqa: S311 - ids, no secrets

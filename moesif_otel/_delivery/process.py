@@ -42,7 +42,7 @@ class Transport(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of connections; a later `send` may open new ones."""
+        """Release connections; a later `send` may open new ones."""
         ...
 
     def after_fork(self) -> None:

@@ -65,7 +65,7 @@ def decide(
         data = None
         try:
             data = read_ahead()
-        except Exception as exc:  # the client left; the application will meet the same when it reads
+        except Exception as exc:  # the client left; the application gets the same error when it reads
             exchange.pipeline.guard.caught("reading a request body for governance", exc)
         governed.give_body(data)
     return governed.verdict()

@@ -1,7 +1,7 @@
 """The SERVER span of an ASGI call, made by OpenTelemetry's own middleware beside the call.
 
 The middleware is a coroutine that is advanced by hand in a copied context, around a stand-in application that pauses.
-It is told the messages that the application sent, and never meets the application, the server, or their exceptions.
+It is told the messages that the application sent, and never touches the application, the server, or their exceptions.
 Its spans of single messages are left out, and so are request metrics, which are the application's own business.
 """
 

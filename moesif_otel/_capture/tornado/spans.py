@@ -76,7 +76,7 @@ class YieldingInstrumentation:
             return True
 
     def release(self, holder: object) -> None:
-        """Let go; the last one ends the activation."""
+        """Release the activation; the last one ends it."""
         with self._lock:
             self._holders.discard(holder)
             if not self._holders:

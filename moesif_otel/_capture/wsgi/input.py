@@ -79,7 +79,7 @@ def read_ahead(environ: dict[str, Any], max_bytes: int) -> bytes | None:
         The whole body; None when there is none, it is longer, or its end is not known.
 
     Raises:
-        OSError: The client left; the application will meet the same when it reads.
+        OSError: The client left; the application gets the same error when it reads.
     """
     stream = environ.get("wsgi.input")
     length = environ.get("CONTENT_LENGTH")
