@@ -127,6 +127,17 @@ def read_body(
     return Body(text, "base64", None, shortened)
 
 
+def is_plain_json(data: bytes, media: Media) -> bool:
+    """Whether a whole body is JSON by its type, in UTF-8, an object or array, and can be embedded as it is."""
+    return (
+        media.format is Format.JSON
+        and (media.charset is None or media.charset == "utf-8")
+        and data[:1] in _OPENINGS
+        and is_json(data)
+        and not _is_too_deep(data)
+    )
+
+
 def _as_json(data: bytes, media: Media, *, parse: bool, rules: Rules | None, concerned: bool) -> Body | None:
     if data[:1] in _OPENINGS and data[1:2] != b"\0" and (media.charset is None or media.charset == "utf-8"):
         text = data

@@ -11,14 +11,16 @@ from datetime import datetime, timezone
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import orjson
+
 from moesif_otel._capture.body import LeftOut
 from moesif_otel._capture.exchange import Outcome
-from moesif_otel._events.body import read_body
+from moesif_otel._events.body import is_plain_json, read_body
 from moesif_otel._events.caller import ADDRESS_HEADERS, client_address, user_from_headers
 from moesif_otel._events.serialize import OUR_KEY, as_mapping, plain, text_of
 from moesif_otel._events.spans import SpanFacts, call_of_span, facts_of_span, weight_of_span
 from moesif_otel._guard import LATE_IMPORTS
-from moesif_otel._redaction.budget import Inspection
+from moesif_otel._redaction.budget import MAX_HEADER_BYTES, Inspection
 from moesif_otel._redaction.headers import bounded_headers, redact_header
 from moesif_otel._redaction.media import is_left_out, media_of
 from moesif_otel._redaction.names import Verdict
@@ -46,6 +48,7 @@ _MAX_NAMES: Final = 1_024
 _MAX_NAME_CHARACTERS: Final = 128
 _ONE_SCAN_BYTES: Final = 16_384
 """Headers and bodies of a call up to this are scanned in one go: beyond it the copy costs more than it saves."""
+_ReadHeaders = tuple[dict[str, str], dict[str, str], list[str]]
 _BODY_HEADERS: Final = ("content-type", "content-encoding", "content-length", "transfer-encoding")
 
 
@@ -85,18 +88,6 @@ class _Event(dict[str, Any]):
 
     def __repr__(self) -> str:
         return "<event>"
-
-
-class _Scan(NamedTuple):
-    """The result of a call's quick scan: whether its headers, and whether its bodies, need a closer look."""
-
-    headers: bool
-    bodies: bool
-
-
-_NOTHING_FOUND: Final = _Scan(headers=False, bodies=False)
-_CONCERNED: Final = _Scan(headers=True, bodies=True)
-_CONCERNED_BODIES: Final = _Scan(headers=False, bodies=True)
 
 
 class EventBuilder:
@@ -145,10 +136,12 @@ class EventBuilder:
         incoming = call.direction == "Incoming"
         ours: dict[str, Any] = {}
         names = self._incoming if incoming else self._outgoing
-        request_headers = names.bounded(call.request_headers, ours)
-        response_headers = self._response.bounded(call.response_headers, ours)
-        scan = self._scan(call, names.scanned(request_headers) + self._response.scanned(response_headers))
-        shown, headers = names.read(request_headers, concerned=scan.headers)
+        shown, headers, values = names.read(call.request_headers, ours)
+        response_shown, response_headers, response_values = self._response.read(call.response_headers, ours)
+        headers_concern, bodies_concern = self._scan(call, values + response_values)
+        if headers_concern:
+            shown, _, _ = names.read(call.request_headers, ours, concerned=True)
+            response_shown, _, _ = self._response.read(call.response_headers, ours, concerned=True)
         facts = facts_of_span(call)
         address, user_id = self._caller(call, headers, facts)
         weight = 1 if weigh is None else weigh(call, address, user_id)
@@ -166,10 +159,13 @@ class EventBuilder:
         if self._settings.api_version is not None:
             request["api_version"] = self._settings.api_version
         if call.request_body is not None:
-            self._add_body(request, ours, "request_body", call.request_body, headers, scan=scan, parse=parse_bodies)
-        response = self._response_of(call, response_headers, ours, scan, parse=parse_bodies)
+            self._add_body(request, ours, call.request_body, headers, concerned=bodies_concern, parse=parse_bodies)
+        response = self._response_of(call, response_shown)
         if response is not None:
             event["response"] = response
+            body = call.response_body
+            if body is not None:
+                self._add_body(response, ours, body, response_headers, concerned=bodies_concern, parse=parse_bodies)
             if not incoming and address:
                 response["ip_address"] = address
         self._add_identity(event, call, user_id, facts)
@@ -179,22 +175,26 @@ class EventBuilder:
             event["metadata"] = _metadata(call.metadata, ours)
         return event
 
-    def _scan(self, call: Exchange, values: list[str]) -> _Scan:
-        """Look quickly, and where that is little in one go, for anything that counts in headers and captured bodies."""
-        scans = self._scans
+    def _scan(self, call: Exchange, values: list[str]) -> tuple[bool, bool]:
+        """Return whether headers, and whether bodies, need a closer look; where they are short, in one go."""
         text = "\n".join(values).encode("utf-8", "surrogatepass")
         together = text
+        bodies = False
         for body in (call.request_body, call.response_body):
             if body is not None and body.kept_bytes:
+                bodies = True
                 if len(together) + body.kept_bytes > _ONE_SCAN_BYTES:
-                    break
+                    return self._may_concern(text), True
                 together = b"%b\n%b" % (together, body.data())
-        else:
-            if not any(may_concern(together) for may_concern in scans):
-                return _NOTHING_FOUND
-            if together is text:
-                return _CONCERNED
-        return _CONCERNED if any(may_concern(text) for may_concern in scans) else _CONCERNED_BODIES
+        if not self._may_concern(together):
+            return False, False
+        return not bodies or self._may_concern(text), bodies
+
+    def _may_concern(self, data: bytes) -> bool:
+        for may_concern in self._scans:
+            if may_concern(data):
+                return True
+        return False
 
     def _caller(self, call: Exchange, headers: dict[str, str], facts: SpanFacts | None) -> tuple[str | None, Any]:
         """Return the address of the call's other end, and who makes it, before credentials are hidden."""
@@ -208,23 +208,14 @@ class EventBuilder:
             )
         return client_address(headers, call.peer_address), user_id
 
-    def _response_of(
-        self, call: Exchange, response_headers: Headers, ours: dict[str, Any], scan: _Scan, *, parse: bool
-    ) -> dict[str, Any] | None:
+    def _response_of(self, call: Exchange, shown: dict[str, str]) -> dict[str, Any] | None:
         status = call.status
         if status is None:
             if call.outcome is not Outcome.FAILED or call.direction != "Incoming":
                 return None
             status = 500  # the server is about to send it
-        shown, headers = self._response.read(response_headers, concerned=scan.headers)
-        response: dict[str, Any] = {
-            "time": moesif_time(max(call.ended_ns or 0, call.started_ns)),
-            "status": status,
-            "headers": shown,
-        }
-        if call.response_body is not None:
-            self._add_body(response, ours, "response_body", call.response_body, headers, scan=scan, parse=parse)
-        return response
+        time_ns = max(call.ended_ns or 0, call.started_ns)
+        return {"time": moesif_time(time_ns), "status": status, "headers": shown}
 
     def _add_identity(self, event: dict[str, Any], call: Exchange, user_id: Any, facts: SpanFacts | None) -> None:
         company_id, session_token = call.company_id, call.session_token
@@ -290,36 +281,42 @@ class EventBuilder:
         self,
         part: dict[str, Any],
         ours: dict[str, Any],
-        side: str,
         captured: CapturedBody,
         headers: dict[str, str],
         *,
-        scan: _Scan,
+        concerned: bool,
         parse: bool,
     ) -> None:
         """Add a body as Moesif takes it, and to `ours` its true size and why it is not all there, if it is not."""
+        is_request = "status" not in part
         total_bytes = captured.total_bytes
         if not total_bytes:
-            if side == "request_body":
+            if is_request:
                 _note_unread(ours, headers)
             return
         content_type = headers.get("content-type")
+        media = media_of(content_type)
+        content_encoding = None if captured.decoded else headers.get("content-encoding")
         left_out = None if captured.left_out is None else captured.left_out.value
-        if left_out is None and not self._settings.log_binary_body and is_left_out(media_of(content_type)):
+        data = captured.data()
+        truncated = len(data) < total_bytes
+        # Most bodies are this: whole JSON without a secret. The rest says the same of them, at three times the cost.
+        if not (concerned or parse or truncated or content_encoding or left_out) and is_plain_json(data, media):
+            part["body"], part["transfer_encoding"] = orjson.Fragment(data), "json"
+            return
+        if left_out is None and not self._settings.log_binary_body and is_left_out(media):
             left_out = LeftOut.CONTENT.value
         facts: dict[str, Any] = {}
         if left_out is None:
-            data = captured.data()
-            truncated = len(data) < total_bytes
             body = read_body(
                 data,
                 content_type,
-                None if captured.decoded else headers.get("content-encoding"),
+                content_encoding,
                 truncated=truncated,
-                concerned=scan.bodies,
+                concerned=concerned,
                 unread=not captured.decoded and _announced_bytes(headers) > total_bytes,
                 parse=parse,
-                rules=self._rules.request if side == "request_body" else self._rules.response,
+                rules=self._rules.request if is_request else self._rules.response,
             )
             left_out = body.left_out
             if body.value is not None:
@@ -330,12 +327,11 @@ class EventBuilder:
                 facts["truncated"] = True
         if left_out is not None:
             facts["left_out"] = left_out
-            essence = media_of(content_type).essence
-            if essence:
-                facts["content_type"] = essence
+            if media.essence:
+                facts["content_type"] = media.essence
         if facts:
             facts["size_bytes"] = total_bytes
-            ours[side] = facts
+            ours["request_body" if is_request else "response_body"] = facts
 
 
 def _note_unread(ours: dict[str, Any], headers: dict[str, str]) -> None:
@@ -363,12 +359,14 @@ class _Name(NamedTuple):
         key: In lower case.
         wanted: Whether the builder needs its value.
         stays: Whether the value is shown as it is unless a scan has found something.
+        scanned: Whether the value is scanned: not one that is hidden whole, which is long and looks like anything.
     """
 
     spelled: str
     key: str
     wanted: bool
     stays: bool
+    scanned: bool
 
 
 class _Names:
@@ -382,7 +380,7 @@ class _Names:
             which masks for its framework index them.
     """
 
-    __slots__ = ("_hidden", "_known", "_rules", "_side", "_titled", "_wanted")
+    __slots__ = ("_known", "_rules", "_side", "_titled", "_wanted")
 
     def __init__(self, side: str, rules: Rules, wanted: set[str], *, titled: bool = False) -> None:
         self._side = side
@@ -390,43 +388,47 @@ class _Names:
         self._wanted = frozenset(wanted)
         self._titled = titled
         self._known: dict[str, _Name] = {}
-        self._hidden: set[str] = set()  # those of `_known` whose values are hidden whole
 
-    def bounded(self, headers: Headers, ours: dict[str, Any]) -> Headers:
-        """Return headers, as texts, without those that are over the bound; `ours` says how many."""
-        try:
-            kept = bounded_headers(headers)
-        except (TypeError, ValueError):
-            # What is no text costs nothing but itself.
-            headers = _text_pairs(headers)
-            kept = bounded_headers(headers)
-        if len(kept) < len(headers):
-            ours[f"{self._side}_headers"] = {"left_out": LeftOut.TOO_LARGE.value, "count": len(headers) - len(kept)}
-        return kept
-
-    def scanned(self, headers: Headers) -> list[str]:
-        """Return the values to be scanned: not those that are hidden whole, which are long and look like anything."""
-        hidden = self._hidden
-        return [value for name, value in headers if name not in hidden]
-
-    def read(self, headers: Headers, *, concerned: bool) -> tuple[dict[str, str], dict[str, str]]:
-        """Return headers as a map to be shown, everything hidden, and the wanted ones as they came by lower-case name.
+    def read(self, headers: Headers, ours: dict[str, Any], *, concerned: bool = False) -> _ReadHeaders:
+        """Return headers as a map to be shown, everything hidden; the wanted ones as they came; the values to be scanned.
 
         Repeated headers are joined with a comma under the name's first spelling; of a wanted one the first counts.
+        Those over the bound are left out.
 
         Args:
-            headers: Bounded.
+            headers: As they were captured.
+            ours: Is told how many were left out.
             concerned: Whether a scan of their values has found something.
         """
+        try:
+            found = self._read(headers, concerned=concerned)
+        except (TypeError, ValueError):
+            headers = _text_pairs(headers)
+            found = self._read(headers, concerned=concerned)
+        if found is None:
+            kept = bounded_headers(headers)
+            ours[f"{self._side}_headers"] = {"left_out": LeftOut.TOO_LARGE.value, "count": len(headers) - len(kept)}
+            found = self._read(kept, concerned=concerned) or ({}, {}, [])
+        return found
+
+    def _read(self, headers: Headers, *, concerned: bool) -> _ReadHeaders | None:
+        """Read headers; None where they are over the bound. Raises what pairs that are no texts raise."""
         known = self._known
         shown: dict[str, str] = {}
         spelling: dict[str, str] = {}
-        facts: dict[str, str] = {}
+        wanted: dict[str, str] = {}
+        scanned: list[str] = []
+        size_bytes = 0
         look = None
         for name, value in headers:
-            spelled, key, wanted, stays = known.get(name) or self._learn(name)
-            if wanted and key not in facts:
-                facts[key] = value
+            size_bytes += len(name) + len(value)
+            if size_bytes > MAX_HEADER_BYTES:
+                return None
+            spelled, key, is_wanted, stays, is_scanned = known.get(name) or self._learn(name)
+            if is_wanted and key not in wanted:
+                wanted[key] = value
+            if is_scanned:
+                scanned.append(value)
             if concerned or not stays:
                 if look is None:
                     look = Inspection(self._rules, inspect_text)
@@ -437,20 +439,18 @@ class _Names:
                 shown[spelled] += f"; {value}" if key == "cookie" else f", {value}"
             else:
                 shown[spelled] = value
-        return shown, facts
+        return shown, wanted, scanned
 
     def _learn(self, name: str) -> _Name:
         key = name.lower()
         rules = self._rules
         hides = rules.active or rules.header_masks_given
         stays = not hides or rules.header_stays(key)
-        found = _Name(name.title() if self._titled else name, key, key in self._wanted, stays)
+        scanned = not hides or rules.header_verdict(key) is Verdict.KEEP
+        found = _Name(name.title() if self._titled else name, key, key in self._wanted, stays, scanned)
         if len(name) <= _MAX_NAME_CHARACTERS:
             if len(self._known) >= _MAX_NAMES:
                 self._known.clear()
-                self._hidden.clear()
-            if hides and rules.header_verdict(key) is not Verdict.KEEP:
-                self._hidden.add(name)
             self._known[name] = found
         return found
 
