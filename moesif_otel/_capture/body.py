@@ -58,12 +58,16 @@ class ByteBudget:
     def reserve(self, count_bytes: int) -> bool:
         """Take `count_bytes` if they fit; False means: do not keep them."""
         # First taken, then looked at: of two threads that would fit one by one both may be refused, never both kept.
-        held = self._held
-        held.add("bytes", count_bytes)
-        if held.is_surely_below("bytes", self.limit_bytes, _LARGEST_BYTES) or held.get("bytes") <= self.limit_bytes:
+        self._held.add("bytes", count_bytes)
+        if self.has_room(0):
             return True
         self._held.add("bytes", -count_bytes)
         return False
+
+    def has_room(self, count_bytes: int) -> bool:
+        """Tell whether `count_bytes` more would fit; far from the limit without adding up what others have added."""
+        held, left_bytes = self._held, self.limit_bytes - count_bytes
+        return held.is_surely_below("bytes", left_bytes, _LARGEST_BYTES) or held.get("bytes") <= left_bytes
 
     def charge(self, count_bytes: int) -> None:
         """Count bytes that are held in any case; negative gives them back."""

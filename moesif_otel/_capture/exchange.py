@@ -461,7 +461,8 @@ class Exchange:
     @property
     def kept_bytes(self) -> int:
         """Captured bytes of both bodies."""
-        return sum(body.kept_bytes for body in (self.request_body, self.response_body) if body is not None)
+        request, response = self.request_body, self.response_body
+        return (0 if request is None else request.kept_bytes) + (0 if response is None else response.kept_bytes)
 
     def leave_bodies_out(self, reason: LeftOut) -> None:
         """Release the captured bytes and note the reason for the event; the sizes of the bodies stay known."""

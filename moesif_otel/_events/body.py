@@ -9,17 +9,16 @@ from __future__ import annotations
 import re
 from binascii import b2a_base64
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
 from moesif_otel._capture.body import LeftOut
 from moesif_otel._events.codings import decode_content
-from moesif_otel._events.json_check import is_json
+from moesif_otel._events.json_check import is_embeddable
 from moesif_otel._events.serialize import parsed_json
 from moesif_otel._guard import LATE_IMPORTS
-from moesif_otel._redaction.budget import MAX_DECODED_BYTES, MAX_DEPTH
+from moesif_otel._redaction.budget import MAX_DECODED_BYTES
 from moesif_otel._redaction.charsets import utf8_of
 from moesif_otel._redaction.media import Format, media_of
 
@@ -29,15 +28,10 @@ if TYPE_CHECKING:
 
 # 450,000 characters of base64, so that two bodies and the rest stay under the server's 1 MB an event.
 _MAX_BASE64_INPUT_BYTES: Final = 337_500
-_NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'"[]{}'))
 # Whitespace, the zeros of UTF-16 and UTF-32, byte order marks, the record separator of RFC 7464.
 _BEFORE_JSON: Final = b" \t\r\n\0\x1e\xef\xbb\xbf\xff\xfe"
 _BLANKS: Final = b" \t\r\n"
-_ESCAPES: Final = re.compile(rb"\\.", re.DOTALL)
-_STRINGS: Final = re.compile(rb'"[^"]*"')
 _OPENINGS: Final = frozenset({b"{", b"["})
-_ROUNDS: Final = 8
-_STEPS: Final = tuple(1 if code in b"[{" else -1 for code in range(256))
 _SURROGATES: Final = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)"
 )
@@ -128,13 +122,12 @@ def read_body(
 
 
 def is_plain_json(data: bytes, media: Media) -> bool:
-    """Whether a whole body is JSON by its type, in UTF-8, an object or array, and can be embedded as it is."""
+    """Tell whether a whole body is JSON by its type, in UTF-8, an object or array, and can be embedded as it is."""
     return (
         media.format is Format.JSON
         and (media.charset is None or media.charset == "utf-8")
         and data[:1] in _OPENINGS
-        and is_json(data)
-        and not _is_too_deep(data)
+        and is_embeddable(data)
     )
 
 
@@ -145,16 +138,14 @@ def _as_json(data: bytes, media: Media, *, parse: bool, rules: Rules | None, con
         text = utf8_of(data, media.charset)
     else:
         return None
-    if not is_json(text):
+    if not is_embeddable(text):
         # Lone surrogates, which the standard library's `json.dumps` writes, are what orjson refuses and others take.
         if b"\\ud" not in text and b"\\uD" not in text:
             return None
         text = _SURROGATES.sub(lambda match: b"\\ufffd" if match[1] else match[0], text)
-        if not is_json(text):
+        if not is_embeddable(text):
             return None
     if (parse or media.format is not Format.JSON) and text.lstrip(_BLANKS)[:1] not in _OPENINGS:
-        return None
-    if _is_too_deep(text):
         return None
     if rules is not None and rules.active and (concerned or text is not data) and rules.may_concern(text):
         # Late, as below: most bodies need no closer look, and its expressions take time to compile.
@@ -166,22 +157,3 @@ def _as_json(data: bytes, media: Media, *, parse: bool, rules: Rules | None, con
             return Body(None, None, hidden.value)
         text = hidden
     return Body(parsed_json(text) if parse else orjson.Fragment(text), "json", None)
-
-
-def _is_too_deep(text: bytes) -> bool:
-    """Tell whether valid JSON is nested deeper than other JSON may embed it."""
-    if len(text) <= MAX_DEPTH or text.count(b"{") + text.count(b"[") <= MAX_DEPTH:
-        return False
-    if b"\\" in text:
-        text = _ESCAPES.sub(b"", text)
-    # Taking out two quotes that have come to stand together changes nothing for what stands outside of strings.
-    brackets = text.translate(None, _NOT_STRUCTURE).replace(b'""', b"")
-    if b'"' in brackets:
-        brackets = _STRINGS.sub(b"", brackets)
-    left = brackets
-    for _ in range(_ROUNDS):
-        # Each round takes the innermost level or two away: most bodies are flat, and need no closer look.
-        left = left.replace(b"{}", b"").replace(b"[]", b"")
-        if len(left) <= 2 * (MAX_DEPTH - 2 * _ROUNDS):
-            return False
-    return max(accumulate(map(_STEPS.__getitem__, brackets))) > MAX_DEPTH

@@ -48,7 +48,7 @@ _MAX_NAMES: Final = 1_024
 _MAX_NAME_CHARACTERS: Final = 128
 _ONE_SCAN_BYTES: Final = 16_384
 """Headers and bodies of a call up to this are scanned in one go: beyond it the copy costs more than it saves."""
-_ReadHeaders = tuple[dict[str, str], dict[str, str], list[str]]
+_ReadHeaders = tuple[dict[str, str], dict[str, str], str]
 _BODY_HEADERS: Final = ("content-type", "content-encoding", "content-length", "transfer-encoding")
 
 
@@ -138,7 +138,7 @@ class EventBuilder:
         names = self._incoming if incoming else self._outgoing
         shown, headers, values = names.read(call.request_headers, ours)
         response_shown, response_headers, response_values = self._response.read(call.response_headers, ours)
-        headers_concern, bodies_concern = self._scan(call, values + response_values)
+        headers_concern, bodies_concern = self._scan(call, f"{values}\n{response_values}")
         if headers_concern:
             shown, _, _ = names.read(call.request_headers, ours, concerned=True)
             response_shown, _, _ = self._response.read(call.response_headers, ours, concerned=True)
@@ -175,9 +175,9 @@ class EventBuilder:
             event["metadata"] = _metadata(call.metadata, ours)
         return event
 
-    def _scan(self, call: Exchange, values: list[str]) -> tuple[bool, bool]:
+    def _scan(self, call: Exchange, values: str) -> tuple[bool, bool]:
         """Return whether headers, and whether bodies, need a closer look; where they are short, in one go."""
-        text = "\n".join(values).encode("utf-8", "surrogatepass")
+        text = values.encode("utf-8", "surrogatepass")
         together = text
         bodies = False
         for body in (call.request_body, call.response_body):
@@ -191,10 +191,7 @@ class EventBuilder:
         return not bodies or self._may_concern(text), bodies
 
     def _may_concern(self, data: bytes) -> bool:
-        for may_concern in self._scans:
-            if may_concern(data):
-                return True
-        return False
+        return any(may_concern(data) for may_concern in self._scans)  # one, as a rule, or none
 
     def _caller(self, call: Exchange, headers: dict[str, str], facts: SpanFacts | None) -> tuple[str | None, Any]:
         """Return the address of the call's other end, and who makes it, before credentials are hidden."""
@@ -390,7 +387,7 @@ class _Names:
         self._known: dict[str, _Name] = {}
 
     def read(self, headers: Headers, ours: dict[str, Any], *, concerned: bool = False) -> _ReadHeaders:
-        """Return headers as a map to be shown, everything hidden; the wanted ones as they came; the values to be scanned.
+        """Return headers as a map to be shown, the wanted ones as they came, and what is to be scanned of them.
 
         Repeated headers are joined with a comma under the name's first spelling; of a wanted one the first counts.
         Those over the bound are left out.
@@ -408,7 +405,7 @@ class _Names:
         if found is None:
             kept = bounded_headers(headers)
             ours[f"{self._side}_headers"] = {"left_out": LeftOut.TOO_LARGE.value, "count": len(headers) - len(kept)}
-            found = self._read(kept, concerned=concerned) or ({}, {}, [])
+            found = self._read(kept, concerned=concerned) or ({}, {}, "")
         return found
 
     def _read(self, headers: Headers, *, concerned: bool) -> _ReadHeaders | None:
@@ -439,7 +436,7 @@ class _Names:
                 shown[spelled] += f"; {value}" if key == "cookie" else f", {value}"
             else:
                 shown[spelled] = value
-        return shown, wanted, scanned
+        return shown, wanted, "\n".join(scanned)
 
     def _learn(self, name: str) -> _Name:
         key = name.lower()

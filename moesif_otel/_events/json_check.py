@@ -1,32 +1,46 @@
-"""Checks that bytes are valid JSON without building the value, which would be the largest cost of an event."""
+"""Checks that bytes are JSON which other JSON can embed, without building the value: the largest cost of an event."""
 
 from __future__ import annotations
 
 import re
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 import orjson
 
 from moesif_otel._guard import LATE_IMPORTS
+from moesif_otel._redaction.budget import MAX_DEPTH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Numbers beyond the range of a float are JSON by the grammar, and refused by orjson and by many servers. They have an
-# exponent of three digits, or some two hundred digits in a row.
-_SMALL_E: Final = bytes.maketrans(b"E", b"e")
-_NOT_OF_NUMBERS: Final = bytes(set(range(256)) - set(b'eE0123456789"'))
-_EXPONENT: Final = re.compile(rb"e(?<=[0-9]e)[0-9]{3}")  # begins with a letter, which `re` looks for first
 _validators: Final[list[Callable[[bytes], object]]] = []
-_SHORT_BYTES: Final = 2_048  # below, building the values costs no more than the checks that msgspec leaves to us
-_SAMPLE_BYTES: Final = 64
-_DIGITS: Final = re.compile(rb"[0-9](?=[0-9])")
+_SHORT_BYTES: Final = 1_024  # below, building the values costs no more than the checks that msgspec leaves to us
+
+# What is left of a text for the checks that msgspec leaves to us: every digit is `0`, every opening bracket `[`.
+_SHAPE: Final = bytes(
+    ord("0") if code in b"0123456789" else ord("e") if code in b"eE" else ord("[") if code in b"[{" else ord(" ")
+    for code in range(256)
+)
+# Numbers beyond the range of a float are JSON by the grammar, and refused by orjson and by many servers. They have an
+# exponent of three digits, or some three hundred digits in a row.
+_VAST_EXPONENT: Final = b"0e000"
+_VAST_DIGITS: Final = b"0" * 200
+
+_NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'"[]{}'))
+_ESCAPES: Final = re.compile(rb"\\.", re.DOTALL)
+_STRINGS: Final = re.compile(rb'"[^"]*"')
+_ROUNDS: Final = 8
+_STEPS: Final = tuple(1 if code in b"[{" else -1 for code in range(256))
 
 
-def is_json(data: bytes) -> bool:
-    """Tell whether `data` is one JSON text in UTF-8 that orjson and other parsers take. Never raises."""
+def is_embeddable(data: bytes) -> bool:
+    """Tell whether `data` is one JSON text in UTF-8 that orjson and other parsers take, also inside of other JSON.
+
+    At most `MAX_DEPTH` levels deep, then. Never raises.
+    """
     if len(data) < _SHORT_BYTES or not _validators:
-        return _builds(data)
+        return _builds(data) and not is_too_deep(data)
     if not data.isascii():
         # msgspec does not look at the encoding inside of strings.
         try:
@@ -37,7 +51,10 @@ def is_json(data: bytes) -> bool:
         _validators[0](data)
     except (ValueError, RecursionError):
         return False
-    return not _may_hold_vast_number(data) or _builds(data)
+    shape = data.translate(_SHAPE, b"+")
+    if (_VAST_EXPONENT in shape or _VAST_DIGITS in shape) and not _builds(data):
+        return False
+    return shape.count(b"[") <= MAX_DEPTH or not is_too_deep(data)
 
 
 def _builds(data: bytes) -> bool:
@@ -48,17 +65,23 @@ def _builds(data: bytes) -> bool:
     return True
 
 
-def _may_hold_vast_number(data: bytes) -> bool:
-    if _EXPONENT.search(data.translate(_SMALL_E, _NOT_OF_NUMBERS)) is not None:
-        return True
-    if len(data) <= 2 * _SAMPLE_BYTES:
+def is_too_deep(data: bytes) -> bool:
+    """Tell whether valid JSON is nested deeper than `MAX_DEPTH`."""
+    if len(data) <= MAX_DEPTH or data.count(b"{") + data.count(b"[") <= MAX_DEPTH:
         return False
-    sample = data[::_SAMPLE_BYTES]
-    for match in _DIGITS.finditer(sample):
-        at = match.start() * _SAMPLE_BYTES
-        if data[at : at + _SAMPLE_BYTES].isdigit():
-            return True
-    return False
+    if b"\\" in data:
+        data = _ESCAPES.sub(b"", data)
+    # Taking out two quotes that have come to stand together changes nothing for what stands outside of strings.
+    brackets = data.translate(None, _NOT_STRUCTURE).replace(b'""', b"")
+    if b'"' in brackets:
+        brackets = _STRINGS.sub(b"", brackets)
+    left = brackets
+    for _ in range(_ROUNDS):
+        # Each round takes the innermost level or two away: most bodies are flat, and need no closer look.
+        left = left.replace(b"{}", b"").replace(b"[]", b"")
+        if len(left) <= 2 * (MAX_DEPTH - 2 * _ROUNDS):
+            return False
+    return max(accumulate(map(_STEPS.__getitem__, brackets))) > MAX_DEPTH
 
 
 def load_validator() -> None:

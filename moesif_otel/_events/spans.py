@@ -7,6 +7,7 @@ meanwhile, and then tells less.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.trace import SpanKind, StatusCode
@@ -35,6 +36,7 @@ CONVENTION_PREFIXES: Final = (
 )
 """Attributes that the event holds in fields of its own, or that say nothing of the application's."""
 
+_FIELDS: Final = frozenset({"user.id", "enduser.id", "company.id", "session.id", "http.route", "error.type"})
 _METHODS: Final = ("http.request.method", "http.method")
 _WSGI_SCOPE: Final = "opentelemetry.instrumentation.wsgi"
 _MAX_LINKS: Final = 32
@@ -195,28 +197,34 @@ def facts_of_span(call: Exchange) -> SpanFacts | None:
 
 
 def _add_attributes(facts: SpanFacts, call: Exchange, span: ReadableSpan) -> str | None:
-    """Read attributes by name: to copy them all takes several times as long, and few are of use here."""
+    """Read the attributes that tell something: to copy them all takes several times as long."""
     attributes = span.attributes
     if not attributes:
         return None
     try:
-        names = list(attributes)
-        facts.attributes = {
-            name: attributes[name] for name in names if not name.startswith(CONVENTION_PREFIXES)
-        }
-        facts.user_id = _text(attributes, "user.id", "enduser.id")
-        facts.company_id = _text(attributes, "company.id")
-        facts.session_token = _text(attributes, "session.id")
-        route = _text(attributes, "http.route")
-        error_type = _text(attributes, "error.type")
+        telling = {name: attributes[name] for name in attributes if _tells(name)}
     except (RuntimeError, KeyError):
         # A span that has not ended, at its limit of attributes: the oldest are going.
         return None
+    if not telling:
+        return None
+    facts.attributes = {name: value for name, value in telling.items() if name not in _FIELDS}
+    facts.user_id = _text(telling, "user.id", "enduser.id")
+    facts.company_id = _text(telling, "company.id")
+    facts.session_token = _text(telling, "session.id")
+    route = _text(telling, "http.route")
+    error_type = _text(telling, "error.type")
     if route:
         facts.texts["route"] = route
     if error_type and error_type != str(call.status) and call.error_type is None:
         facts.texts["error_type"] = error_type
     return route
+
+
+@lru_cache(maxsize=1_024)  # a service has some dozens; one that makes names up pushes out others
+def _tells(name: str) -> bool:
+    """Tell whether an attribute is the application's own, or has a field in the event."""
+    return name in _FIELDS or not name.startswith(CONVENTION_PREFIXES)
 
 
 def _says_more(span: ReadableSpan, method: str, route: str | None) -> bool:

@@ -20,6 +20,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
+from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.trace import SpanKind
@@ -420,7 +421,7 @@ class Pipeline:
 
         Its instrumentor's patch then lies outside our capture.
         """
-        if exchange.span is not None:
+        if exchange.span is not None or not otel_context.get_current():
             return
         span: Any = trace.get_current_span()
         context = span.get_span_context()

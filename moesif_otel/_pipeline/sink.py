@@ -325,7 +325,7 @@ class EventSink(Sink):
         if self.settings.debug:
             _logger.debug("moesif_otel: event %s, %d bytes", event["transaction_id"], len(payload))
         size_bytes = len(payload)
-        if size_bytes <= _MAX_EVENT_BYTES and self.budget.held_bytes + size_bytes <= self.budget.limit_bytes:
+        if size_bytes <= _MAX_EVENT_BYTES and self.budget.has_room(size_bytes):
             return payload
         return self._fitted(payload, call)
 
