@@ -42,10 +42,6 @@ _CLOSE_S: Final = 1.0  # for the exporter's own shutdown where no deadline is kn
 class ExporterSink(Sink):
     """Delivers the calls of a pipeline through another OTel exporter.
 
-    Args:
-        exporter: Any `SpanExporter`, for example OTLP.
-        settings: The pipeline's settings. Options that need Moesif's own format are refused.
-
     Raises:
         MoesifConfigError: MASK_EVENT_MODEL or SPOOL_DIRECTORY is set: there is no event model here, and the Collector
             is what queues on disk.

@@ -8,6 +8,7 @@ that quotes them, or it would refuse the whole batch.
 from __future__ import annotations
 
 from base64 import b64decode
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -27,7 +28,7 @@ from moesif_otel._redaction.rules import redaction_for
 from moesif_otel._redaction.text import redact_text, redact_url, redact_value
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from moesif_otel._capture.exchange import Exchange
     from moesif_otel.settings import Settings
@@ -50,17 +51,12 @@ _INT64: Final = 1 << 63
 
 
 def private_copy(exchange: Exchange, hide: Hide) -> tuple[ReadableSpan, int]:
-    """Return a finished call as a plain span, with everything hidden that the settings require, and its size in bytes.
+    """Return a finished call as a plain span with everything hidden, and roughly the size of its OTLP form in bytes.
 
-    Args:
-        exchange: The finished Exchange, its ids fixed; it is not needed afterwards. Its span may be None or live.
-        hide: What to hide.
-
-    Returns:
-        The span, which has no references to the application's request, and roughly the size of its OTLP form.
+    The copy has no references to the application's request. The call's own span may be None, or live.
     """
     span: Any = exchange.span
-    attributes = redacted_attributes(exchange, span, hide)
+    attributes = redacted_attributes(exchange, hide)
     given: dict[str, Any] = {
         "kind": SpanKind.SERVER if exchange.direction == "Incoming" else SpanKind.CLIENT,
         "attributes": attributes,
@@ -82,7 +78,7 @@ def private_copy(exchange: Exchange, hide: Hide) -> tuple[ReadableSpan, int]:
             context=span.context,
             parent=span.parent,
             resource=hide.resource(span.resource),
-            events=redacted_events(span.events, hide),
+            events=[_event(event, hide) for event in span.events],
             # Attributes of links were not inspected: only their ids are copied.
             links=[Link(link.context) for link in span.links],
             status=_status(span.status or Status(), hide),
@@ -95,23 +91,17 @@ def private_copy(exchange: Exchange, hide: Hide) -> tuple[ReadableSpan, int]:
     return copy, int(weight * _MARGIN)
 
 
-def redacted_attributes(captured: Exchange | None, span: ReadableSpan | None, hide: Hide) -> dict[str, Any]:
-    """Return all attributes of a private copy: those of the span and those captured, with everything hidden.
+def redacted_attributes(exchange: Exchange, hide: Hide) -> dict[str, Any]:
+    """Return all attributes of a private copy: those of the call's span and those captured, with everything hidden.
 
-    Args:
-        captured: The finished Exchange, or None for a bare span.
-        span: The span that is copied, or None.
-        hide: What to hide.
-
-    Returns:
-        By the HTTP semantic conventions: `http.request.method`, `url.full`, `http.request.header.<name>` (lists),
-        `http.request.body.content` (text; a binary body is left out), `http.request.body.size` where that is not all,
-        the same for the response, `client.address`, `user.id`, `company.id`, `session.id`; the application's metadata
-        under its own keys, and ours as JSON under `moesif_otel`. OTLP can carry all values. Thread-safe.
+    By the HTTP semantic conventions: `http.request.method`, `url.full`, `http.request.header.<name>` (lists),
+    `http.request.body.content` (text; a binary body is left out), `http.request.body.size` where that is not all, the
+    same for the response, `client.address`, `user.id`, `company.id`, `session.id`; the application's metadata under its
+    own keys, and ours as JSON under `moesif_otel`. OTLP can carry all values.
     """
-    own = {} if span is None else attributes_of(span)
+    own = {} if exchange.span is None else attributes_of(exchange.span)
     attributes = hide.attributes({name: value for name, value in own.items() if not name.startswith(_REPLACED)})
-    event = build_event(captured, span, hide.settings, parse_bodies=False)
+    event = build_event(exchange, None, hide.settings, parse_bodies=False)
     if event is None:
         return attributes
     for name, value in _from_metadata(event, hide):
@@ -124,15 +114,8 @@ def redacted_attributes(captured: Exchange | None, span: ReadableSpan | None, hi
     return attributes
 
 
-def redacted_events(events: Sequence[Event], hide: Hide) -> list[Event]:
-    """Return a span's events, without attributes that contain a secret's name: messages may quote any data."""
-    return [Event(hide.text(event.name), hide.quoting(event.attributes or {}), event.timestamp) for event in events]
-
-
 class Hide:
     """Hides secrets, as the settings require, in the parts of a span that events do not have. Not thread-safe."""
-
-    __slots__ = ("_resource", "_rules", "settings")
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -185,6 +168,10 @@ class Hide:
             for name, value in given.items()
             if safe(name, value)
         }
+
+
+def _event(event: Event, hide: Hide) -> Event:
+    return Event(hide.text(event.name), hide.quoting(event.attributes or {}), event.timestamp)
 
 
 def _parent_context(exchange: Exchange) -> SpanContext | None:
@@ -241,16 +228,13 @@ def _from_event(event: dict[str, Any]) -> dict[str, Any]:
 
 
 def _add_url_parts(found: dict[str, Any], uri: str) -> None:
-    try:
+    with suppress(ValueError):  # a malformed authority: the full URL is still there
         parts = urlsplit(uri)
         found["url.scheme"] = parts.scheme or None
         found["url.path"] = parts.path or None
         found["url.query"] = parts.query or None
         found["server.address"] = parts.hostname
         found["server.port"] = parts.port
-    except ValueError:
-        # A malformed authority: the full URL is still there.
-        return
 
 
 def _add_headers(found: dict[str, Any], prefix: str, headers: Mapping[str, str]) -> None:

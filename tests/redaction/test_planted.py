@@ -35,7 +35,7 @@ def leaves(exchange: Any, span: Any = None) -> bytes:
             warnings.simplefilter("ignore", DeprecationWarning)  # our look for escapes meets invalid ones
             assert not holds(payload), payload
         out += payload
-    attributes = redacted_attributes(exchange, span, Hide(OPTIONS))
+    attributes = redacted_attributes(exchange, Hide(OPTIONS))
     assert not holds(json.dumps(attributes).encode()), attributes
     return out
 
