@@ -35,10 +35,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# After a pass that had unprepared items the intake lets them gather: a wake-up for each would take the interpreter away
+# from the requests, and captured objects are held a little longer only.
 _GATHER_S: Final = 0.1
-"""Time for which the intake lets items gather after a pass that had unprepared ones: a wake-up for each would take the
-interpreter away from the requests, and captured objects are held a little longer only."""
-
 _WAKE_AT_BYTES: Final = 512 * 1024  # prepared payloads beyond this are batched at once
 _AGAIN_S: Final = 1.0  # after the system refused a thread, after an error of ours; to see whether all is settled
 _JOIN_S: Final = 0.2  # idle threads end at once; one inside a POST is left to end by itself
@@ -58,8 +57,8 @@ class Delivery(Generic[T]):
         prepare: Makes an item ready to be sent, or says why it is dropped; runs on the intake thread. When it raises,
             the item is dropped as `not_convertible`.
         transport: Where batches go.
-        budget: Where bytes are held and given back.
-        guard: Where errors are counted.
+        budget: Counts the bytes held.
+        guard: Counts errors.
         without_bodies: For a 413: returns the same payload without its bodies; None when there are none.
         on_drop: Told each item that is given up before it was prepared, other than by `submit`, to release it.
         poll: Asks for configuration and rules, on the poller's thread; returns the seconds until it is due again.
@@ -114,15 +113,10 @@ class Delivery(Generic[T]):
     # -- taking items
 
     def submit(self, item: T, held_bytes: int) -> bool:
-        """Take one item for delivery. Lock-free, finalizer-safe.
+        """Take one item for `prepare`; return False when it was dropped (and counted) at once. Finalizer-safe.
 
-        Args:
-            item: Anything that `prepare` takes.
-            held_bytes: What the caller has charged to the budget for it; given back when it is dropped, replaced by
-                the size of its payload when it is prepared.
-
-        Returns:
-            False when it was dropped (and counted) at once.
+        The caller has charged `held_bytes` to the budget for it. They are given back when it is dropped, and replaced
+        by the size of its payload when it is prepared.
         """
         state = self._state
         if not self._accept(state):
@@ -137,12 +131,9 @@ class Delivery(Generic[T]):
         return True
 
     def submit_prepared(self, payload: bytes) -> bool:
-        """Take one event that is JSON already, any thread, but not for finalizers.
+        """Take one event that is JSON already; return False when it was dropped (and counted). Not for finalizers.
 
         The caller has charged nothing for it: its bytes are charged here, until it is settled.
-
-        Returns:
-            False when it was dropped (and counted) at once.
         """
         state = self._state
         if not self._accept(state):
@@ -177,23 +168,22 @@ class Delivery(Generic[T]):
     def _state(self) -> ProcessState[T]:
         """The state of this process."""
         if not FORKS_TELL:
-            self._notice_fork()
+            self.notice_fork()
         state = self._slot.get("state")
-        # Of several threads that come here first, `setdefault` lets one win.
-        return state if state is not None else self._slot.setdefault("state", self._new_state())
-
-    def _new_state(self) -> ProcessState[T]:
-        return ProcessState(
-            BatchQueue(self.settings.batch_size, self.settings.event_batch_timeout), closed=self._closed
-        )
+        if state is None:
+            queue = BatchQueue(self.settings.batch_size, self.settings.event_batch_timeout)
+            # Of several threads that come here first, `setdefault` lets one win.
+            state = self._slot.setdefault("state", ProcessState(queue, closed=self._closed))
+        return state
 
     @property
     def generation(self) -> int:
         """Grows in a forked child, also where no at-fork hook ran."""
-        self._notice_fork()
+        self.notice_fork()
         return self._generation
 
-    def _notice_fork(self) -> None:
+    def notice_fork(self) -> None:
+        """Begin anew in a forked child where no at-fork hook ran."""
         pid = os.getpid()
         if self._pid != pid:
             mine = object()
@@ -222,9 +212,9 @@ class Delivery(Generic[T]):
     def ensure_started(self) -> None:
         """Start the threads of this process if they do not run. Cheap when they do; not for finalizers."""
         state = self._state
-        if state.started or state.closing:
+        if state.started or state.closing or self._clock.monotonic() < state.start_again_at_s:
             return
-        if self._clock.monotonic() < state.start_again_at_s or not state.starting.acquire(blocking=False):
+        if not state.starting.acquire(blocking=False):
             return
         try:
             if not state.started:
@@ -238,14 +228,7 @@ class Delivery(Generic[T]):
         pollers = [] if self._poll is None else [("moesif-otel-config", _run_poller)]
         try:
             for name, run in [("moesif-otel-intake", _run_intake), *senders, *pollers][state.running :]:
-                thread = threading.Thread(target=run, args=(reference, state, self._clock), name=name, daemon=True)
-                state.threads.append(thread)
-                try:
-                    thread.start()
-                except BaseException:
-                    state.threads.remove(thread)
-                    raise
-                state.running += 1
+                state.start_thread(name, run, reference, state, self._clock)
             state.started = True
         except RuntimeError as exc:
             # The process may have no more threads, or ends (Python 3.12 and later): flush and shutdown do the work.
@@ -274,8 +257,7 @@ class Delivery(Generic[T]):
     def add_housekeeping(self, run: Callable[[], float | None]) -> None:
         """Have `run` called on the intake thread at each pass; it must not wait for anything.
 
-        Args:
-            run: Returns the seconds until it wants to be called again, or None for no wish; what it raises is counted.
+        It returns the seconds until it wants to be called again, or None for no wish. What it raises is counted.
         """
         self._housekeeping.append(run)
 
@@ -286,7 +268,7 @@ class Delivery(Generic[T]):
             state.wake_intake.set()
 
     def wake_poller(self) -> None:
-        """Have the server polled soon; never blocks."""
+        """Have `poll` run soon; never blocks."""
         self._state.wake_poller.set()
 
     def _run_or_count(self, run: Callable[[], float | None], kind: str) -> float | None:
@@ -320,9 +302,7 @@ class Delivery(Generic[T]):
                 due_at_s = None
         if self._disk is not None:
             self.guard.run("moving batches to SPOOL_DIRECTORY", self._disk.relieve, state)
-        wishes.append(None if due_at_s is None else due_at_s - self._clock.monotonic())
-        if gathers:
-            wishes.append(_GATHER_S)
+        wishes += [None if due_at_s is None else due_at_s - self._clock.monotonic(), _GATHER_S if gathers else None]
         return min((max(0.0, wish) for wish in wishes if wish is not None), default=None)
 
     def _empty(self, state: ProcessState[T]) -> bool:
@@ -353,8 +333,7 @@ class Delivery(Generic[T]):
                 if state.queue.add(event, self._clock.monotonic(), self._clock.time()):
                     state.note_batch()
                 return
-        self.budget.release(event.size_bytes)
-        self.ledger.drop(DropReason.SHUTDOWN)
+        self._drop_charged(event.size_bytes)
 
     def _make_ready(self, state: ProcessState[T], entry: tuple[T, int]) -> None:
         state.in_hand = [entry]
@@ -385,14 +364,10 @@ class Delivery(Generic[T]):
     # -- flush
 
     def force_flush(self, timeout_s: float) -> bool:
-        """Send what is waiting now, without back-off.
+        """Send what is waiting now, without back-off, and wait for it, at most `timeout_s` seconds.
 
-        Args:
-            timeout_s: Most seconds to wait.
-
-        Returns:
-            True only if everything accepted before the call is delivered, or dropped and counted. From one of our own
-            threads (a callback that flushes) always False, at once.
+        Return True only if everything accepted before the call is delivered, or dropped and counted. From one of our
+        own threads (a callback that flushes) always return False, at once.
         """
         state = self._state
         if threading.current_thread() in state.threads:
@@ -418,7 +393,7 @@ class Delivery(Generic[T]):
                 left_s = deadline_s - now_s
                 if state.ended:
                     return not self.ledger.pending
-                if left_s <= 0 or _is_hopeless(state, mark, deadline_s):
+                if left_s <= 0 or state.is_hopeless(mark, deadline_s):
                     return False
                 if not said:
                     wait_s = min(say_at_s - now_s, left_s if wait_s is None else wait_s)
@@ -439,12 +414,10 @@ class Delivery(Generic[T]):
     # -- the end
 
     def shutdown(self, timeout_s: float | None = None) -> None:
-        """Deliver what can be delivered in time; the rest goes to disk, or is dropped as `shutdown`.
+        """Deliver what can be delivered in `timeout_s` seconds; the rest goes to disk, or is dropped as `shutdown`.
 
-        Args:
-            timeout_s: Most seconds that it takes; `SHUTDOWN_TIMEOUT` by default.
-
-        Later submits are dropped as `shutdown`. A second call waits for the first one, in the same bounds.
+        The default is `SHUTDOWN_TIMEOUT`. Later submits are dropped as `shutdown`. A second call waits for the first
+        one, in the same bounds.
         """
         state = self._state
         if timeout_s is None:
@@ -497,7 +470,7 @@ class Delivery(Generic[T]):
         self._drop_submitted(state)
         # What is being prepared or sent right now is settled here: whoever has it finds out, and does not count.
         with contextlib.suppress(IndexError):
-            self._drop_one(state.in_hand.pop(), release=False)
+            self._drop_charged(state.in_hand.pop()[1])
         with state.lock:
             batches = state.queue.settle_all()
         write_until_s = max(deadline_s, self._clock.monotonic() + _LEAST_FOR_SPOOL_S)
@@ -519,17 +492,15 @@ class Delivery(Generic[T]):
             except IndexError:
                 return
             if isinstance(entry, bytes):
-                self.budget.release(len(entry))
-                self.ledger.drop(DropReason.SHUTDOWN)
+                self._drop_charged(len(entry))
             elif not isinstance(entry, FlushMark):
-                self._drop_one(entry, release=True)
+                self._drop_charged(entry[1])
+                if self._on_drop is not None:
+                    self.guard.run("discarding a dropped call", self._on_drop, entry[0])
 
-    def _drop_one(self, entry: tuple[T, int], *, release: bool) -> None:
-        item, held_bytes = entry
+    def _drop_charged(self, held_bytes: int) -> None:
         self.budget.release(held_bytes)
         self.ledger.drop(DropReason.SHUTDOWN)
-        if release and self._on_drop is not None:
-            self.guard.run("cleaning up after a dropped event", self._on_drop, item)
 
     # -- the end of the process
 
@@ -574,18 +545,8 @@ class Delivery(Generic[T]):
             self.finish_exit()
 
 
-def _is_hopeless(state: ProcessState[Any], mark: FlushMark, deadline_s: float) -> bool:
-    # The server has asked for more time than there is, and nothing is on its way: waiting changes nothing.
-    return (
-        mark.sequence is not None
-        and not state.queue.has_out
-        and state.health.suspended_for is None
-        and state.health.opens_at() >= deadline_s
-    )
-
-
-# The loops of our threads. Each holds the delivery only while it works, is suppressed for every instrumentation for its
-# whole life, and ends by no exception.
+# The loops of our threads. Each holds the delivery only while it works, is suppressed for instrumentations, and ends by
+# no exception.
 
 
 def _run_intake(reference: weakref.ref[Delivery[Any]], state: ProcessState[Any], clock: Clock) -> None:

@@ -2,15 +2,12 @@
 
 An argument is validated as a whole before anything is sent. Errors name the place (`users[3].metadata.plan`), never the
 value. A call that waits makes its POSTs in the caller's thread, once. A call that does not wait is queued, retried and
-counted as events are, by a delivery of its own. It does not use the spool, since the application can send a profile
-again.
+counted as events are, by a delivery of its own, without the spool: the application can send a profile again.
 """
 
 from __future__ import annotations
 
 import math
-import os
-from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timezone
@@ -27,7 +24,7 @@ from moesif_otel._delivery.stats import DropReason
 from moesif_otel.errors import MoesifDeliveryError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from moesif_otel._delivery.client import MoesifTransport
     from moesif_otel._delivery.stats import Stats
@@ -132,20 +129,13 @@ _PERSON: Final[dict[str, _Check]] = {
 
 @dataclass(frozen=True, slots=True)
 class ProfileKind:
-    """A kind of data that Moesif stores besides events.
+    """A kind of data that Moesif stores besides events."""
 
-    Attributes:
-        path: Path for one; for several, `path + "/batch"`.
-        singular, plural: For messages.
-        required: Required fields.
-        checks: Validators of the known fields; other fields are sent as they are.
-    """
-
-    path: str
+    path: str  # for one; for several, `path + "/batch"`
     singular: str
     plural: str
     required: tuple[str, ...]
-    checks: Mapping[str, _Check]
+    checks: Mapping[str, _Check]  # of the known fields; others are sent as they are
 
 
 USER: Final = ProfileKind("/v1/users", "user", "users", ("user_id",), {**_PERSON, "user_id": _text})
@@ -186,12 +176,7 @@ ACTION: Final = ProfileKind(
 
 
 def encode(kind: ProfileKind, profile: Any, place: str) -> bytes:
-    """Return a profile as JSON.
-
-    Args:
-        kind: Its kind.
-        profile: A dict, a `moesifapi` model, or JSON text of an object.
-        place: Its name in error messages.
+    """Return a profile (a dict, a `moesifapi` model, or JSON text of an object) as JSON, at most `MAX_BATCH_BYTES`.
 
     Raises:
         ValueError: It is none of these, lacks a field, or has a wrong value; the message says where.
@@ -211,6 +196,9 @@ def encode(kind: ProfileKind, profile: Any, place: str) -> bytes:
         raise ValueError(_problem(fields, place, 0) or f"{place}: cannot be sent as JSON") from None
     if b"null" in written and (problem := _problem(fields, place, 0)):  # NaN is written so
         raise ValueError(problem)
+    most_bytes = MAX_BATCH_BYTES - 2
+    if len(written) > most_bytes:
+        raise ValueError(f"{place}: {len(written):,} bytes of JSON, takes at most {most_bytes:,}")
     return written
 
 
@@ -293,99 +281,59 @@ def _type_name(value: Any) -> str:
 # -- POSTs
 
 
+@dataclass(frozen=True, slots=True)
 class Post:
-    """One POST: a sequence of profiles as JSON, in one piece of memory.
+    """One POST; `first` is the index of its first profile in the caller's argument."""
 
-    Args:
-        path: Its path; if that ends in `/batch`, the body is an array.
-        joined: The JSON of the profiles, separated by commas.
-        ends: The end of each profile in `joined`.
-        first: Index of the first profile in the caller's argument.
-    """
-
-    __slots__ = ("_ends", "_first", "_joined", "path")
-
-    def __init__(self, path: str, joined: bytes, ends: Sequence[int], first: int) -> None:
-        self.path = path
-        self._joined = joined
-        self._ends = ends
-        self._first = first
-
-    def __len__(self) -> int:
-        return len(self._ends)
+    path: str  # if it ends in `/batch`, the body is an array
+    profiles: Sequence[bytes]
+    first: int = 0
 
     @property
     def body(self) -> bytes:
         """The JSON to send."""
-        return b"[%b]" % self._joined if self.path.endswith("/batch") else self._joined
+        return b"[%b]" % b",".join(self.profiles) if self.path.endswith("/batch") else self.profiles[0]
 
     @property
     def indexes(self) -> range:
         """The indexes of its profiles in the caller's argument."""
-        return range(self._first, self._first + len(self._ends))
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Iterate over the JSON of each profile."""
-        start = 0
-        for end in self._ends:
-            yield self._joined[start:end]
-            start = end + 1
+        return range(self.first, self.first + len(self.profiles))
 
     def halves(self) -> tuple[Post, Post]:
         """Return the two halves, for a server that finds it too large."""
-        middle = len(self._ends) // 2
-        cut = self._ends[middle - 1]
-        moved = array("L", (end - cut - 1 for end in self._ends[middle:]))
-        return (
-            Post(self.path, self._joined[:cut], self._ends[:middle], self._first),
-            Post(self.path, self._joined[cut + 1 :], moved, self._first + middle),
-        )
+        middle = len(self.profiles) // 2
+        first, second = self.profiles[:middle], self.profiles[middle:]
+        return Post(self.path, first, self.first), Post(self.path, second, self.first + middle)
 
 
 def posts_of(kind: ProfileKind, argument: Any, *, batch: bool) -> list[Post]:
-    """Validate a whole argument and return it as POSTs.
+    """Validate a whole argument and return it as POSTs of at most 1,000 profiles and 5 MB each, in order.
 
     Args:
         kind: Its kind.
         argument: A profile as for `encode`; with `batch`, an iterable of them, or JSON text of an array.
         batch: Whether it has several profiles.
 
-    Returns:
-        POSTs of at most 1,000 profiles and 5 MB each, in order.
-
     Raises:
         ValueError: It is wrong; the message says where.
     """
     if not batch:
-        written = encode(kind, argument, kind.singular)
-        _check_size(written, kind.singular)
-        return [Post(kind.path, written, array("L", [len(written)]), 0)]
+        return [Post(kind.path, [encode(kind, argument, kind.singular)])]
     profiles = _parsed(argument, kind.plural)
     if isinstance(profiles, Mapping) or not hasattr(profiles, "__iter__"):
         raise ValueError(f"{kind.plural}: got {_type_name(profiles)}, takes a list of {kind.plural}")
     posts: list[Post] = []
-    joined, ends = bytearray(), array("L")
+    some: list[bytes] = []
+    size_bytes = 0
     for index, profile in enumerate(profiles):
-        place = f"{kind.plural}[{index}]"
-        written = encode(kind, profile, place)
-        _check_size(written, place)
-        if ends and (len(ends) >= _MAX_BATCH_ITEMS or len(joined) + len(written) + 3 > MAX_BATCH_BYTES):
-            posts.append(Post(kind.path + "/batch", bytes(joined), ends, index - len(ends)))
-            joined, ends = bytearray(), array("L")
-        if ends:
-            joined += b","
-        # Copied into one piece: each small result of orjson occupies a block of some kilobytes.
-        joined += written
-        ends.append(len(joined))
-    if ends:
-        posts.append(Post(kind.path + "/batch", bytes(joined), ends, index + 1 - len(ends)))
+        written = encode(kind, profile, f"{kind.plural}[{index}]")
+        if not posts or len(some) >= _MAX_BATCH_ITEMS or size_bytes + len(written) + 3 > MAX_BATCH_BYTES:
+            some, size_bytes = [], 0
+            posts.append(Post(kind.path + "/batch", some, index))
+        # A copy: each small result of orjson occupies a block of some kilobytes.
+        some.append(bytes(memoryview(written)))
+        size_bytes += len(written) + 1
     return posts
-
-
-def _check_size(written: bytes, place: str) -> None:
-    most_bytes = MAX_BATCH_BYTES - 2
-    if len(written) > most_bytes:
-        raise ValueError(f"{place}: {len(written):,} bytes of JSON, takes at most {most_bytes:,}")
 
 
 # -- delivery
@@ -397,7 +345,7 @@ class Profiles:
     Args:
         settings: The same limits and timeouts as for events apply.
         transport: Makes the POSTs; shared with the events of a pipeline.
-        guard: Where errors are counted.
+        guard: Counts errors.
 
     Thread-safe and fork-safe. No thread is started until something is queued.
     """
@@ -405,26 +353,28 @@ class Profiles:
     def __init__(self, settings: Settings, transport: MoesifTransport, guard: Guard) -> None:
         self._settings = settings
         self._transport = transport
-        self._guard = guard
-        self._pid = os.getpid()
-        self._slot: dict[str, Delivery[bytes]] = {}  # a delivery of single profiles, whose batches are POSTs
+        self._queued: Delivery[bytes] = Delivery(
+            settings.with_changes(
+                batch_size=_MAX_BATCH_ITEMS, event_queue_size=_MAX_QUEUED, event_worker_count=1, spool_directory=None
+            ),
+            prepare=lambda _: DropReason.NOT_CONVERTIBLE,  # never called: everything is prepared already
+            transport=_BatchTransport(transport),
+            budget=ByteBudget(settings.event_queue_bytes // _QUEUE_SHARE),
+            guard=guard,
+            measured=False,
+        )
 
     def send(self, call: str, kind: ProfileKind, posts: Sequence[Post]) -> None:
         """Make all POSTs, once, in order.
 
         A POST that is too large is halved. If Moesif refuses one, the others are still sent. If Moesif cannot be
         reached, or refuses the application id, the rest is not tried. All but actions are upserts that merge, so
-        callers can repeat the whole call.
-
-        Args:
-            call: Name of the method that the user called, for messages.
-            kind: The kind of the profiles.
-            posts: From `posts_of`.
+        callers can repeat the whole call. `call` is the method that the user called, for messages.
 
         Raises:
             MoesifDeliveryError: Some were not accepted; `undelivered` has their indexes.
         """
-        self._notice_fork()
+        self._queued.notice_fork()
         waiting = list(reversed(posts))
         undelivered: list[int] = []
         first: tuple[PostAnswer, str] | None = None
@@ -433,7 +383,7 @@ class Profiles:
             answer = self._transport.post_json(post.path, post.body, self._settings.export_timeout)
             if answer.outcome is BatchOutcome.DELIVERED:
                 continue
-            if answer.outcome is BatchOutcome.SPLIT and len(post) > 1:
+            if answer.outcome is BatchOutcome.SPLIT and len(post.profiles) > 1:
                 waiting.extend(reversed(post.halves()))
                 continue
             first = first or (answer, post.path)
@@ -442,7 +392,7 @@ class Profiles:
                 undelivered.extend(index for rest in reversed(waiting) for index in rest.indexes)
                 break
         if first is not None:
-            total = sum(len(post) for post in posts)
+            total = sum(len(post.profiles) for post in posts)
             raise self._failure(f"{call}: {_what(kind, undelivered, total)}", *first, undelivered)
 
     def _failure(self, what: str, answer: PostAnswer, path: str, undelivered: list[int]) -> MoesifDeliveryError:
@@ -456,62 +406,36 @@ class Profiles:
         return MoesifDeliveryError(text, status=answer.status, undelivered=tuple(sorted(undelivered)))
 
     def queue(self, kind: ProfileKind, posts: Sequence[Post]) -> bool:
-        """Queue all profiles; return False if there was not room for all. Those without room are counted as dropped."""
-        delivery = self._delivery
-        if delivery is None:
-            # If several threads get here at the same time, `setdefault` lets one win.
-            delivery = self._slot.setdefault("delivery", self._new_delivery())
-        delivery.ensure_started()
+        """Queue all profiles; return False if there was not room for all: the others are counted as dropped."""
+        self._queued.ensure_started()
         prefix = kind.path.encode() + b"\n"
-        taken = [self._take(delivery, prefix + profile) for post in posts for profile in post]
+        taken = [self._take(prefix + profile) for post in posts for profile in post.profiles]
         return all(taken)
 
-    @property
-    def _delivery(self) -> Delivery[bytes] | None:
-        return self._slot.get("delivery")
-
-    def _new_delivery(self) -> Delivery[bytes]:
-        return Delivery(
-            self._settings.with_changes(
-                batch_size=_MAX_BATCH_ITEMS, event_queue_size=_MAX_QUEUED, event_worker_count=1, spool_directory=None
-            ),
-            prepare=lambda _: DropReason.NOT_CONVERTIBLE,  # never called: everything is prepared already
-            transport=_BatchTransport(self._transport),
-            budget=ByteBudget(self._settings.event_queue_bytes // _QUEUE_SHARE),
-            guard=self._guard,
-            measured=False,
-        )
-
-    @staticmethod
-    def _take(delivery: Delivery[bytes], payload: bytes) -> bool:
-        if delivery.budget.held_bytes + len(payload) > delivery.budget.limit_bytes:
-            delivery.ledger.accept()
-            delivery.ledger.drop(DropReason.QUEUE_FULL)
+    def _take(self, payload: bytes) -> bool:
+        queued = self._queued
+        if queued.budget.held_bytes + len(payload) > queued.budget.limit_bytes:
+            queued.ledger.accept()
+            queued.ledger.drop(DropReason.QUEUE_FULL)
             return False
-        return delivery.submit_prepared(payload)
+        return queued.submit_prepared(payload)
 
     def force_flush(self, timeout_s: float) -> bool:
         """Deliver what is queued, within the time limit."""
-        return self._delivery is None or self._delivery.force_flush(timeout_s)
+        return not self._queued.ledger.pending or self._queued.force_flush(timeout_s)
 
     def shutdown(self, timeout_s: float) -> None:
         """Deliver what is queued, within the time limit, then end the threads."""
-        if self._delivery is not None:
-            self._delivery.shutdown(timeout_s)
+        self._queued.shutdown(timeout_s)
 
     def stats(self) -> Stats | None:
         """Return the counters of queued profiles; None if none was ever queued."""
-        return None if self._delivery is None else self._delivery.ledger.snapshot()
+        stats = self._queued.ledger.snapshot()
+        return stats if stats.accepted else None
 
     def close(self) -> None:
         """Close idle connections; a later call opens new ones."""
         self._transport.close()
-
-    def _notice_fork(self) -> None:
-        pid = os.getpid()
-        if pid != self._pid:
-            self._pid = pid
-            self._transport.after_fork()
 
 
 def _what(kind: ProfileKind, undelivered: list[int], total: int) -> str:
