@@ -119,12 +119,11 @@ class _Controller(ApiController):  # type: ignore[misc]
 class MoesifTransport:
     """Sends to one Moesif server under one application id.
 
-    Args:
-        settings: `APPLICATION_ID`, `BASE_URI` and `EVENT_WORKER_COUNT` are used.
-        on_tags: Told `X-Moesif-Config-ETag` and `X-Moesif-Rules-Tag` of each answer to events that carries one.
+    `on_tags` is told `X-Moesif-Config-ETag` and `X-Moesif-Rules-Tag` of each answer to events that carries one.
 
-    Thread-safe. Every call is suppressed for instrumentations and lasts at most its timeout as a whole; connecting,
-    at most 3 s for each address of the host.
+    Thread-safe. Every call is suppressed for instrumentations, lasts at most its timeout as a whole, and raises for
+    nothing that the network or the server does, but for `get_json`. Connecting takes at most 3 s for each address of
+    the host. Paths begin with `/v1/`.
     """
 
     def __init__(self, settings: Settings, *, on_tags: Callable[[str | None, str | None], None] | None = None) -> None:
@@ -140,15 +139,7 @@ class MoesifTransport:
         self.spool_binding: Final = hashlib.sha256(destination.encode()).hexdigest()[:32]
 
     def send(self, payloads: Sequence[bytes], timeout_s: float) -> PostAnswer:
-        """Make one attempt to deliver a batch of events.
-
-        Args:
-            payloads: The events, each as JSON.
-            timeout_s: Most seconds it takes.
-
-        Returns:
-            What came of it; never raises for anything the network or the server does.
-        """
+        """Make one attempt to deliver a batch of events, each as JSON."""
         attempt = _Attempt(self, timeout_s)
         try:
             _Controller(attempt).create_events_batch(payloads)
@@ -167,16 +158,7 @@ class MoesifTransport:
         return answer
 
     def post_json(self, path: str, body: bytes, timeout_s: float) -> PostAnswer:
-        """Make one attempt to POST JSON to another path (`/v1/users`, `/v1/actions/batch`, …).
-
-        Args:
-            path: Beginning with `/v1/`.
-            body: The JSON.
-            timeout_s: Most seconds it takes.
-
-        Returns:
-            What came of it; never raises for anything the network or the server does.
-        """
+        """Make one attempt to POST JSON to another path (`/v1/users`, `/v1/actions/batch`, …)."""
         headers = {"Content-Type": _JSON}
         if len(body) >= _LEAST_GZIP_BYTES:
             body = gzipped(body)
@@ -200,12 +182,7 @@ class MoesifTransport:
             )
 
     def get_json(self, path: str, *, etag: str | None, timeout_s: float) -> tuple[int, bytes, Mapping[str, str]]:
-        """Make one attempt to GET a document (`/v1/config`, `/v1/rules`).
-
-        Args:
-            path: Beginning with `/v1/`.
-            etag: The version that is known already, for a 304; None without.
-            timeout_s: Most seconds it takes.
+        """Make one attempt to GET a document (`/v1/config`, `/v1/rules`), unless it has the ETag that is known already.
 
         Returns:
             Status, body and headers.
@@ -213,18 +190,13 @@ class MoesifTransport:
         Raises:
             OSError: No answer, or not a whole one, came in time.
         """
-        headers = {"Accept": "application/json"}
+        headers = {"Accept": "application/json", **self._own_headers()}
         if etag:
             headers["If-None-Match"] = etag
         try:
             with suppress_instrumentation():
                 answer = self._connections.request(
-                    "GET",
-                    path,
-                    {**headers, **self._own_headers()},
-                    b"",
-                    timeout_s=timeout_s,
-                    max_body_bytes=_MAX_CONFIG_BYTES,
+                    "GET", path, headers, b"", timeout_s=timeout_s, max_body_bytes=_MAX_CONFIG_BYTES
                 )
         except (HTTPException, ValueError) as exc:
             raise ConnectionError(describe(exc)) from exc

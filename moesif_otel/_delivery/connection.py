@@ -158,13 +158,10 @@ class _Connection:
 
 
 class Connections:
-    """The connections to one server.
+    """The connections to one server, of which at most `most_idle` are kept open.
 
-    Args:
-        base_uri: Its address, with user and password where a proxy in front of it wants them.
-        most_idle: How many are kept open.
-
-    Thread-safe: each request has a connection, and a deadline, of its own.
+    Thread-safe: each request has a connection, and a deadline, of its own. `base_uri` has user and password where a
+    proxy in front of the server wants them.
     """
 
     def __init__(self, base_uri: str, most_idle: int) -> None:
@@ -186,13 +183,10 @@ class Connections:
         max_body_bytes: int,
         body_timeout_s: float | None = None,
     ) -> HttpAnswer:
-        """Make one request; any status is an answer.
+        """Make one request (GET or POST) to `path` below the base URI; any status is an answer.
 
         Args:
-            method: `GET` or `POST`.
-            path: What comes after the path of the base URI.
-            headers: Other than `Host` and what belongs to the connection.
-            body: What is sent.
+            method, path, headers, body: The request, without `Host` and what belongs to the connection.
             timeout_s: Most seconds for everything.
             max_body_bytes: Most bytes of the answer's body.
             body_timeout_s: The status says it all: of the body, what comes within this time, and no matter if it fails.

@@ -50,35 +50,29 @@ _CLASS_OUTCOMES: Final[Mapping[int, BatchOutcome]] = {
     5: BatchOutcome.RETRY,
 }
 
-SUSPENSION_REASONS: Final[Mapping[int, DropReason]] = {
-    401: DropReason.UNAUTHORIZED,
-    402: DropReason.PAYMENT_REQUIRED,
-    403: DropReason.UNAUTHORIZED,
-}
-"""For which reason events are dropped while a status suspends delivery."""
-
 _MAX_RETRY_AFTER_S: Final = 300.0  # a wrong clock or a joke must not stop delivery for a day
 
 
 @dataclass(frozen=True, slots=True)
 class PostAnswer:
-    """The result of one POST.
-
-    Attributes:
-        outcome: What to do with the batch.
-        status: HTTP status; None when no answer came.
-        retry_after_s: Seconds that the server asked to wait; None when it did not.
-        config_etag: `X-Moesif-Config-ETag` of the answer.
-        rules_tag: `X-Moesif-Rules-Tag` of the answer.
-        detail: For the log, why no answer came; type names and system messages, no data.
-    """
+    """What came of one POST."""
 
     outcome: BatchOutcome
-    status: int | None = None
-    retry_after_s: float | None = None
+    status: int | None = None  # None: no answer came
+    retry_after_s: float | None = None  # what the server asked to wait
     config_etag: str | None = None
     rules_tag: str | None = None
-    detail: str = ""
+    detail: str = ""  # for the log, why no answer came; type names and system messages, no data
+
+    @property
+    def cause(self) -> str:
+        """Why it was not taken, for the log."""
+        return f"status {self.status}" if self.status is not None else (self.detail or "no answer")
+
+    @property
+    def suspension(self) -> DropReason:
+        """For which reason events are dropped while this answer suspends delivery."""
+        return DropReason.PAYMENT_REQUIRED if self.status == 402 else DropReason.UNAUTHORIZED
 
 
 def outcome_of_status(status: int) -> BatchOutcome:
@@ -87,14 +81,9 @@ def outcome_of_status(status: int) -> BatchOutcome:
 
 
 def retry_after_seconds(value: str | None, now_s: float) -> float | None:
-    """Read a `Retry-After` header (RFC 9110 section 10.2.3): seconds, or an HTTP date.
+    """Read a `Retry-After` header (RFC 9110 section 10.2.3): seconds, or an HTTP date, measured against `now_s`.
 
-    Args:
-        value: The header's value; None when absent.
-        now_s: The time now, seconds since the epoch, against which a date is measured.
-
-    Returns:
-        Seconds to wait, from 0 to five minutes; None when absent or unreadable.
+    Return seconds to wait, from 0 to five minutes; None when it is absent or unreadable.
     """
     if value is None:
         return None

@@ -137,6 +137,17 @@ class ProcessState(Generic[T]):
                 raise AttributeError(name)
             return self.__dict__.setdefault(name, make(self))  # one thread wins
 
+    def start_thread(self, name: str, run: Callable[..., None], *args: object) -> None:
+        """Start a daemon thread; raise what `Thread.start` raises."""
+        thread = threading.Thread(target=run, args=args, name=name, daemon=True)
+        self.threads.append(thread)
+        try:
+            thread.start()
+        except BaseException:
+            self.threads.remove(thread)
+            raise
+        self.running += 1
+
     def note_batch(self) -> None:
         """Wake one sender: a batch is ready. Call with `lock` held."""
         self.version += 1
@@ -153,6 +164,11 @@ class ProcessState(Generic[T]):
         with self.lock:
             if turn.version == self.version and not self.stopped:
                 clock.wait(self.work, turn.wait_s)
+
+    def is_hopeless(self, mark: FlushMark, deadline_s: float) -> bool:
+        """Whether the server asked for more time than there is, and nothing is on its way: waiting changes nothing."""
+        is_open = self.health.suspended_for is not None or self.health.opens_at() < deadline_s
+        return mark.sequence is not None and not self.queue.has_out and not is_open
 
     @property
     def has_work(self) -> bool:

@@ -23,15 +23,10 @@ _GROWTH: Final = 64
 
 @dataclass(frozen=True, slots=True, repr=False)  # no event is ever shown
 class Prepared:
-    """One event, ready to be sent.
+    """One event, ready to be sent."""
 
-    Attributes:
-        payload: Bytes of JSON for Moesif; any object for another transport.
-        size_bytes: What it weighs in a batch and in memory.
-    """
-
-    payload: Any
-    size_bytes: int
+    payload: Any  # bytes of JSON for Moesif; any object for another transport
+    size_bytes: int  # what it weighs in a batch and in memory
 
 
 class Family:
@@ -45,35 +40,7 @@ class Family:
 
 
 class Batch:
-    """Some events that travel together, in the order in which they came.
-
-    Args:
-        events: What is sent.
-        first_monotonic_s: When it began to gather, on the monotonic clock.
-        first_time_s: The same on the wall clock.
-        parent: The batch that it is a piece of.
-
-    Attributes:
-        family: Shared by the pieces of one batch.
-        origin: The file that it comes from; None for fresh events.
-        stripped: Whether the bodies have been left out.
-        failures: How often the server failed on it.
-        strikes: How often it did so and took another batch since the time before.
-        deliveries_before: What the queue's `deliveries` was at its last failure.
-    """
-
-    __slots__ = (
-        "deliveries_before",
-        "events",
-        "failures",
-        "family",
-        "first_monotonic_s",
-        "first_time_s",
-        "origin",
-        "size_bytes",
-        "strikes",
-        "stripped",
-    )
+    """Some events that travel together, in the order in which they came; a piece of `parent`, or a batch of its own."""
 
     def __init__(
         self, events: list[Prepared], first_monotonic_s: float, first_time_s: float, parent: Batch | None = None
@@ -82,11 +49,15 @@ class Batch:
         self.size_bytes = sum([event.size_bytes for event in events])
         self.first_monotonic_s = first_monotonic_s
         self.first_time_s = first_time_s
-        self.family: Family = Family(len(events)) if parent is None else parent.family
-        self.origin: Any = None if parent is None else parent.origin
-        self.stripped: bool = parent is not None and parent.stripped
-        self.failures = 0
+        self.family: Family = (
+            Family(len(events)) if parent is None else parent.family
+        )  # shared by all pieces of one batch
+        self.origin: Any = None if parent is None else parent.origin  # the file that it comes from; None if fresh
+        self.stripped: bool = parent is not None and parent.stripped  # whether the bodies have been left out
+        self.failures = 0  # how often the server failed on it
+        # How often it did so and took another batch since the time before.
         self.strikes: int = 0 if parent is None else parent.strikes
+        # What the queue's `deliveries` was at its last failure.
         self.deliveries_before: int = 0 if parent is None else parent.deliveries_before
 
     def __len__(self) -> int:
@@ -113,34 +84,14 @@ class Batch:
 
 
 class BatchQueue:
-    """Batches that form, wait and are out.
-
-    Args:
-        max_events: Most events in a batch (`BATCH_SIZE`).
-        max_age_s: How long a batch may gather after its first event (`EVENT_BATCH_TIMEOUT`).
-    """
-
-    __slots__ = (
-        "_families",
-        "_open",
-        "_open_bytes",
-        "_open_since",
-        "_out",
-        "_ready",
-        "_replayed",
-        "_sequence",
-        "deliveries",
-        "max_age_s",
-        "max_bytes",
-        "max_events",
-    )
+    """Batches that form, wait and are out: at most `BATCH_SIZE` events each, which gather for `EVENT_BATCH_TIMEOUT`."""
 
     def __init__(self, max_events: int, max_age_s: float) -> None:
         self.max_events = max_events
         self.max_age_s = max_age_s
         self.max_bytes = _FULL_BATCH_BYTES
         self.deliveries = 0  # grows with each batch that the server took
-        self._sequence = 0
+        self.last_sequence = 0  # of the youngest family so far
         self._open: list[Prepared] = []
         self._open_bytes = 0
         self._open_since = (0.0, 0.0)
@@ -150,7 +101,7 @@ class BatchQueue:
         self._families: dict[Family, None] = {}
 
     def add(self, event: Prepared, now_monotonic_s: float, now_s: float) -> bool:
-        """Put an event into the open batch; returns whether a batch became ready."""
+        """Put an event into the open batch; return whether a batch became ready."""
         weight = event.size_bytes + 1  # the comma after it
         ready = False
         if self._open and self._open_bytes + weight > self.max_bytes:
@@ -164,17 +115,17 @@ class BatchQueue:
         return ready
 
     def due_at(self) -> float | None:
-        """Return the (monotonic) time at which the open batch has gathered for long enough; None when there is none."""
+        """Return the (monotonic) time at which the open batch has gathered for long enough, if there is one."""
         return self._open_since[0] + self.max_age_s if self._open else None
 
     def close(self) -> bool:
-        """Make the open batch ready; returns whether there was one."""
+        """Make the open batch ready; return whether there was one."""
         if not self._open:
             return False
         batch = Batch(self._open, *self._open_since)
         self._open, self._open_bytes = [], 0
-        self._sequence += 1
-        batch.family.sequence = self._sequence
+        self.last_sequence += 1
+        batch.family.sequence = self.last_sequence
         self._families[batch.family] = None
         self._ready.append(batch)
         return True
@@ -213,8 +164,7 @@ class BatchQueue:
     def put_back(self, batch: Batch, *pieces: Batch, last: bool = False) -> bool:
         """Put a batch that is out, or what it was cut into, back in front (or behind all others).
 
-        Returns:
-            False when somebody else settled it meanwhile.
+        Return False when somebody else settled it meanwhile.
         """
         if not self._leave(batch):
             return False
@@ -226,7 +176,7 @@ class BatchQueue:
         return True
 
     def settle(self, batch: Batch, *, delivered: bool = False) -> bool:
-        """Forget a batch that is out; False when somebody else settled it: then its events are not to be counted."""
+        """Forget a batch that is out; return False when somebody else has: then its events are not to be counted."""
         if delivered:
             self.deliveries += 1
             if self.max_bytes < _FULL_BATCH_BYTES:
@@ -237,7 +187,7 @@ class BatchQueue:
         return True
 
     def settle_all(self) -> list[Batch]:
-        """Settle every fresh batch, those that are out too; returns them, oldest first."""
+        """Settle every fresh batch, those that are out too; return them, oldest first."""
         self.close()
         batches = [batch for batch in (*self._out, *self._ready) if batch.origin is None]
         self._ready.clear()
@@ -257,11 +207,6 @@ class BatchQueue:
     def learn_limit(self, refused_bytes: int) -> None:
         """Form smaller batches after the server has refused one of `refused_bytes` as too large."""
         self.max_bytes = min(self.max_bytes, max(_LEAST_BATCH_BYTES, refused_bytes // 2))
-
-    @property
-    def last_sequence(self) -> int:
-        """The number of the youngest family so far."""
-        return self._sequence
 
     def is_settled(self, sequence: int) -> bool:
         """Tell whether every family up to that number is settled."""

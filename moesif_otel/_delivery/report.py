@@ -42,11 +42,9 @@ def describe(exc: BaseException) -> str:
 
 
 def _words_of(exc: BaseException) -> str:
-    verify = getattr(exc, "verify_message", None)
-    if isinstance(verify, str) and verify:
-        return verify
-    words = getattr(exc, "strerror", None) if isinstance(exc, OSError) else None
-    return words if isinstance(words, str) else ""
+    if not isinstance(exc, OSError):
+        return ""
+    return str(getattr(exc, "verify_message", None) or exc.strerror or "")
 
 
 _WHAT_TO_DO: Final = {
@@ -61,14 +59,9 @@ def _number_of(events: int) -> str:
 
 
 class DeliveryLog:
-    """Writes the log lines of one pipeline.
+    """Writes the log lines of one pipeline; `address` is that of the server, without credentials."""
 
-    Args:
-        clock: Measures the time between lines.
-        address: The address that events are sent to, without credentials.
-    """
-
-    def __init__(self, clock: Clock, address: str = "Moesif") -> None:
+    def __init__(self, clock: Clock, address: str) -> None:
         self._clock = clock
         self.address = address
         self.after_fork()
@@ -105,10 +98,9 @@ class DeliveryLog:
             return
         waiting = f"{_number_of(events)} wait and are sent again" if events > 1 else "1 event waits and is sent again"
         if answer.status is None:
-            detail = answer.detail or "no answer"
             self.failure(
-                f"unreachable {detail}",
-                f"{self.address} did not answer ({detail}): {waiting}; "
+                f"unreachable {answer.cause}",
+                f"{self.address} did not answer ({answer.cause}): {waiting}; "
                 "check BASE_URI, and that the network, proxy and firewall allow the connection",
             )
             return

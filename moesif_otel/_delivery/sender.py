@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from moesif_otel._delivery.outcome import SUSPENSION_REASONS, BatchOutcome, PostAnswer
+from moesif_otel._delivery.outcome import BatchOutcome, PostAnswer
 from moesif_otel._delivery.process import Turn
 from moesif_otel._delivery.queue import MAX_BATCH_BYTES, Batch, Prepared
 from moesif_otel._delivery.report import describe
@@ -48,9 +48,6 @@ class Sender:
         parts: The delivery's collaborators.
         disk: Told of batches from disk that are settled.
         without_bodies: Returns the same event without its bodies; None: events have none to leave out.
-
-    Attributes:
-        on_duration: Told the seconds of each POST.
     """
 
     def __init__(
@@ -59,13 +56,10 @@ class Sender:
         self._parts = parts
         self._disk = disk
         self._without_bodies = without_bodies
-        self.on_duration: Callable[[float], None] | None = None
+        self.on_duration: Callable[[float], None] | None = None  # told the seconds of each POST
 
     def turn(self, state: ProcessState[Any], limit_at_s: float | None = None) -> Turn:
-        """Send, cut or drop one batch, if one waits and the server may be asked.
-
-        No POST outlasts the monotonic time `limit_at_s`.
-        """
+        """Send, cut or drop one batch, if one waits and the server may be asked; no POST outlasts `limit_at_s`."""
         with state.lock:
             version = state.version
             batch = state.queue.next
@@ -130,7 +124,7 @@ class Sender:
         elif batch.origin is not None:
             self._put_back(state, batch)
         else:
-            self._settle(state, batch, SUSPENSION_REASONS.get(answer.status or 0, DropReason.UNAUTHORIZED))
+            self._settle(state, batch, answer.suspension)
 
     def _note_health(self, state: ProcessState[Any], permit: Permit, answer: PostAnswer, events: int) -> None:
         """Tell the state's health what an answer says about the server, and log what is worth a line."""
@@ -140,8 +134,7 @@ class Sender:
             if answer.outcome is BatchOutcome.RETRY:
                 state.health.failed(permit.epoch, now_s, answer.retry_after_s)
             elif answer.outcome is BatchOutcome.SUSPENDED:
-                reason = SUSPENSION_REASONS.get(answer.status or 0, DropReason.UNAUTHORIZED)
-                state.health.suspended(permit.epoch, now_s, reason, answer.retry_after_s)
+                state.health.suspended(permit.epoch, now_s, answer.suspension, answer.retry_after_s)
             else:
                 recovered = state.health.worked(permit.epoch)
             if recovered or answer.outcome in (BatchOutcome.RETRY, BatchOutcome.SUSPENDED):
@@ -198,7 +191,7 @@ class Sender:
         ):
             self._parts.log.failure(
                 "failed on",
-                f"{self._parts.log.address} failed {batch.failures} times on one event ({_cause(answer)}) while it "
+                f"{self._parts.log.address} failed {batch.failures} times on one event ({answer.cause}) while it "
                 "accepted others; that event is dropped, and counted as rejected",
             )
             self._settle(state, batch, DropReason.REJECTED)
@@ -256,7 +249,3 @@ class Sender:
                 state.refused_in_a_row = 0
                 return True
         return False
-
-
-def _cause(answer: PostAnswer) -> str:
-    return f"status {answer.status}" if answer.status is not None else (answer.detail or "no answer")

@@ -9,8 +9,8 @@ application id and address, so that two applications on one directory leave each
 the id in a listing. Credentials in the address are no part of it: files outlive a change of password. It is written as
 `.partial` and renamed: a reader never sees half of one, unless the machine itself went down; a check sum finds that. A
 lease is an advisory lock (flock(2)) on the file, which ends with its process however that ends. What cannot be read is
-renamed to `.unreadable` and kept until its space is needed. A file that
-somebody else could have written (another owner, writable by others, a link) is left alone and never sent.
+renamed to `.unreadable` and kept until its space is needed. A file that somebody else could have written (another
+owner, writable by others, a link) is left alone and never sent.
 """
 
 from __future__ import annotations
@@ -63,6 +63,10 @@ _ABANDONED_S: Final = 600.0
 _LARGEST_FILE_BYTES: Final = 16_000_000  # a batch is at most 5 MB, or one event
 _MOST_EVENTS: Final = 100_000  # in a file: more are no batch of ours, and cost memory whatever their size
 _LIST_AGAIN_S: Final = 30.0
+_FOREIGN: Final = (
+    "moesif_otel: SPOOL_DIRECTORY contains files that belong to another user or that other users can write to, so they "
+    "are not sent; use a directory that only this service can write to"
+)
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
 _OLD_FILE: Final = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
@@ -79,29 +83,24 @@ class _File:
 
 @dataclass(slots=True, repr=False)  # no event is ever shown
 class Claim:
-    """A batch that this process alone may send, until it is finished or released.
-
-    Attributes:
-        payloads: Its events.
-        first_time_s: When its first event came, seconds since the epoch.
-    """
+    """A batch that this process alone may send, until it is finished or released."""
 
     payloads: list[bytes]
-    first_time_s: float
+    first_time_s: float  # when its first event came, seconds since the epoch
     path: Path
     descriptor: int
     events: int
 
 
 class Spool:
-    """The batches of one destination in one directory.
+    """The batches of one destination in one directory, which is made (mode 0700) when it is first needed.
 
     Args:
-        directory: Where; made (mode 0700) when it is first needed.
+        directory: Where.
         max_bytes: Most bytes that its files may take; the oldest make room.
         binding: 32 hexadecimal digits that stand for the destination.
-        ledger: Where losses and sizes are counted.
-        guard: Where errors of the disk are counted.
+        ledger: Counts losses and sizes.
+        guard: Counts errors of the disk.
         clock: Time.
     """
 
@@ -115,7 +114,7 @@ class Spool:
         self._guard = guard
         self._clock = clock
         self._told_foreign = False
-        self._leases: dict[int, Path] = {}
+        self._leases: set[int] = set()  # open descriptors
         self._forget()
 
     def _forget(self) -> None:
@@ -130,15 +129,7 @@ class Spool:
         self._forget()
 
     def write(self, payloads: Sequence[bytes], first_time_s: float) -> Path | None:
-        """Put a batch on disk.
-
-        Args:
-            payloads: Its events, ready to be sent.
-            first_time_s: When the first of them came, seconds since the epoch.
-
-        Returns:
-            The file's path; None when it could not be written (counted).
-        """
+        """Put a batch on disk; return the file's path, None when it could not be written (counted)."""
         data = _encode(self._binding, payloads)
         try:
             if not _HAS_LOCKS:
@@ -148,12 +139,8 @@ class Spool:
             self._make_room(len(data))
             stem = f"moesif-{self._binding}-{int(first_time_s * 1000):013d}-{uuid.uuid4().hex}-{len(payloads)}."
             path = self._directory / (stem + _BATCH)
-            partial = self._directory / (stem + _PARTIAL)
-            try:
-                self._write_whole(partial, path, data)
-            except FileNotFoundError:
-                self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._write_whole(partial, path, data)
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _write_whole(self._directory / (stem + _PARTIAL), path, data)
         except OSError as exc:
             self._guard.caught("writing to SPOOL_DIRECTORY", exc)
             self._ledger.count("spool_errors")
@@ -161,28 +148,8 @@ class Spool:
         self._note_size(self._size_bytes + len(data))
         return path
 
-    def _write_whole(self, partial: Path, final: Path, data: bytes) -> None:
-        descriptor = os.open(partial, _NEW_FILE, 0o600)
-        try:
-            try:
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(descriptor, view) :]
-            finally:
-                os.close(descriptor)
-            # Not synced: the page cache outlives the process, and the check sum finds what a power cut took.
-            partial.rename(final)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                partial.unlink()
-            raise
-
     def claim(self) -> Claim | None:
-        """Take the oldest batch that nobody else has; unreadable and expired ones are put away on the way.
-
-        Returns:
-            The batch, leased to this process; None when there is none.
-        """
+        """Lease the oldest batch that nobody else has, if any; unreadable and expired ones are put away on the way."""
         if not _HAS_LOCKS:
             return None
         try:
@@ -203,15 +170,14 @@ class Spool:
         return None
 
     def _claim_file(self, file: _File) -> Claim | None:
-        now_s = self._clock.time()
-        if file.kind == _PARTIAL and now_s - file.modified_s > _ABANDONED_S:
+        if file.kind == _PARTIAL and self._clock.time() - file.modified_s > _ABANDONED_S:
             self._set_aside(file)
         if file.kind != _BATCH:
             return None
         descriptor = self._lease(file.path)
         if descriptor is None:
             return None
-        if now_s - file.first_ms / 1000 > MAX_AGE_S:
+        if self._is_expired(file):
             self._lose(file, descriptor, DropReason.EXPIRED)
             return None
         try:
@@ -237,7 +203,7 @@ class Spool:
     def _abandon(self) -> None:
         """Close the leased files without ending the leases: in a forked child these are the parent's."""
         # Closing a copy of a descriptor leaves the lock with the parent (flock(2)); unlocking would take it away.
-        leases, self._leases = self._leases, {}
+        leases, self._leases = self._leases, set()
         for descriptor in leases:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
@@ -267,7 +233,10 @@ class Spool:
                 except OSError:
                     continue  # gone meanwhile
                 if not _is_own(status):
-                    self._say_foreign()
+                    if not self._told_foreign:
+                        self._told_foreign = True
+                        self._ledger.count("spool_foreign")
+                        _logger.warning(_FOREIGN)
                     continue
                 file = _File(
                     Path(entry.path),
@@ -279,23 +248,12 @@ class Spool:
                 )
                 if match["binding"] == self._binding:
                     yield file
-                elif self._clock.time() - file.first_ms / 1000 > MAX_AGE_S:
-                    self._expire_orphan(file)
+                elif self._is_expired(file) and (descriptor := self._lease(file.path)) is not None:
+                    # Of an application id or address that is not used any more: nobody else would ever remove it.
+                    self._lose(file, descriptor, DropReason.EXPIRED)
 
-    def _say_foreign(self) -> None:
-        if not self._told_foreign:
-            self._told_foreign = True
-            self._ledger.count("spool_foreign")
-            _logger.warning(
-                "moesif_otel: SPOOL_DIRECTORY contains files that belong to another user or that other users can write "
-                "to, so they are not sent; use a directory that only this service can write to"
-            )
-
-    def _expire_orphan(self, file: _File) -> None:
-        # Of an application id or address that is not used any more: nobody else would ever remove it.
-        descriptor = self._lease(file.path)
-        if descriptor is not None:
-            self._lose(file, descriptor, DropReason.EXPIRED)
+    def _is_expired(self, file: _File) -> bool:
+        return self._clock.time() - file.first_ms / 1000 > MAX_AGE_S
 
     def _make_room(self, wanted_bytes: int) -> None:
         if self._clock.monotonic() >= self._list_again_at_s:
@@ -321,7 +279,7 @@ class Spool:
         return deque(sorted(self._files(), key=lambda file: file.kind != _UNREADABLE))
 
     def _lease(self, path: Path) -> int | None:
-        """Lock a file; gives its descriptor, or None when somebody else has it, or had it and is done with it."""
+        """Lock a file; return its descriptor, None when somebody else has it, or had it and is done with it."""
         try:
             descriptor = os.open(path, _OLD_FILE)
         except OSError as exc:
@@ -332,7 +290,7 @@ class Spool:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             mine, there = os.fstat(descriptor), path.lstat()
             if (mine.st_ino, mine.st_dev) == (there.st_ino, there.st_dev) and _is_own(mine):
-                self._leases[descriptor] = path
+                self._leases.add(descriptor)
                 return descriptor
         except OSError:
             pass
@@ -340,8 +298,9 @@ class Spool:
         return None
 
     def _unlock(self, descriptor: int) -> None:
-        if self._leases.pop(descriptor, None) is None:
+        if descriptor not in self._leases:
             return  # a fork has happened in between: it is not ours
+        self._leases.discard(descriptor)
         with contextlib.suppress(OSError):
             # Closing alone would not do: a child of a fork may have a copy.
             fcntl.flock(descriptor, fcntl.LOCK_UN)
@@ -368,7 +327,7 @@ class Spool:
             self._ledger.drop(DropReason.SPOOL_UNREADABLE, file.events)
 
     def remove(self, path: Path) -> None:
-        """Remove a file; that of a batch that was just written and is not wanted after all, for one."""
+        """Remove a file."""
         try:
             path.unlink()
         except OSError as exc:
@@ -381,6 +340,23 @@ class Spool:
         change, self._size_bytes = size_bytes - self._size_bytes, size_bytes
         if change:
             self._ledger.count("spool_bytes", change)
+
+
+def _write_whole(partial: Path, final: Path, data: bytes) -> None:
+    descriptor = os.open(partial, _NEW_FILE, 0o600)
+    try:
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+        finally:
+            os.close(descriptor)
+        # Not synced: the page cache outlives the process, and the check sum finds what a power cut took.
+        partial.rename(final)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def _encode(binding: str, payloads: Sequence[bytes]) -> bytes:
@@ -449,7 +425,7 @@ class Disk:
         self._forget()
 
     def keep(self, batch: Batch) -> bool:
-        """Write a batch whose events are settled by the caller; returns whether it is on disk. Counts it."""
+        """Write a batch whose events are settled by the caller, and count it; return whether it is on disk."""
         path = self._write(batch)
         if path is not None:
             self._count_spooled(batch)
@@ -504,12 +480,7 @@ class Disk:
     def replay(self, state: ProcessState[Any], turn: Turn) -> Turn:
         """Put one file into the queue, if the time has come and the server may be asked.
 
-        Args:
-            state: Where to.
-            turn: What the sender, which has nothing else to do, would do otherwise.
-
-        Returns:
-            When to take the next turn.
+        Return when to take the next turn: `turn`, which is what the sender would do otherwise, if nothing changes that.
         """
         now_s = self._parts.clock.monotonic()
         with state.lock:

@@ -88,16 +88,9 @@ _DROPPED: Final = "dropped "  # the reason follows: one flat dict of sums
 
 
 class Ledger:
-    """Counts what was accepted, delivered and dropped.
+    """Counts what was accepted, delivered and dropped. Thread-safe, and safe in finalizers and signal handlers."""
 
-    Args:
-        budget: Where `held_bytes` is read; 0 without.
-        guard: Where `errors` is read; empty without.
-
-    Thread-safe, and safe in finalizers and signal handlers.
-    """
-
-    __slots__ = ("__weakref__", "_budget", "_guard", "_sums")
+    __slots__ = ("_budget", "_guard", "_sums")
 
     def __init__(self, *, budget: ByteBudget | None = None, guard: Guard | None = None) -> None:
         self._budget = budget

@@ -14,7 +14,7 @@ from tests.delivery.delivery_kit import FakeClock
 def test_one_line_a_minute_of_a_kind(caplog) -> None:
     """The first of a kind at once, then one a minute with the number left out; another kind has its own minute."""
     clock = FakeClock()
-    log = DeliveryLog(clock)
+    log = DeliveryLog(clock, "Moesif")
     for _ in range(150):
         log.failure("a", "it failed")
         clock.now_s += 1
@@ -53,7 +53,7 @@ def test_endless_chain_of_causes_ends() -> None:
 def ended(caplog, **stats) -> list[tuple[int, str]]:
     caplog.clear()
     with caplog.at_level(logging.INFO):
-        DeliveryLog(FakeClock()).ended(Stats({"accepted": 9, "delivered": 1, "pending": 0, "dropped": {}, **stats}))
+        DeliveryLog(FakeClock(), "Moesif").ended(Stats({"accepted": 9, "delivered": 1, "pending": 0, "dropped": {}, **stats}))
     return [(r.levelno, r.message) for r in caplog.records]
 
 
