@@ -6,7 +6,6 @@ import gzip
 import json
 import logging
 import os
-import threading
 import time
 import zlib
 
@@ -219,22 +218,6 @@ def test_tls_with_a_trusted_certificate(monkeypatch) -> None:
         assert transport.send([payload(1)], 0.5).outcome is BatchOutcome.RETRY
         assert time.monotonic() - started < 5
         transport.close()
-
-
-def test_threads_have_deadlines_of_their_own(server, transport) -> None:
-    """A thread whose POST hangs does not shorten or lengthen the POST of another."""
-    server.then = lambda request: Hang() if len(request.events) == 2 else Status(201)
-    answers = {}
-
-    def run(name, batch, timeout) -> None:
-        answers[name] = transport.send(batch, timeout)
-
-    hung = threading.Thread(target=run, args=("hung", [payload(1), payload(2)], 1.0))
-    hung.start()
-    for _ in range(5):
-        run("fine", [payload(1)], 5)
-    hung.join()
-    assert (answers["hung"].outcome, answers["fine"].outcome) == (BatchOutcome.RETRY, BatchOutcome.DELIVERED)
 
 
 def test_moesifapi_logs_nothing_of_the_answer(server, transport, caplog) -> None:

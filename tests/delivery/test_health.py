@@ -8,24 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moesif_otel._delivery.health import ServerHealth
-from moesif_otel._delivery.stats import DropReason
 
 
 def longest(_, high):
     return high
-
-
-def test_backoff_doubles_to_its_cap() -> None:
-    """At the upper end of the jitter the waits are 1, 2, 4, 8, 16, 30, 30 s."""
-    health, now, waits = ServerHealth(longest), 0.0, []
-    for _ in range(7):
-        permit = health.ask(now)
-        assert permit.go
-        health.failed(permit.epoch, now, None)
-        wait = health.ask(now).wait_s
-        waits.append(wait)
-        now += wait
-    assert waits == [1, 2, 4, 8, 16, 30, 30]
 
 
 @given(st.integers(0, 60), st.floats(0, 1))
@@ -95,22 +81,6 @@ def test_late_success_is_no_news() -> None:
     health.failed(first.epoch, 0.0, None)
     assert not health.worked(second.epoch)
     assert not health.is_up
-
-
-def test_suspension_drops_for_a_minute_then_one_probes() -> None:
-    """After a 401 everything is dropped for 60 s, a flush does not change that, then one batch asks again."""
-    health = ServerHealth(longest)
-    health.suspended(health.ask(0.0).epoch, 0.0, DropReason.UNAUTHORIZED, None)
-    health.hurry()
-    permit = health.ask(59.0)
-    assert (permit.drop, permit.go) == (DropReason.UNAUTHORIZED, False)
-    probe = health.ask(66.0)
-    assert probe.go
-    assert health.ask(66.0).wait_s is None
-    health.suspended(probe.epoch, 66.0, DropReason.UNAUTHORIZED, None)
-    assert health.ask(100.0).drop is DropReason.UNAUTHORIZED
-    assert health.worked(health.ask(132.0).epoch)
-    assert health.ask(132.0).go
 
 
 def test_pipelines_that_were_refused_together_come_back_apart() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesif_otel._delivery.queue import MAX_BATCH_BYTES, Batch, BatchQueue, Prepared
+from moesif_otel._delivery.queue import MAX_BATCH_BYTES, BatchQueue, Prepared
 
 
 def event(n, size=10):
@@ -64,45 +64,3 @@ def test_open_batch_is_due_by_its_first_event() -> None:
     queue.add(event(1), 100.0, 0.0)
     queue.add(event(2), 101.5, 0.0)
     assert queue.due_at() == 102.0
-
-
-def test_a_batch_is_settled_once() -> None:
-    """What a shutdown has settled, the sender that returns late cannot settle, put back or cut."""
-    queue = BatchQueue(2, 2.0)
-    for n in range(4):
-        queue.add(event(n), 0.0, 0.0)
-    batch = queue.take()
-    assert [b.payloads for b in queue.settle_all()] == [[0, 1], [2, 3]]
-    assert not queue.settle(batch)
-    assert not queue.put_back(batch)
-    assert not queue.put_back(batch, *batch.halves())
-    assert queue.is_empty
-
-
-def test_a_batch_that_comes_back_goes_first() -> None:
-    """A retried batch does not fall behind younger ones."""
-    queue = BatchQueue(1, 2.0)
-    for n in range(3):
-        queue.add(event(n), 0.0, 0.0)
-    first = queue.take()
-    queue.put_back(first)
-    assert [b.payloads for b in drain(queue)] == [[0], [1], [2]]
-
-
-def test_after_a_413_batches_form_smaller() -> None:
-    """The size that the server refused is not tried again and again; it never falls to nothing."""
-    queue = BatchQueue(1000, 2.0)
-    queue.learn_limit(1_000_000)
-    assert queue.max_bytes == 500_000
-    queue.learn_limit(10)
-    assert queue.max_bytes == 200_000
-    queue.learn_limit(4_000_000)
-    assert queue.max_bytes == 200_000
-
-
-def test_replaced_event_keeps_its_family() -> None:
-    """An event without its bodies is still the same event for a flush that waits for it."""
-    batch = Batch([event(1, 100)], 1.0, 2.0)
-    piece = batch.replaced(event(1, 5))
-    assert piece.family is batch.family
-    assert (piece.size_bytes, piece.stripped, piece.first_time_s) == (5, True, 2.0)

@@ -6,12 +6,9 @@ import json
 import os
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import requests
-import urllib3
 from opentelemetry.instrumentation.utils import is_http_instrumentation_enabled
 
 from moesif_otel._guard import Guard
@@ -426,73 +423,6 @@ def test_a_forked_child_asks_for_itself(polled: Any, answers: Answers) -> None:
         assert pipe.read() == "50 3"
     os.waitpid(child, 0)
     assert poller.config.sample_rate == 50
-
-
-class _Server(BaseHTTPRequestHandler):
-    """A Moesif of a few lines, with ETags."""
-
-    documents: dict[str, tuple[str, bytes]] = {}
-    conditional: list[str | None] = []
-
-    def do_GET(self) -> None:
-        tag, body = self.documents[self.path]
-        self.conditional.append(self.headers.get("If-None-Match"))
-        unchanged = self.headers.get("If-None-Match") == tag
-        self.send_response(304 if unchanged else 200)
-        self.send_header("X-Moesif-Config-ETag" if self.path == "/v1/config" else "X-Moesif-Rules-Tag", tag)
-        self.send_header("Content-Length", "0" if unchanged else str(len(body)))
-        self.end_headers()
-        if not unchanged:
-            self.wfile.write(body)
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-
-def test_over_a_real_connection() -> None:
-    """With the real transport: first both documents, then only what has another tag, with If-None-Match."""
-    _Server.documents = {"/v1/config": ("c1", b'{"sample_rate": 60}'), "/v1/rules": ("r1", b"[]")}
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Server)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    sink = EventSink(settings_of("real", f"http://127.0.0.1:{server.server_port}"))
-    try:
-        sink.ensure_started()
-        wait_until(lambda: sink.remote.config.sample_rate == 60 and len(_Server.conditional) == 2)
-        _Server.documents["/v1/rules"] = ("r2", json.dumps([RULE]).encode())
-        sink._note_tags("c1", "r2")
-        wait_until(lambda: len(sink.remote.rules) == 1)
-        assert _Server.conditional == [None, None, "r1"]
-    finally:
-        sink.shutdown(5)
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-def test_patches_of_requests_do_not_touch_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`requests_cache.install_cache()` and test doubles answer for `requests` and urllib3: rules are refreshed as ever."""
-    sandbox_module = pytest.importorskip("moesif_otel.sandbox")
-
-    class Cached(requests.Session):
-        def request(self, *arguments: Any, **keywords: Any) -> Any:
-            raise AssertionError("answered from a cache")
-
-        send = request
-
-    monkeypatch.setattr(requests, "Session", Cached)
-    monkeypatch.setattr(requests.sessions, "Session", Cached)
-    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", Cached.request)
-    monkeypatch.setattr(urllib3.connectionpool.HTTPConnectionPool, "urlopen", Cached.request)
-    with sandbox_module.Sandbox() as sandbox:
-        sandbox.put_rules([RULE])
-        sink = EventSink(settings_of("patched", sandbox.url))
-        sink.ensure_started()
-        wait_until(lambda: len(sink.remote.rules) == 1)
-        sandbox.put_rules([])
-        sink._note_tags(None, "another")
-        wait_until(lambda: len(sink.remote.rules) == 0)
-        sink.shutdown(5)
 
 
 def test_against_the_sandbox() -> None:
