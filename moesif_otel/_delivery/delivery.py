@@ -496,7 +496,7 @@ class Delivery(Generic[T]):
             elif not isinstance(entry, FlushMark):
                 self._drop_charged(entry[1])
                 if self._on_drop is not None:
-                    self.guard.run("discarding a dropped call", self._on_drop, entry[0])
+                    self.guard.run("cleaning up after a dropped event", self._on_drop, entry[0])
 
     def _drop_charged(self, held_bytes: int) -> None:
         self.budget.release(held_bytes)

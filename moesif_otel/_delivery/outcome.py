@@ -55,7 +55,7 @@ _MAX_RETRY_AFTER_S: Final = 300.0  # a wrong clock or a joke must not stop deliv
 
 @dataclass(frozen=True, slots=True)
 class PostAnswer:
-    """What came of one POST."""
+    """The result of one POST."""
 
     outcome: BatchOutcome
     status: int | None = None  # None: no answer came
@@ -66,12 +66,12 @@ class PostAnswer:
 
     @property
     def cause(self) -> str:
-        """Why it was not taken, for the log."""
+        """The reason for which it was not taken, for the log."""
         return f"status {self.status}" if self.status is not None else (self.detail or "no answer")
 
     @property
     def suspension(self) -> DropReason:
-        """For which reason events are dropped while this answer suspends delivery."""
+        """The reason for which events are dropped while this answer suspends delivery."""
         return DropReason.PAYMENT_REQUIRED if self.status == 402 else DropReason.UNAUTHORIZED
 
 

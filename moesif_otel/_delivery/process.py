@@ -166,7 +166,7 @@ class ProcessState(Generic[T]):
                 clock.wait(self.work, turn.wait_s)
 
     def is_hopeless(self, mark: FlushMark, deadline_s: float) -> bool:
-        """Whether the server asked for more time than there is, and nothing is on its way: waiting changes nothing."""
+        """True if the server asked for more time than there is, and nothing is on its way: waiting changes nothing."""
         is_open = self.health.suspended_for is not None or self.health.opens_at() < deadline_s
         return mark.sequence is not None and not self.queue.has_out and not is_open
 
