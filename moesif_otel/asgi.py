@@ -72,12 +72,12 @@ class MoesifMiddleware(Middleware):
         """Serve one connection (ASGI 3): what passes, is returned and raised is what it would be without us."""
         if self._is_shut_down:
             return await self.app(scope, receive, send)
-        spans = self._spans["made"] if self._spans else self._resolve()
         if "app" in scope and scope["app"] is not self._seen_app:
             self._stand_outside(scope["app"])
         exchange = self._exchange_around(scope)
         if exchange is not None:
             return await self._capture.serve_inside(self.app, exchange, scope, receive, send)
+        spans = self._spans["made"] if self._spans else self._resolve()
         return await self._capture.serve(self.app, scope, receive, send, spans=spans)
 
     def _exchange_around(self, scope: Any) -> Exchange | None:
@@ -145,8 +145,8 @@ class _Outermost:
         self.app = app
         self._middleware = middleware
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> Any:
-        return await self._middleware._serve_outermost(self.app, scope, receive, send)
+    def __call__(self, scope: Any, receive: Any, send: Any) -> Any:
+        return self._middleware._serve_outermost(self.app, scope, receive, send)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.app, name)

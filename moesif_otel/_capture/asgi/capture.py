@@ -96,11 +96,15 @@ class AsgiCapture:
             present = scope.get(EXCHANGES_KEY, ())
             if present and not self._takes_over(present):
                 return app(scope, receive, send)  # type: ignore[no-any-return]
-            exchange, call = self._open(scope, receive, send, present, spans)
+            exchange = self._open(scope, is_http=kind == "http")
+            scope[EXCHANGES_KEY] = (*present, exchange)
+            call = (HttpCall if kind == "http" else WebSocketCall)(exchange, receive, send)
+            if self._pipeline.has_callbacks(exchange):
+                call.offer_to_callbacks(self.callback_objects(), scope)
         except Exception as exc:
             self._pipeline.guard.caught("capture of an ASGI call", exc)
             return app(scope, receive, send)  # type: ignore[no-any-return]
-        return call.run(app, scope, exchange, self if governs else None)
+        return call.run(app, scope, exchange, spans, self if governs else None)
 
     async def serve_inside(self, app: Any, exchange: Exchange, scope: Any, receive: Receive, send: Send) -> Any:
         """Call the application inside a layer of ours that captures: what is left to do here is to govern.
@@ -156,29 +160,15 @@ class AsgiCapture:
             self._objects = CallbackObjects()
         return self._objects
 
-    def _open(
-        self,
-        scope: MutableMapping[str, Any],
-        receive: Receive,
-        send: Send,
-        present: tuple[Exchange, ...],
-        spans: AsgiServerSpans | None,
-    ) -> tuple[Exchange, HttpCall]:
-        pipeline = self._pipeline
-        is_http = scope["type"] == "http"
-        exchange = Exchange(pipeline, "Incoming", (scope.get("method") if is_http else None) or "GET")
+    def _open(self, scope: MutableMapping[str, Any], *, is_http: bool) -> Exchange:
+        exchange = Exchange(self._pipeline, "Incoming", (scope.get("method") if is_http else None) or "GET")
         exchange.provisional = self._provisional
         headers = repeatable(scope.get("headers"))
         exchange.url = url_source(scope, headers)
         exchange.request_headers = header_source(headers)
         exchange.peer_address = peer_address(scope)
         exchange.has_remote_parent = b"traceparent" in [name for name, _ in headers]
-        scope[EXCHANGES_KEY] = (*present, exchange)
-        call = (HttpCall if is_http else WebSocketCall)(exchange, receive, send)
-        call.spans = spans
-        if pipeline.has_callbacks(exchange):
-            call.offer_to_callbacks(self.callback_objects(), scope)
-        return exchange, call
+        return exchange
 
     def _takes_over(self, present: tuple[Exchange, ...]) -> bool:
         key = self._pipeline.settings.pipeline_key
@@ -202,64 +192,64 @@ class HttpCall:
 
     __slots__ = (
         "__weakref__",
-        "_came",
         "_exchange",
         "_guard",
+        "_has_trailers",
         "_keeps_bodies",
-        "_objects",
+        "_offer",
         "_path",
         "_receive",
         "_rest",
-        "_scope",
         "_send",
         "_span",
-        "_trailers",
-        "spans",
+        "_spans",
     )
 
     def __init__(self, exchange: Exchange, receive: Receive, send: Send) -> None:
+        pipeline = exchange.pipeline
         self._exchange: Exchange | None = exchange
-        self._guard = exchange.pipeline.guard
-        self._keeps_bodies = exchange.pipeline.settings.log_body
+        self._guard = pipeline.guard
+        self._keeps_bodies = pipeline.settings.log_body
         self._receive = receive
         self._send = send
-        self._trailers = False
+        self._has_trailers = False
+        self._spans: AsgiServerSpans | None = None  # makes the SERVER span, where no instrumentation does
         self._span: AsgiServerSpan | None = None
-        self._path: Any = None
-        self.spans: AsgiServerSpans | None = None  # makes the SERVER span, where no instrumentation does
-        self._objects: CallbackObjects | None = None
-        self._scope: Any = None
-        self._came: Any = None
+        self._offer: tuple[CallbackObjects, Any, dict[str, Any]] | None = None  # what callbacks will be given
         self._rest: Callable[[], Awaitable[Any]] | None = None  # waits for callbacks that are awaited
 
     def _start_span(self, spans: AsgiServerSpans, scope: Any) -> Any:
         """Start the SERVER span, where it is ours to make, and make it current."""
-        self._path = scope.get("path")
+        self._spans = spans
+        self._path: Any = scope.get("path")
         try:
             span = self._span = spans.start(scope)
             return None if span is None or span.context is None else otel_context.attach(span.context)
         except Exception as exc:
-            self._guard.caught("the SERVER span of a call", exc)
+            self._guard.caught("a SERVER span", exc)
             return None
 
     def offer_to_callbacks(self, objects: CallbackObjects, scope: Any) -> None:
         """Remember what callbacks will be given."""
-        self._objects, self._scope, self._came = objects, scope, objects.as_it_came(scope)
+        self._offer = objects, scope, objects.as_it_came(scope)
 
-    async def run(self, app: Any, scope: Any, exchange: Exchange, governor: AsgiCapture | None) -> Any:
+    async def run(
+        self, app: Any, scope: Any, exchange: Exchange, spans: AsgiServerSpans | None, governor: AsgiCapture | None
+    ) -> Any:
         """Call the application in this task and context; what it returns and raises passes unchanged.
 
         Args:
             app: The ASGI application.
             scope: The call's.
             exchange: The call's, open.
+            spans: Makes the SERVER span, or None where an instrumentation does.
             governor: Asks the governance rules, or None where that is done further inside.
         """
         token = current_exchange.set(exchange)
         attached = None
         try:
-            if self.spans is not None:
-                attached = self._start_span(self.spans, scope)
+            if spans is not None:
+                attached = self._start_span(spans, scope)
             exchange.pipeline.opened(exchange)
             if governor is not None and exchange.pipeline.has_rules:
                 result = await governor.govern(app, exchange, scope, self.receive, self.send)
@@ -278,8 +268,11 @@ class HttpCall:
             # The task was destroyed, perhaps by garbage collection: no lock, no callback here.
             self.dropped()
             raise
-        except BaseException as exc:
-            self._interrupted(exc)
+        except (SystemExit, KeyboardInterrupt) as exc:
+            self.end(Outcome.FAILED, exc)
+            raise
+        except BaseException:  # cancelled
+            self.end(Outcome.ABORTED)
             raise
         finally:
             try:
@@ -320,65 +313,49 @@ class HttpCall:
         kind = message["type"]
         if kind == "http.request":
             data = message.get("body")
-            if data and self._keeps_bodies:
-                body = exchange.request_body
-                if body is None:
-                    if not exchange.is_open:
-                        return  # a shutdown has ended it
+            if data and self._keeps_bodies and (exchange.request_body is not None or exchange.is_open):
+                if exchange.request_body is None:
                     pipeline = exchange.pipeline
-                    body = exchange.request_body = CapturedBody(
-                        pipeline.settings.request_max_body_size, pipeline.budget
-                    )
-                body.add(data)
+                    exchange.request_body = CapturedBody(pipeline.settings.request_max_body_size, pipeline.budget)
+                exchange.request_body.add(data)
         elif kind == "http.disconnect":
             self.end(Outcome.ABORTED)
 
     def _sent(self, message: Message, exchange: Exchange) -> None:
         kind = message["type"]
         if kind == "http.response.body":
-            data = message.get("body")
-            if data:
-                self._sent_body(data, exchange)
-            if not message.get("more_body") and not self._trailers:
+            self._sent_body(message.get("body"), exchange)
+            if not message.get("more_body") and not self._has_trailers:
                 self.end(Outcome.COMPLETE)
         elif kind == "http.response.start":
             self._sent_start(message, exchange)
         elif kind == "http.response.trailers":
             if not message.get("more_trailers"):
                 self.end(Outcome.COMPLETE)
-        elif kind in _FILES and not message.get("more_body") and not self._trailers:
+        elif kind in _FILES and not message.get("more_body") and not self._has_trailers:
             self.end(Outcome.COMPLETE)
 
     def _sent_start(self, message: Message, exchange: Exchange) -> None:
         status = exchange.status = int(message["status"])
         headers = repeatable(message.get("headers"))
         exchange.response_headers = header_source(headers)
-        self._trailers = bool(message.get("trailers"))
-        if self._came is not None:
-            self._came["response_headers"] = headers
+        self._has_trailers = bool(message.get("trailers"))
+        if self._offer is not None:
+            self._offer[2]["response_headers"] = headers
         if self._span is not None:
             self._span.send(message)
         if status in _NO_BODY_STATUSES or exchange.method == "HEAD":
             self._keeps_bodies = False  # no client sees a body that is sent all the same
 
     def _sent_body(self, data: Any, exchange: Exchange) -> None:
-        if self._keeps_bodies:
-            body = exchange.response_body
-            if body is None:
-                if not exchange.is_open:
-                    return  # a shutdown has ended it
+        # One that a shutdown has ended has been sent.
+        if data and self._keeps_bodies and (exchange.response_body is not None or exchange.is_open):
+            if exchange.response_body is None:
                 pipeline = exchange.pipeline
-                body = exchange.response_body = CapturedBody(pipeline.settings.response_max_body_size, pipeline.budget)
-            body.add(data)
+                exchange.response_body = CapturedBody(pipeline.settings.response_max_body_size, pipeline.budget)
+            exchange.response_body.add(data)
 
-    # How it ends.
-
-    def _interrupted(self, exc: BaseException) -> None:
-        """The task was cancelled, or the process is asked to end."""
-        if isinstance(exc, (SystemExit, KeyboardInterrupt)):
-            self.end(Outcome.FAILED, exc)
-        else:
-            self.end(Outcome.ABORTED)
+    # How it ends. A background task may keep the call for hours, so nothing of the request stays.
 
     def dropped(self) -> None:
         """Nobody will go on with the call; may run in a finalizer."""
@@ -387,8 +364,7 @@ class HttpCall:
             return
         if self._span is not None:
             exchange.closing = self._span.end
-            self._span = None
-        self._forget()
+        self._span = self._spans = self._offer = None
         exchange.finish_from_finalizer(Outcome.ABORTED)
 
     def end(self, outcome: Outcome, error: BaseException | None = None) -> None:
@@ -396,38 +372,35 @@ class HttpCall:
         exchange, self._exchange = self._exchange, None
         if exchange is None:
             return
+        if self._spans is not None:
+            self._end_span(self._spans, exchange, error)
+        offer, self._offer = self._offer, None
+        if offer is None or exchange.callbacks_done:
+            exchange.finish(outcome, error)
+            return
+        objects, scope, came = offer
         try:
-            if self.spans is not None:
-                span, self._span = self._span, None
-                if span is not None:
-                    span.end(error)
-                self.spans.observe(exchange, self._path, made=span is not None)
-        except Exception as exc:
-            self._guard.caught("the SERVER span of a call", exc)
-        try:
-            if self._objects is not None and not exchange.callbacks_done:
-                arguments = self._callback_arguments(self._objects, exchange)
-                exchange.callback_arguments = exchange.identify_arguments = arguments
+            headers = came.pop("response_headers", ())
+            exchange.callback_arguments = exchange.identify_arguments = (
+                objects.request(scope, came, exchange),
+                objects.response(exchange.status, headers, exchange),
+            )
         except Exception as exc:
             self._guard.caught("preparing callbacks", exc)
-        has_callbacks = self._objects is not None and not exchange.callbacks_done
-        self._forget()
-        if not has_callbacks:
-            exchange.finish(outcome, error)
-        elif exchange.close(outcome, error):
+        if exchange.close(outcome, error):
             try:
                 self._rest = go_on(exchange.pipeline.finishing(exchange))
             except Exception as exc:
-                self._guard.caught("capture of the end of an ASGI call", exc)
+                self._guard.caught("the end of an ASGI call", exc)
 
-    def _callback_arguments(self, objects: CallbackObjects, exchange: Exchange) -> tuple[Any, Any]:
-        came = self._came
-        headers = came.pop("response_headers", ())
-        return objects.request(self._scope, came, exchange), objects.response(exchange.status, headers, exchange)
-
-    def _forget(self) -> None:
-        # A background task may keep the call for hours.
-        self._objects = self._scope = self._came = self.spans = None
+    def _end_span(self, spans: AsgiServerSpans, exchange: Exchange, error: BaseException | None) -> None:
+        span, self._span, self._spans = self._span, None, None
+        try:
+            if span is not None:
+                span.end(error)
+            spans.observe(exchange, self._path, made=span is not None)
+        except Exception as exc:
+            self._guard.caught("a SERVER span", exc)
 
 
 class WebSocketCall(HttpCall):
@@ -452,8 +425,7 @@ class WebSocketCall(HttpCall):
         elif kind == "websocket.http.response.start":
             self._sent_start(message, exchange)
         elif kind == "websocket.http.response.body":
-            if message.get("body"):
-                self._sent_body(message["body"], exchange)
+            self._sent_body(message.get("body"), exchange)
             if not message.get("more_body"):
                 self.end(Outcome.COMPLETE)
 

@@ -388,7 +388,7 @@ def test_nothing_of_a_call_is_kept_by_what_outlives_it() -> None:
 
     call(captured(pipeline, app))
     (keeper,) = [one for one in gc.get_referents(kept[0]) if hasattr(one, "_exchange")]
-    assert keeper._exchange is keeper._scope is keeper._objects is None
+    assert keeper._exchange is keeper._offer is None
 
 
 @pytest.mark.parametrize(
