@@ -116,6 +116,16 @@ async def stream_async(request):
     return StreamingHttpResponse(pieces(), content_type="text/plain")
 
 
+def forever(request):
+    async def pieces():
+        while True:
+            yield bytes(65_536)
+            await asyncio.sleep(0.001)
+
+    endless = pieces() if hasattr(request, "scope") else (bytes(65_536) for _ in iter(int, 1))
+    return StreamingHttpResponse(endless, content_type="application/octet-stream")
+
+
 def file(request):
     return FileResponse(Path(__file__).open("rb"), content_type="text/plain")
 
@@ -137,7 +147,7 @@ def login(request):
 views = [
     path("items/<int:number>", echo),
     path("async/items/<int:number>", echo_async),
-    *(path(view.__name__, view) for view in (upload, read, boom, missing, stream, stream_async, file, long, fresh, login)),
+    *(path(view.__name__, view) for view in (upload, read, boom, missing, stream, stream_async, forever, file, long, fresh, login)),
 ]
 urlpatterns = [*views, path("django/", include(views))]
 

@@ -123,7 +123,8 @@ class WsgiCapture:
         exchange.callback_arguments = (callback_app, environ)
         settings = pipeline.settings
         if settings.log_body:
-            exchange.response_body = CapturedBody(settings.response_max_body_size, pipeline.budget)
+            if method != "HEAD":  # no client sees a body that is sent all the same
+                exchange.response_body = CapturedBody(settings.response_max_body_size, pipeline.budget)
             if may_have_body(environ, method) and "wsgi.input" in environ:
                 body = exchange.request_body = CapturedBody(settings.request_max_body_size, pipeline.budget)
                 environ["wsgi.input"] = tee_input(environ["wsgi.input"], body, pipeline.guard)
