@@ -419,7 +419,7 @@ def _dry_run(program: Sequence[str]) -> dict[str, Any] | None:
                 stderr=subprocess.DEVNULL,
             )
         try:
-            loaded: dict[str, Any] = json.loads(path.read_text())
+            loaded: dict[str, Any] | None = json.loads(path.read_text())
         except (OSError, ValueError):
             return None
         return loaded

@@ -56,10 +56,9 @@ class _Report:
         """Write the report and exit the process, whatever is running in it."""
         if not self._once.acquire(blocking=False):
             threading.Event().wait()  # another thread is writing, and ends the process
-        try:
+        found = None
+        with contextlib.suppress(BaseException):  # without a report the doctor says that nothing could be examined
             found = self._found(error)
-        except BaseException as exc:
-            found = {**_EMPTY, "error": f"{type(exc).__qualname__} in the doctor itself"}
         with contextlib.suppress(OSError):
             Path(self._path).write_text(json.dumps(found))
         os._exit(0)
@@ -82,17 +81,6 @@ class _Report:
             "application": [*self.application, *middlewares],
             "twice": twice,
         }
-
-
-_EMPTY: Final[dict[str, Any]] = {
-    "error": "",
-    "provider": "",
-    "provider_changed": False,
-    "sampler": "",
-    "captured": [],
-    "application": [],
-    "twice": [],
-}
 
 
 def _middlewares() -> tuple[list[str], list[str]]:

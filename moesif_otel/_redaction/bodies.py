@@ -1,4 +1,4 @@
-"""Secrets in bodies: which form a body has, and what is left out because it has none that we can look into."""
+"""Hides secrets in bodies: finds out which form a body has, and leaves out what has none that can be inspected."""
 
 from __future__ import annotations
 
@@ -53,14 +53,7 @@ def redact_json_body(rules: Rules, text: bytes) -> bytes | LeftOut:
 
 
 def redact_body(rules: Rules, data: bytes, media: Media, *, whole: bool) -> bytes | LeftOut:
-    """Return a body that is no single JSON text with everything hidden, or why it must be left out.
-
-    Args:
-        rules: What to hide.
-        data: The clear bytes.
-        media: Content-Type.
-        whole: Whether it is all of the body.
-    """
+    """Return the clear bytes of a body that is no single JSON text with everything hidden, or why it is left out."""
     try:
         return _redacted(Inspection(rules, inspect_text), data, media, whole=whole, nesting=0)
     except OverBudget:

@@ -47,17 +47,21 @@ class Inspection:
 
     Args:
         rules: What to hide.
-        inspect: `text.inspect_text`, which hides in a text found inside another: `(look, text, in_card) -> text`.
+        inspect_text: `text.inspect_text`; passed in, since `text` imports the modules that need it.
     """
 
-    __slots__ = ("bytes_left", "inspect", "nesting", "nodes_left", "rules")
+    __slots__ = ("_inspect_text", "bytes_left", "nesting", "nodes_left", "rules")
 
-    def __init__(self, rules: Rules, inspect: Callable[[Inspection, str, bool], str]) -> None:
+    def __init__(self, rules: Rules, inspect_text: Callable[[Inspection, str, bool], str]) -> None:
         self.rules = rules
-        self.inspect = inspect
+        self._inspect_text = inspect_text
         self.bytes_left = MAX_INSPECTED_BYTES
         self.nodes_left = MAX_NODES
         self.nesting = 0
+
+    def inspect(self, text: str, *, card: bool = False) -> str:
+        """Return a text found inside another with everything hidden; `card` where card numbers are expected."""
+        return self._inspect_text(self, text, card)
 
     def spend(self, size_bytes: int, nodes: int = 1) -> None:
         """Count work that is about to be done; raises `OverBudget` instead of doing it."""

@@ -20,9 +20,7 @@ _MAX_CUT_DIGITS: Final = 6
 def has_card_number(text: str, *, cut: bool = False) -> bool:
     """Tell whether 12 to 19 digits (ISO/IEC 7812), maybe in groups, whose Luhn check digit is right stand in `text`.
 
-    Args:
-        text: A value of a field in which card numbers are expected.
-        cut: Whether the text was cut at its end, maybe inside a number.
+    `cut`: its end was cut off, maybe inside a number.
     """
     for match in _DIGITS.finditer(text):
         run = match[0]

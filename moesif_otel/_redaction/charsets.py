@@ -1,4 +1,4 @@
-"""From bytes to text: the charset that a body says, or shows, and what is no text at all."""
+"""Decodes bytes in the charset that a Content-Type names or the bytes show, and tells what is no text at all."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ _KNOWN: Final = frozenset(
 # What no text has: control characters but for tab, line ends, form feed, escape (colours), record separator (RFC 7464).
 _BINARY: Final = re.compile("[\\x00-\\x08\\x0e-\\x1a\\x1c\\x1d\\x1f\\x7f-\\x9f\\ufffe\\uffff]")
 _CONTROLS: Final = bytes({*range(0x20), 0x7F} - set(b"\t\n\v\f\r\x1b\x1e"))
-_BOMS: Final = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"))
-_BOMS_16: Final = ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_BOMS: Final = (
+    *((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32")),
+    *((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")),
+)
 _MAYBE_WIDE: Final = frozenset({b"\0", b"\xef", b"\xff", b"\xfe"})
 
 
@@ -38,12 +40,10 @@ class DecodedText(NamedTuple):
 
 
 def decode_text(data: bytes, charset: str | None, *, cut: bool) -> DecodedText | None:
-    """Return bytes as text, or None where they are none in any charset that they may have.
+    """Return bytes as text, or None if they are none in any charset that they may have.
 
-    Args:
-        data: The bytes.
-        charset: What the Content-Type says, in lower case; UTF-8 is tried before it, since many say what is not so.
-        cut: Whether the last character may be cut.
+    `charset` is the Content-Type's, in lower case; UTF-8 is tried before it, since many headers are wrong. `cut`: the
+    last character may not be all there.
     """
     for codec in _candidates(data, charset):
         try:
@@ -62,7 +62,7 @@ def decode_text(data: bytes, charset: str | None, *, cut: bool) -> DecodedText |
 def _candidates(data: bytes, charset: str | None) -> list[str]:
     if charset not in _UTF8 and charset not in _KNOWN:
         return []
-    for bom, codec in (*_BOMS, *_BOMS_16):
+    for bom, codec in _BOMS:
         if data.startswith(bom):
             return [codec]
     if b"\0" in data[:4]:

@@ -40,13 +40,10 @@ def bounded_headers(headers: Headers) -> Headers:
 
 
 def redact_header(look: Inspection, name: str, value: str, *, concerned: bool) -> str:
-    """Return a header's value with everything hidden.
+    """Return the value of a header, by its lower-case name, with everything hidden.
 
-    Args:
-        look: The inspection of this side's headers, which this one's cost counts in.
-        name: Lower-case name.
-        value: Its value, within the bounds of `bounded_headers`.
-        concerned: Whether a quick scan of the values has found something.
+    The value is within the bounds of `bounded_headers`; `concerned` says that a quick scan of all values has found
+    something. All headers of one side share an inspection.
     """
     try:
         return _value(look, name, value, look.rules.header_verdict(name), concerned=concerned)
@@ -66,7 +63,7 @@ def _value(look: Inspection, name: str, value: str, verdict: Verdict, *, concern
         look.spend(len(value))
         return ";".join([_cookies(look, part, concerned=concerned) for part in value.split(";")])
     if concerned and ("=" in value or ":" in value or "%" in value):
-        return look.inspect(look, value, False)
+        return look.inspect(value)
     return value
 
 

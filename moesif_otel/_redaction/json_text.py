@@ -74,13 +74,9 @@ def is_clean_json(rules: Rules, text: str) -> bool:
 
 
 def redact_json(look: Inspection, text: str, *, card: bool = False, cut: bool = False) -> str:
-    """Return JSON with everything hidden.
+    """Return valid JSON, or a text of which `is_json_text` is true, with everything hidden.
 
-    Args:
-        look: The inspection that this is part of.
-        text: Valid JSON, or a text of which `is_json_text` is true.
-        card: It lies below a name like a card's.
-        cut: It may end anywhere: what it ends with is dropped where it cannot be judged.
+    `card`: it lies below a name like a card's. `cut`: it may end anywhere; its end is dropped if it cannot be judged.
     """
     return _JsonPass(look, text, cut=cut).run(card=card)
 
@@ -204,7 +200,7 @@ class _JsonPass:
         if not in_card and _MARKED.search(raw) is None:
             return False
         clear = _clear(raw)
-        hidden = self._look.inspect(self._look, clear, in_card)
+        hidden = self._look.inspect(clear, card=in_card)
         if hidden != clear:
             self._replace(start, end, json.dumps(hidden))
         elif raw.startswith("-") and self._look.rules.verdict(raw.lstrip("-")) in {Verdict.HIDE, Verdict.REMOVE}:

@@ -41,11 +41,7 @@ _VOID: Final = frozenset({"area", "base", "br", "col", "embed", "hr", "img", "in
 def redact_prose(look: Inspection, text: str, *, card: bool = False, cut: bool = False) -> str:
     """Return a text, markup or not, with everything hidden that stands behind a name.
 
-    Args:
-        look: The inspection that this is part of.
-        text: Any text.
-        card: It lies below a name like a card's.
-        cut: It may end anywhere.
+    `card`: it lies below a name like a card's. `cut`: it may end anywhere.
     """
     shown = probe = _pass(look, text, card=card, cut=cut)
     for _ in range(_MAX_UNDONE):
@@ -68,7 +64,7 @@ def _pass(look: Inspection, text: str, *, card: bool, cut: bool) -> str:
     if look.rules.auto:
         text = hide_user_info(text)
     if "://" in text or "/\\/" in text:
-        text = _URL.sub(lambda match: look.inspect(look, match[0], False), text)
+        text = _URL.sub(lambda match: look.inspect(match[0]), text)
     return _hidden(look, text, card=card, cut=cut)
 
 
@@ -182,7 +178,7 @@ class _Markup:
         self._card = self._card or (self._within.lower() in _CELLS and is_card_label(self._look, node))
         card = self._card or self._card_depth > 0
         if node.lstrip()[:1] in {"{", "["}:
-            node = self._look.inspect(self._look, node, card)
+            node = self._look.inspect(node, card=card)
         shown, rest = hide_pairs(self._look, node, card=card, cut=self._cut and last, more=not last)
         if "&" in node:
             clear = html.unescape(node)

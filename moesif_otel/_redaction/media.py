@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 
 class Format(Enum):
@@ -46,20 +45,14 @@ _MAX_CHARACTERS: Final = 1_024
 _PARAMETER: Final = re.compile(r';[ \t]*([A-Za-z0-9*_-]+)[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]*))')
 
 
-@dataclass(frozen=True, slots=True)
-class Media:
-    """A Content-Type, read.
-
-    Attributes:
-        essence: `type/subtype` in lower case; empty when unknown.
-        format: How to read such a body.
-        charset: Charset parameter in lower case; None when not given.
-        boundary: Multipart boundary; None when not given.
-    """
+class Media(NamedTuple):
+    """The parts of a Content-Type; None for parameters that are not given."""
 
     essence: str
+    """`type/subtype` in lower case; empty if unknown."""
     format: Format
     charset: str | None
+    """In lower case."""
     boundary: str | None
 
 

@@ -44,12 +44,12 @@ class Rules:
     Args:
         body_masks: Names whose values are removed from bodies, query strings and cookies.
         header_masks: Headers, and cookies, whose values are removed.
-        auto: Whether well-known secrets are hidden.
+        auto: Well-known secrets are hidden.
         credential_headers: Headers that carry credentials besides the usual ones.
-        opaque_allowed: Whether bodies that nobody can look into may pass (`LOG_BINARY_BODY`).
+        opaque_allowed: Bodies that cannot be inspected may pass (`LOG_BINARY_BODY`).
 
     Attributes:
-        active: Whether there is anything to hide in bodies and texts.
+        active: There is anything to hide in bodies and texts.
         last_words: The words with which names of several words end, so that `API Key: …` is seen from its end.
         odd_masks: Finds masks that are no words at all, where texts are not split into names; or None.
     """
@@ -155,30 +155,18 @@ class Redaction(NamedTuple):
 
 
 def redaction_for(settings: Settings) -> Redaction:
-    """Return the rules that the settings ask for; made once for the same options."""
-    return _redaction(
-        settings.request_body_masks,
-        settings.request_header_masks,
-        settings.response_body_masks,
-        settings.response_header_masks,
-        settings.authorization_header_name,
-        auto=settings.auto_hide_sensitive,
-        opaque_allowed=settings.log_binary_body,
+    """Return the rules that the settings ask for."""
+
+    def side(body_masks: Iterable[str], header_masks: Iterable[str]) -> Rules:
+        return Rules(
+            body_masks,
+            header_masks,
+            auto=settings.auto_hide_sensitive,
+            credential_headers=settings.authorization_header_name,
+            opaque_allowed=settings.log_binary_body,
+        )
+
+    return Redaction(
+        side(settings.request_body_masks, settings.request_header_masks),
+        side(settings.response_body_masks, settings.response_header_masks),
     )
-
-
-@lru_cache(maxsize=64)  # one entry a pipeline; values, not state
-def _redaction(
-    request_body: tuple[str, ...],
-    request_header: tuple[str, ...],
-    response_body: tuple[str, ...],
-    response_header: tuple[str, ...],
-    credentials: tuple[str, ...],
-    *,
-    auto: bool,
-    opaque_allowed: bool,
-) -> Redaction:
-    def side(body_masks: tuple[str, ...], header_masks: tuple[str, ...]) -> Rules:
-        return Rules(body_masks, header_masks, auto=auto, credential_headers=credentials, opaque_allowed=opaque_allowed)
-
-    return Redaction(side(request_body, request_header), side(response_body, response_header))

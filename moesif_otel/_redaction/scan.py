@@ -44,12 +44,7 @@ _PLAIN_MASK: Final = re.compile(r"[ !#$'-.0-;=-\[\]-~]+\Z")  # ASCII without quo
 
 
 class QuickScan:
-    """Looks for the names that count on one side of a call.
-
-    Args:
-        masks: Names that the options mask.
-        auto: Whether well-known secrets count.
-    """
+    """Looks for the names that count on one side of a call: masks, and with `auto` the well-known secrets."""
 
     __slots__ = ("_always", "_auto", "_needles")
 

@@ -126,7 +126,7 @@ def redact_encoded(look: Inspection, value: str, *, card: bool = False) -> str:
     if "+" in value or ("%" in value and _HEX_ESCAPE.search(value) is not None):
         look.spend(len(value))
         clear = unquote_plus(value)
-    hidden = look.inspect(look, clear, card)
+    hidden = look.inspect(clear, card=card)
     if hidden == clear:
         return value
     return hidden if clear == value else quote(hidden, safe=_URL_SAFE, errors="replace")
