@@ -26,7 +26,7 @@ class Calls:
         """Nothing to note."""
 
     def finished(self, exchange: Exchange) -> None:
-        """Nothing to hand on."""
+        """Do nothing."""
 
     finished_late = finished
 

@@ -1,4 +1,4 @@
-"""A pipeline that keeps finished Exchanges instead of delivering them: for tests of taps."""
+"""A pipeline that keeps finished Exchanges instead of delivering them: for tests of captures."""
 
 from __future__ import annotations
 

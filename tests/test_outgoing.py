@@ -1,4 +1,4 @@
-"""The door for outgoing calls, from `requests` to a Moesif of our own."""
+"""Outgoing calls end to end: from `requests` to a Moesif of our own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcess
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
-import moesif_otel.outgoing as door
+import moesif_otel.outgoing as outgoing_module
 from moesif_otel._capture.body import CapturedBody
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.outgoing import StartCapture, start_capture_for, start_capture_outgoing
@@ -396,7 +396,7 @@ def test_a_provider_set_later_is_found(upstream, sandbox, monkeypatch):
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     with start_capture_outgoing(options(sandbox)) as capture:
         requests.get(upstream.url + "/json?1")
-        monkeypatch.setattr(door.trace, "get_tracer_provider", lambda: provider)
+        monkeypatch.setattr(outgoing_module.trace, "get_tracer_provider", lambda: provider)
         requests.get(upstream.url + "/json?2")
         assert exporter.get_finished_spans() == ()
         RequestsInstrumentor().instrument(tracer_provider=provider)
@@ -487,4 +487,4 @@ def test_delivered_at_exit(upstream, sandbox):
 
 def test_the_global_provider_is_the_default():
     """What `_watch_global_provider` looks at is OpenTelemetry's own function."""
-    assert door.trace is trace
+    assert outgoing_module.trace is trace

@@ -1,4 +1,4 @@
-"""Tests of the Tornado door, end to end: a client, a Tornado server, and a Moesif of our own."""
+"""The Tornado middleware, end to end: a client, a Tornado server, and a Moesif of our own."""
 
 from __future__ import annotations
 

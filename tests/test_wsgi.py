@@ -1,4 +1,4 @@
-"""The WSGI door, end to end: what goes through `MoesifMiddleware` arrives in a sandbox as its users expect."""
+"""The WSGI middleware, end to end: what goes through `MoesifMiddleware` arrives in a sandbox as its users expect."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ def ask(app: Any, path: str = "/items", body: bytes = b"", **environ_values: Any
     return told[-1][0], dict(told[-1][1]), content
 
 
-class Door:
+class Service:
     """A middleware on the sandbox; `events` flushes and gives what arrived."""
 
     def __init__(self, sandbox: Sandbox, app: Any = echo, **options: Any) -> None:
         self.sandbox = sandbox
-        self.app = MoesifMiddleware(app, {"APPLICATION_ID": "door", "BASE_URI": sandbox.url, **options})
+        self.app = MoesifMiddleware(app, {"APPLICATION_ID": "service", "BASE_URI": sandbox.url, **options})
 
     def ask(self, *arguments: Any, **values: Any) -> Any:
         return ask(self.app, *arguments, **values)
@@ -77,9 +77,9 @@ class Door:
 
 def test_a_call_becomes_an_event(sandbox: Sandbox) -> None:
     """URL, verb, headers, bodies, status, address, direction and ids are those of the call."""
-    door = Door(sandbox, API_VERSION="1.2")
-    _, headers, _ = door.ask("/items/é".encode().decode("latin-1"), b'{"a": 1}', QUERY_STRING="q=1", SCRIPT_NAME="/v1")
-    (event,) = door.events()
+    service = Service(sandbox, API_VERSION="1.2")
+    _, headers, _ = service.ask("/items/é".encode().decode("latin-1"), b'{"a": 1}', QUERY_STRING="q=1", SCRIPT_NAME="/v1")
+    (event,) = service.events()
     assert event["request"]["uri"] == "http://shop.example/v1/items/%C3%A9?q=1"
     assert event["request"]["verb"] == "POST"
     assert event["request"]["api_version"] == "1.2"
@@ -137,11 +137,11 @@ def test_an_unknown_option_is_a_warning_with_the_nearest_name(caplog: pytest.Log
 def test_construction_and_import_start_nothing(sandbox: Sandbox) -> None:
     """Threads begin with the first request."""
     before = {thread.name for thread in threading.enumerate()}
-    door = Door(sandbox)
+    service = Service(sandbox)
     assert {thread.name for thread in threading.enumerate()} == before
-    door.ask()
+    service.ask()
     assert any(thread.name.startswith("moesif-otel") for thread in threading.enumerate())
-    door.events()
+    service.events()
 
 
 @pytest.mark.parametrize("arity", [2, 3])
@@ -158,15 +158,15 @@ def test_identify_callbacks_of_both_arities(sandbox: Sandbox, arity: int) -> Non
         return "user-" + response_headers["X-Api-User"]
 
     callback = two if arity == 2 else three
-    door = Door(
+    service = Service(
         sandbox,
         IDENTIFY_USER=callback,
         IDENTIFY_COMPANY=callback,
         GET_METADATA=lambda app, environ: {"when": dt.datetime(2026, 1, 2), "path": environ["PATH_INFO"]},
         GET_SESSION_TOKEN=lambda app, environ: "session",
     )
-    door.ask()
-    (event,) = door.events()
+    service.ask()
+    (event,) = service.events()
     expected = "user-2" if arity == 2 else "user-from-response"
     assert (event["user_id"], event["company_id"], event["session_token"]) == (expected, expected, "session")
     assert event["metadata"]["path"] == "/items"
@@ -181,22 +181,22 @@ def test_callbacks_that_raise_cost_their_value_only(sandbox: Sandbox) -> None:
         raise KeyError
 
     names = ("SKIP", "IDENTIFY_USER", "IDENTIFY_COMPANY", "GET_METADATA", "GET_SESSION_TOKEN")
-    door = Door(sandbox, **dict.fromkeys(names, fail))
-    assert door.ask(HTTP_AUTHORIZATION="Basic am9lOnNlY3JldA==")[2] == b'{"empty": true}'
-    (event,) = door.events()
+    service = Service(sandbox, **dict.fromkeys(names, fail))
+    assert service.ask(HTTP_AUTHORIZATION="Basic am9lOnNlY3JldA==")[2] == b'{"empty": true}'
+    (event,) = service.events()
     assert event["user_id"] == "joe"
     assert "secret" not in str(event)
-    assert {f"callback {name}" for name in names} <= set(door.app.stats()["errors"])
+    assert {f"callback {name}" for name in names} <= set(service.app.stats()["errors"])
 
 
 def test_skip(sandbox: Sandbox) -> None:
     """A skipped call is answered, counted and not delivered."""
-    door = Door(sandbox, SKIP=lambda app, environ: "health" in environ["PATH_INFO"])
-    assert door.ask("/health")[2] == b'{"empty": true}'
-    door.ask("/items")
-    (event,) = door.events()
+    service = Service(sandbox, SKIP=lambda app, environ: "health" in environ["PATH_INFO"])
+    assert service.ask("/health")[2] == b'{"empty": true}'
+    service.ask("/items")
+    (event,) = service.events()
     assert event["request"]["uri"].endswith("/items")
-    assert door.app.stats()["skipped"] == 1
+    assert service.app.stats()["skipped"] == 1
 
 
 @pytest.mark.parametrize(
@@ -213,22 +213,22 @@ def test_a_mask_that_fails_drops_the_event(sandbox: Sandbox, outcome: str, reaso
             raise RuntimeError
         return None if outcome == "none" else {"not": "an event"}
 
-    door = Door(sandbox, MASK_EVENT_MODEL=mask)
-    door.ask("/drop", b'{"secret": 1}')
-    door.ask("/keep", b'{"secret": 1}')
-    (event,) = door.events()
+    service = Service(sandbox, MASK_EVENT_MODEL=mask)
+    service.ask("/drop", b'{"secret": 1}')
+    service.ask("/keep", b'{"secret": 1}')
+    (event,) = service.events()
     assert event["response"]["body"] == {"secret": "hidden"}
-    assert door.app.stats()["dropped"] == {reason: 1}
+    assert service.app.stats()["dropped"] == {reason: 1}
 
 
 def test_log_body_false_and_caps(sandbox: Sandbox) -> None:
     """Without LOG_BODY no body leaves; a cap keeps the first part and tells the true size."""
-    without = Door(sandbox, LOG_BODY=False)
+    without = Service(sandbox, LOG_BODY=False)
     without.ask(body=b'{"a": 1}')
     without.events()
-    door = Door(sandbox, REQUEST_MAX_BODY_SIZE=4, RESPONSE_MAX_BODY_SIZE=5)
-    door.ask(body=b"0123456789")
-    events = {"cap" if "body" in event["request"] else "none": event for event in door.events()}
+    service = Service(sandbox, REQUEST_MAX_BODY_SIZE=4, RESPONSE_MAX_BODY_SIZE=5)
+    service.ask(body=b"0123456789")
+    events = {"cap" if "body" in event["request"] else "none": event for event in service.events()}
     assert "body" not in events["none"]["response"]
     ours = events["cap"]["metadata"]["moesif_otel"]
     for side, kept in (("request", 4), ("response", 5)):
@@ -246,19 +246,19 @@ def test_identify_inside_a_request(sandbox: Sandbox) -> None:
         return echo(environ, start_response)
 
     identify(user_id="nobody")
-    door = Door(
+    service = Service(
         sandbox, app, IDENTIFY_USER=lambda *_: "callback", GET_METADATA=lambda *_: {"plan": "from callback", "more": 1}
     )
-    door.ask()
-    (event,) = door.events()
+    service.ask()
+    (event,) = service.events()
     assert (event["user_id"], event["company_id"]) == ("said", "acme")
     assert event["metadata"] == {"plan": "gold", "seats": 3, "more": 1}
 
 
 def test_two_application_ids_stay_apart(sandbox: Sandbox) -> None:
     """Two middlewares in a process, one of them around the other: each id has its calls, each with its own identity."""
-    one = Door(sandbox, APPLICATION_ID="one", IDENTIFY_USER=lambda *_: "u1")
-    two = Door(sandbox, one.app, APPLICATION_ID="two", IDENTIFY_USER=lambda *_: "u2")
+    one = Service(sandbox, APPLICATION_ID="one", IDENTIFY_USER=lambda *_: "u1")
+    two = Service(sandbox, one.app, APPLICATION_ID="two", IDENTIFY_USER=lambda *_: "u2")
     one.ask("/a")
     two.ask("/b")
     one.events()
@@ -285,27 +285,27 @@ def test_two_application_ids_stay_apart(sandbox: Sandbox) -> None:
 )
 def test_an_incoming_transaction_id_is_kept_if_it_is_a_uuid(sandbox: Sandbox, given: str, kept: bool) -> None:
     """The header answers with the event's id in every case; what a client says counts where that is asked for."""
-    door = Door(sandbox, ACCEPT_TRANSACTION_ID=True)
-    _, headers, _ = door.ask(HTTP_X_MOESIF_TRANSACTION_ID=given)
-    (event,) = door.events()
+    service = Service(sandbox, ACCEPT_TRANSACTION_ID=True)
+    _, headers, _ = service.ask(HTTP_X_MOESIF_TRANSACTION_ID=given)
+    (event,) = service.events()
     assert headers["X-Moesif-Transaction-Id"] == event["transaction_id"]
     assert (event["transaction_id"] == given.strip()) is kept
 
 
 def test_a_client_chooses_no_transaction_id(sandbox: Sandbox) -> None:
     """Without ACCEPT_TRANSACTION_ID an incoming id says nothing: with it a client could evade metering."""
-    door = Door(sandbox)
+    service = Service(sandbox)
     given = "0f8fad5b-d9cb-469f-a165-70867728950e"
-    _, headers, _ = door.ask(HTTP_X_MOESIF_TRANSACTION_ID=given)
-    (event,) = door.events()
+    _, headers, _ = service.ask(HTTP_X_MOESIF_TRANSACTION_ID=given)
+    (event,) = service.events()
     assert headers["X-Moesif-Transaction-Id"] == event["transaction_id"] != given
 
 
 def test_a_disabled_transaction_id_is_not_told(sandbox: Sandbox) -> None:
     """DISABLED_TRANSACTION_ID leaves the response as it is."""
-    door = Door(sandbox, DISABLED_TRANSACTION_ID=True)
-    assert "X-Moesif-Transaction-Id" not in door.ask()[1]
-    assert len(door.events()) == 1
+    service = Service(sandbox, DISABLED_TRANSACTION_ID=True)
+    assert "X-Moesif-Transaction-Id" not in service.ask()[1]
+    assert len(service.events()) == 1
 
 
 def test_an_exception_passes_with_its_own_traceback(sandbox: Sandbox) -> None:
@@ -314,14 +314,14 @@ def test_an_exception_passes_with_its_own_traceback(sandbox: Sandbox) -> None:
     def app(environ: Any, start_response: Any) -> Any:
         raise ValueError("of the application")
 
-    door = Door(sandbox, app)
+    service = Service(sandbox, app)
     with pytest.raises(ValueError, match="of the application") as caught:
-        door.ask()
+        service.ask()
     files = [os.path.basename(frame.filename) for frame in traceback.extract_tb(caught.value.__traceback__)]
     assert "wsgi_span.py" not in files
     assert not any("opentelemetry" in frame.filename for frame in traceback.extract_tb(caught.value.__traceback__))
     assert caught.value.__context__ is None
-    (event,) = door.events()
+    (event,) = service.events()
     assert event["response"]["status"] == 500
     assert event["metadata"]["moesif_otel"]["error_type"] == "ValueError"
 
@@ -336,7 +336,7 @@ def test_a_spans_ids_and_attributes_decorate_the_event(sandbox: Sandbox) -> None
         trace.get_current_span().set_attribute("shop.cart", 5)
         return echo(environ, start_response)
 
-    middleware = MoesifMiddleware(app, {"APPLICATION_ID": "door", "BASE_URI": sandbox.url}, tracer_provider=provider)
+    middleware = MoesifMiddleware(app, {"APPLICATION_ID": "service", "BASE_URI": sandbox.url}, tracer_provider=provider)
     # A framework's instrumentor that some other test imported would keep us from making a span.
     from moesif_otel._capture.wsgi import span as wsgi_span
 
@@ -356,13 +356,13 @@ def test_a_spans_ids_and_attributes_decorate_the_event(sandbox: Sandbox) -> None
 
 def test_after_shutdown_the_application_is_served_on(sandbox: Sandbox) -> None:
     """Calls after `shutdown` pass straight through: no callback, no span, no tee, no header, nothing counted."""
-    door = Door(sandbox)
-    door.ask()
-    door.app.shutdown()
-    assert door.ask()[2] == b'{"empty": true}'
-    stats = door.app.stats()
+    service = Service(sandbox)
+    service.ask()
+    service.app.shutdown()
+    assert service.ask()[2] == b'{"empty": true}'
+    stats = service.app.stats()
     assert (stats["accepted"], stats["delivered"], stats["dropped"]) == (1, 1, {})
-    assert "X-Moesif-Transaction-Id" not in door.ask()[1]
+    assert "X-Moesif-Transaction-Id" not in service.ask()[1]
     assert len(sandbox.events()) == 1
 
 
@@ -370,15 +370,15 @@ def test_a_call_that_a_shutdown_ends_before_its_headers_is_answered_without_an_e
     """It has left as `unfinished`; the id header that its answer still gets is that of the event."""
 
     def app(environ: Any, start_response: Any) -> Any:
-        door.app.shutdown()
+        service.app.shutdown()
         start_response("200 OK", [("Content-Type", "text/plain")])
         return [b"served"]
 
-    door = Door(sandbox, app)
-    _status, headers, body = door.ask()
+    service = Service(sandbox, app)
+    _status, headers, body = service.ask()
     assert body == b"served"
     assert headers["X-Moesif-Transaction-Id"] == sandbox.events()[0]["transaction_id"]
-    assert door.app.stats()["errors"] == {}
+    assert service.app.stats()["errors"] == {}
 
 
 def test_an_open_stream_is_told_as_unfinished_at_shutdown(sandbox: Sandbox) -> None:
@@ -389,12 +389,12 @@ def test_an_open_stream_is_told_as_unfinished_at_shutdown(sandbox: Sandbox) -> N
         yield b'{"part": 1}'
         yield b"never sent"
 
-    door = Door(sandbox, app)
+    service = Service(sandbox, app)
     environ: dict[str, Any] = {}
     setup_testing_defaults(environ)
-    stream = iter(door.app(environ, lambda *_: None))
+    stream = iter(service.app(environ, lambda *_: None))
     assert next(stream) == b'{"part": 1}'
-    door.app.shutdown()
+    service.app.shutdown()
     (event,) = sandbox.events()
     assert event["metadata"]["moesif_otel"]["outcome"] == "unfinished"
     assert event["response"]["body"] == {"part": 1}
@@ -405,18 +405,18 @@ def test_an_open_stream_is_told_as_unfinished_at_shutdown(sandbox: Sandbox) -> N
 
 def test_a_hundred_threads(sandbox: Sandbox) -> None:
     """Calls from many threads at once are each delivered once, with their own bodies and identities."""
-    door = Door(sandbox, IDENTIFY_USER=lambda app, environ: environ["QUERY_STRING"])
+    service = Service(sandbox, IDENTIFY_USER=lambda app, environ: environ["QUERY_STRING"])
 
     def run(number: int) -> None:
         for turn in range(5):
-            door.ask(body=b'{"n": %d}' % number, QUERY_STRING=f"n={number}&turn={turn}")
+            service.ask(body=b'{"n": %d}' % number, QUERY_STRING=f"n={number}&turn={turn}")
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(100)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    events = door.events()
+    events = service.events()
     assert len(events) == len({event["transaction_id"] for event in events}) == 500
     assert all(event["user_id"].startswith(f"n={event['request']['body']['n']}&") for event in events)
 
@@ -467,30 +467,30 @@ def global_provider(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_one_untraced_call_changes_no_other(sandbox: Sandbox, global_provider: Any) -> None:
     """A health check that is not traced, or a caller's B3 `sampled=0`, says nothing of other calls' spans."""
-    door = Door(sandbox, own_spans(global_provider, untraced="/health"))
-    door.ask("/health")
-    door.ask("/health", HTTP_X_B3_SAMPLED="0")
+    service = Service(sandbox, own_spans(global_provider, untraced="/health"))
+    service.ask("/health")
+    service.ask("/health", HTTP_X_B3_SAMPLED="0")
     for _ in range(3):
-        door.ask("/items")
-        door.ask("/health")
+        service.ask("/items")
+        service.ask("/health")
     finished = global_provider.finished.get_finished_spans()
     served = [span for span in finished if "items" in str(span.attributes)]
     assert len(served) == 3
     assert {(span.kind, span.parent) for span in served} == {(trace.SpanKind.SERVER, None)}
-    assert len(door.events()) == 8
+    assert len(service.events()) == 8
 
 
 def test_a_span_is_made_where_nobody_else_makes_one(sandbox: Sandbox, global_provider: Any) -> None:
     """On a global provider: for a path that has shown it at once, for every other after some paths have."""
-    door = Door(sandbox)
-    door.ask("/a")
+    service = Service(sandbox)
+    service.ask("/a")
     assert not global_provider.finished.get_finished_spans()
-    door.ask("/a")
+    service.ask("/a")
     assert len(global_provider.finished.get_finished_spans()) == 1
     for number in range(20):
-        door.ask(f"/items/{number}")
+        service.ask(f"/items/{number}")
     assert 8 <= len(global_provider.finished.get_finished_spans()) < 20
-    assert len(door.events()) == 22
+    assert len(service.events()) == 22
 
 
 @pytest.mark.parametrize("given", [True, False])
@@ -505,13 +505,13 @@ def test_processors_in_threads_of_their_own(sandbox: Sandbox, monkeypatch: pytes
     monkeypatch.setattr(wsgi_span, "_FRAMEWORK_INSTRUMENTORS", ())
     concurrent = ConcurrentMultiSpanProcessor(4)
     provider = TracerProvider(shutdown_on_exit=False, active_span_processor=concurrent)
-    exporter = MoesifSpanExporter(application_id="door", base_uri=sandbox.url)
+    exporter = MoesifSpanExporter(application_id="service", base_uri=sandbox.url)
     provider.add_span_processor(BatchSpanProcessor(exporter))
     finished = InMemorySpanExporter()
     provider.add_span_processor(SimpleSpanProcessor(finished))
     app = echo if given else own_spans(provider, untraced="")
     middleware = MoesifMiddleware(
-        app, {"APPLICATION_ID": "door", "BASE_URI": sandbox.url}, tracer_provider=provider if given else None
+        app, {"APPLICATION_ID": "service", "BASE_URI": sandbox.url}, tracer_provider=provider if given else None
     )
     monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""`instrument` from code: what it meets, what it joins, and that it can be taken back."""
+"""`instrument` from code: what it captures, what it joins, and that it can be undone."""
 
 from __future__ import annotations
 

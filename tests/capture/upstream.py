@@ -232,7 +232,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class RecordingPipeline:
-    """Fulfils `Pipeline` and keeps what the tap hands it, with what a callback and a converter would see."""
+    """Fulfils `Pipeline` and keeps what the capture gives it, with what a callback and a converter would see."""
 
     def __init__(self, **options):
         self.settings = Settings.of({"APPLICATION_ID": "recording", **options})

@@ -258,7 +258,7 @@ def test_shutdown_settles_what_a_hung_server_holds(caplog) -> None:
 
 
 def test_shutdown_with_a_stuck_prepare() -> None:
-    """A mask that never returns does not hold a shutdown; its item and those behind it are counted, and let go of."""
+    """A mask that never returns does not hold a shutdown; its item and those behind it are counted, and released."""
     release, let_go = threading.Event(), []
 
     def stuck(item):

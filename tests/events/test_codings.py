@@ -105,7 +105,7 @@ def test_several_codings_are_undone_in_reverse() -> None:
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd"])
 def test_bytes_that_are_clear_already_stay(coding: str) -> None:
-    """A tap may see bytes before they are compressed although the header tells of it (Tornado)."""
+    """A capture may see bytes before they are compressed although the header tells of it (Tornado)."""
     decoded = decode_content(PLAIN, coding, truncated=False, max_bytes=10_000)
     assert (decoded.data, decoded.whole, decoded.clear) == (PLAIN, True, True)
 

@@ -102,7 +102,7 @@ def test_a_pipeline_with_moesif_as_one_more_exporter(served: Any) -> None:
 
 
 def test_the_same_pipeline_with_bodies(served: Any) -> None:
-    """What our taps meet has its body, what they do not meet is an event all the same, and nothing is sent twice."""
+    """What our captures see has its body, what they do not see is an event all the same, and nothing is sent twice."""
     sandbox, _ = served
     events = sandbox.events(application_id="pipeline bodies")
     by_call = {(event["direction"], event["request"]["uri"].rsplit("/", 2)[1]): event for event in events}

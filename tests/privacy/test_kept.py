@@ -95,18 +95,18 @@ def _through_requests(options: dict[str, Any]) -> Any:
     return capture
 
 
-DOORS = pytest.mark.parametrize("door", [_through_wsgi, _through_tornado, _through_requests])
+WAYS_IN = pytest.mark.parametrize("way_in", [_through_wsgi, _through_tornado, _through_requests])
 
 
 def _skip(*_: Any) -> bool:
     return True
 
 
-@DOORS
-def test_a_skipped_call_leaves_nothing(door: Callable[[dict[str, Any]], Any], sandbox: Sandbox) -> None:
+@WAYS_IN
+def test_a_skipped_call_leaves_nothing(way_in: Callable[[dict[str, Any]], Any], sandbox: Sandbox) -> None:
     """SKIP true: as soon as the call is over no object of the process holds its bodies, and nothing is sent."""
     options = {"APPLICATION_ID": "kept", "BASE_URI": sandbox.url, "SKIP": _skip, "SKIP_OUTGOING": _skip}
-    ended = door(options)
+    ended = way_in(options)
     # Before any flush: it is the end of the call that lets go.
     assert _holders() == []
     stats = ended.stats()
@@ -118,10 +118,10 @@ def test_a_skipped_call_leaves_nothing(door: Callable[[dict[str, Any]], Any], sa
     assert sandbox.events() == []
 
 
-@DOORS
-def test_a_delivered_call_leaves_nothing(door: Callable[[dict[str, Any]], Any], sandbox: Sandbox) -> None:
+@WAYS_IN
+def test_a_delivered_call_leaves_nothing(way_in: Callable[[dict[str, Any]], Any], sandbox: Sandbox) -> None:
     """The same look finds a body that is kept, and none once the event is delivered."""
-    ended = door({"APPLICATION_ID": "kept", "BASE_URI": sandbox.url, "EVENT_BATCH_TIMEOUT": 30})
+    ended = way_in({"APPLICATION_ID": "kept", "BASE_URI": sandbox.url, "EVENT_BATCH_TIMEOUT": 30})
     assert _holders() != []
     assert ended.force_flush(5_000)
     assert ended.stats()["held_bytes"] == 0
@@ -140,9 +140,9 @@ def test_the_look_sees_what_is_kept() -> None:
     assert _holders() == []
 
 
-@DOORS
+@WAYS_IN
 def test_no_byte_is_copied(
-    door: Callable[[dict[str, Any]], Any], sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+    way_in: Callable[[dict[str, Any]], Any], sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """LOG_BODY false: no tee is made, no byte is offered to one, no memory is reserved for one."""
     touched: list[str] = []
@@ -155,7 +155,7 @@ def test_no_byte_is_copied(
 
         monkeypatch.setattr(owner, name, noted)
     options = {"APPLICATION_ID": "kept", "BASE_URI": sandbox.url, "LOG_BODY": False, "LOG_BODY_OUTGOING": False}
-    ended = door(options)
+    ended = way_in(options)
     assert touched == []
     assert _holders() == []
     assert ended.force_flush(5_000)

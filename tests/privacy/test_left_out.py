@@ -1,4 +1,4 @@
-"""Content that is no use is recorded by its size and type, through every door; LOG_BINARY_BODY brings it back."""
+"""Content that is no use is recorded by its size and type, through every way in; LOG_BINARY_BODY brings it back."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _through_requests(options: dict[str, Any]) -> None:
         assert capture.force_flush(5_000)
 
 
-DOORS = pytest.mark.parametrize("door", [_through_wsgi, _through_tornado, _through_requests])
+WAYS_IN = pytest.mark.parametrize("way_in", [_through_wsgi, _through_tornado, _through_requests])
 
 
 @pytest.fixture
@@ -70,10 +70,10 @@ def sandbox() -> Iterator[Sandbox]:
         yield running
 
 
-@DOORS
-def test_size_and_type_instead(door: Callable[[dict[str, Any]], None], sandbox: Sandbox) -> None:
+@WAYS_IN
+def test_size_and_type_instead(way_in: Callable[[dict[str, Any]], None], sandbox: Sandbox) -> None:
     """Every documented type: no body, but how much of what there was, and why."""
-    door({"APPLICATION_ID": "left out", "BASE_URI": sandbox.url})
+    way_in({"APPLICATION_ID": "left out", "BASE_URI": sandbox.url})
     events = sandbox.wait_for_events(len(TYPES))
     assert_absent("the events", json.dumps(events), [SECRET])
     told = set()
@@ -87,10 +87,10 @@ def test_size_and_type_instead(door: Callable[[dict[str, Any]], None], sandbox: 
     assert told == {name.partition(";")[0].lower() for name in TYPES}
 
 
-@DOORS
-def test_log_binary_body(door: Callable[[dict[str, Any]], None], sandbox: Sandbox) -> None:
+@WAYS_IN
+def test_log_binary_body(way_in: Callable[[dict[str, Any]], None], sandbox: Sandbox) -> None:
     """With the option the bytes are there, as base64."""
-    door({"APPLICATION_ID": "left out", "BASE_URI": sandbox.url, "LOG_BINARY_BODY": True})
+    way_in({"APPLICATION_ID": "left out", "BASE_URI": sandbox.url, "LOG_BINARY_BODY": True})
     for event in sandbox.wait_for_events(len(TYPES)):
         for side in ("request", "response"):
             assert event[side]["transfer_encoding"] == "base64"

@@ -1,4 +1,4 @@
-"""An option that protects data is never accepted and ignored: each one, at each door, has an effect or is refused."""
+"""An option that protects data is never accepted and ignored: each one, at each way in, has an effect or is refused."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _picture_case() -> Case:
 
 CASES = [_plain_case(), _picture_case()]
 
-# -- the doors: each takes options, makes both calls, and gives all that the sandbox got
+# -- the ways in: each takes options, makes both calls, and gives all that the sandbox got
 
 
 def _wsgi(options: dict[str, Any], sandbox: Sandbox) -> None:
@@ -129,7 +129,7 @@ def _otlp(options: dict[str, Any], sandbox: Sandbox) -> None:
         processor.shutdown()
 
 
-DOORS: dict[str, Callable[[dict[str, Any], Sandbox], None]] = {
+WAYS_IN: dict[str, Callable[[dict[str, Any], Sandbox], None]] = {
     "wsgi": _wsgi,
     "tornado": _tornado,
     "outgoing": _outgoing,
@@ -137,8 +137,8 @@ DOORS: dict[str, Callable[[dict[str, Any], Sandbox], None]] = {
     "client spans": _spans(SpanKind.CLIENT),
     "otlp": _otlp,
 }
-_INCOMING = frozenset(DOORS) - {"outgoing", "client spans"}
-_OUTGOING = frozenset(DOORS) - _INCOMING
+_INCOMING = frozenset(WAYS_IN) - {"outgoing", "client spans"}
+_OUTGOING = frozenset(WAYS_IN) - _INCOMING
 
 
 def _true(*_: Any) -> bool:
@@ -153,30 +153,30 @@ def _mask(event: Any) -> Any:
 
 
 class Protecting:
-    """An option that protects: what to set it to, what is there without and not with it, at which doors."""
+    """An option that protects: what to set it to, what is there without and not with it, at which ways in."""
 
     def __init__(
         self,
         value: Any,
         *gone: str,
-        doors: frozenset[str] = frozenset(DOORS),
+        ways_in: frozenset[str] = frozenset(WAYS_IN),
         refused_by: frozenset[str] = frozenset(),
         without: dict[str, Any] | None = None,
     ) -> None:
         self.value = value
         self.gone = gone
-        self.doors = doors
+        self.ways_in = ways_in
         self.refused_by = refused_by
         self.without = without or {}
 
 
 _BODIES = (REQUEST_FIELD, RESPONSE_FIELD)
 PROTECTING: dict[str, Protecting] = {
-    "SKIP": Protecting(_true, REQUEST_FIELD, REQUEST_HEADER, doors=_INCOMING),
-    "SKIP_OUTGOING": Protecting(_true, REQUEST_FIELD, REQUEST_HEADER, doors=_OUTGOING),
+    "SKIP": Protecting(_true, REQUEST_FIELD, REQUEST_HEADER, ways_in=_INCOMING),
+    "SKIP_OUTGOING": Protecting(_true, REQUEST_FIELD, REQUEST_HEADER, ways_in=_OUTGOING),
     "MASK_EVENT_MODEL": Protecting(_mask, *_BODIES, refused_by=frozenset({"otlp"})),
-    "LOG_BODY": Protecting(False, *_BODIES, doors=_INCOMING),
-    "LOG_BODY_OUTGOING": Protecting(False, *_BODIES, doors=_OUTGOING),
+    "LOG_BODY": Protecting(False, *_BODIES, ways_in=_INCOMING),
+    "LOG_BODY_OUTGOING": Protecting(False, *_BODIES, ways_in=_OUTGOING),
     "REQUEST_MAX_BODY_SIZE": Protecting(10, REQUEST_FIELD),
     "RESPONSE_MAX_BODY_SIZE": Protecting(10, RESPONSE_FIELD),
     "REQUEST_BODY_MASKS": Protecting(["MARKED"], REQUEST_FIELD),
@@ -211,29 +211,29 @@ def sandbox() -> Iterator[Sandbox]:
         yield running
 
 
-def _received(door: str, options: dict[str, Any], sandbox: Sandbox) -> str:
+def _received(way_in: str, options: dict[str, Any], sandbox: Sandbox) -> str:
     sandbox.clear()
     # Nobody else's calls: each run has an application id of its own.
-    DOORS[door]({"APPLICATION_ID": uuid.uuid4().hex, "BASE_URI": sandbox.url, "EVENT_BATCH_TIMEOUT": 0.05, **options}, sandbox)
+    WAYS_IN[way_in]({"APPLICATION_ID": uuid.uuid4().hex, "BASE_URI": sandbox.url, "EVENT_BATCH_TIMEOUT": 0.05, **options}, sandbox)
     return json.dumps(sandbox.events())
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_each_protects_at_each_door(door: str, sandbox: Sandbox) -> None:
-    """What it protects is there without it and gone with it; or the door refuses it."""
+@pytest.mark.parametrize("way_in", WAYS_IN)
+def test_each_protects_at_each_way_in(way_in: str, sandbox: Sandbox) -> None:
+    """What it protects is there without it and gone with it; or the way in refuses it."""
     without = {}
     for name, option in PROTECTING.items():
-        if door not in option.doors:
+        if way_in not in option.ways_in:
             continue
-        if door in option.refused_by:
+        if way_in in option.refused_by:
             with pytest.raises(MoesifConfigError, match=name):
-                _received(door, {name: option.value}, sandbox)
+                _received(way_in, {name: option.value}, sandbox)
             continue
         key = json.dumps(option.without)
         if key not in without:
-            without[key] = _received(door, option.without, sandbox)
+            without[key] = _received(way_in, option.without, sandbox)
         assert sorted(found_in(without[key], option.gone)) == sorted(option.gone), f"{name}: not there without it"
-        assert found_in(_received(door, {name: option.value}, sandbox), option.gone) == [], f"{name}: there with it"
+        assert found_in(_received(way_in, {name: option.value}, sandbox), option.gone) == [], f"{name}: there with it"
 
 
 def test_a_processor_and_its_exporter_agree() -> None:

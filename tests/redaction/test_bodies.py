@@ -349,7 +349,7 @@ def test_headers_that_stay(name: str) -> None:
     ],
 )
 def test_urls(url: str, expected: str) -> None:
-    """What opens a door in a URL is hidden, paths and hosts stay."""
+    """Credentials in a URL are hidden, paths and hosts stay."""
     assert redact_url(AUTO, url) == expected
 
 

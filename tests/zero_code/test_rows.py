@@ -77,7 +77,7 @@ def served() -> Iterator[tuple[Sandbox, dict[str, Program], dict[str, dict[str, 
 def test_each_call_is_one_event_with_both_bodies(server: str, served: Any) -> None:
     """The client gets what the application says, without a header of ours, and Moesif gets each call once."""
     sandbox, programs, answers = served
-    expected = set(FRAMEWORKS) - ({"plain"} if server == "uwsgi" else set())  # uWSGI has no Python seam to meet it at
+    expected = set(FRAMEWORKS) - ({"plain"} if server == "uwsgi" else set())  # uWSGI has no Python function to patch
     events = sandbox.events(application_id=server)
     by_path: dict[str, list[Any]] = {}
     for event in events:

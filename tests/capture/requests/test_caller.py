@@ -356,7 +356,7 @@ def test_connection_failure_while_sending(upstream):
 
 
 def test_no_thread_and_no_header(upstream):
-    """The tap starts nothing and adds nothing: the headers are those of `requests` alone, a caller's own stay."""
+    """The capture starts nothing and adds nothing: the headers are those of `requests` alone, a caller's own stay."""
     sent = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
     with capturing():
         requests.get(upstream.url + "/json")

@@ -479,7 +479,7 @@ def test_a_middlewares_pipeline_gets_its_own_applications_calls(upstream):
 
 
 def test_a_child_of_fork_can_capture(upstream):
-    """The tap's lock is fresh in a child, whatever the parent was doing."""
+    """The capture's lock is fresh in a child, whatever the parent was doing."""
     code = """
         import os, requests
         from moesif_otel._capture import outgoing, patching

@@ -1,4 +1,4 @@
-"""Calls that no tap of ours meets: urllib3 used directly, under its own instrumentation; then the process ends."""
+"""Calls that no capture of ours sees: urllib3 used directly, under its own instrumentation; then the process ends."""
 
 import http.server
 import threading
