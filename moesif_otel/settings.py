@@ -130,14 +130,13 @@ def _directory(value: Any) -> str:
     return os.path.abspath(os.path.expanduser(text))  # noqa: PTH100, PTH111 - a string is what callers need
 
 
-def _callback(value: Any) -> Callable[..., Any]:
+def _callback(value: Any) -> Any:
     if isinstance(value, str):
         # Its module is imported when the callback is first needed, not before the application.
         return ImportedCallback(value.strip())
     if not callable(value):
         raise TypeError
-    found: Callable[..., Any] = value
-    return found
+    return value
 
 
 class ImportedCallback:

@@ -68,12 +68,18 @@ def _application_of_server(attribute: str, *, asgi: bool = False) -> Callable[..
     return initialise
 
 
+def _served(serving: Serving, app: Any, *, asgi: bool = False) -> Any:
+    """Return an application as a server is to call it."""
+    kind = ServedAsgiApplication if asgi else ServedApplication
+    return kind(app, serving) if callable(app) and type(app) is not kind else app
+
+
 def _replace_application(serving: Serving, server: Any, attribute: str, *, asgi: bool = False) -> None:
-    served = ServedAsgiApplication if asgi else ServedApplication
     try:
         app = getattr(server, attribute, None)
-        if callable(app) and type(app) is not served and not hasattr(app, INTERNAL):
-            setattr(server, attribute, served(app, serving))
+        served = app if hasattr(app, INTERNAL) else _served(serving, app, asgi=asgi)
+        if served is not app:
+            setattr(server, attribute, served)
             serving.prepare()
     except Exception as exc:
         PROCESS_GUARD.caught("capturing the application of a server", exc)
@@ -112,17 +118,13 @@ def _uvicorn_load(serving: Serving, load: Any, config: Any, /, *args: Any, **kwa
 
 def _granian_wrap(serving: Serving, wrap: Any, callback: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Do what granian's workers call with their ASGI application."""
-    if callable(callback) and type(callback) is not ServedAsgiApplication:
-        callback = ServedAsgiApplication(callback, serving)
-        serving.prepare()
-    return wrap(callback, *args, **kwargs)
+    serving.prepare()
+    return wrap(_served(serving, callback, asgi=True), *args, **kwargs)
 
 
 def _wsgiref_run(serving: Serving, run: Any, handler: Any, application: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Do `BaseHandler.run(self, application)` (Django's `runserver` inherits it)."""
-    if callable(application) and type(application) is not ServedApplication:
-        application = ServedApplication(application, serving)
-    return run(handler, application, *args, **kwargs)
+    return run(handler, _served(serving, application), *args, **kwargs)
 
 
 def _tornado_application(serving: Serving, init: Any, application: Any, /, *args: Any, **kwargs: Any) -> None:

@@ -30,7 +30,7 @@ _MAX_PARTS: Final = 1_000
 _MAX_MULTIPART_NESTING: Final = 4
 _WORD: Final = re.compile(r"[\w.\-]+")
 _LINE_ENDS: Final = re.compile(r"(\r\n|\r|\n)")
-# What a form and an event stream are made of, whatever the type says; anything else is looked into as a text.
+# What a form and an event stream are made of, whatever the type says; anything else is inspected as a text.
 _FORM: Final = re.compile(r"[^\s\"'<>{}()\\]*\Z")
 _STREAM: Final = re.compile(r"\ufeff?(?:(?:(?:data|event|id|retry)?:[^\r\n]*|data)?(?:\r\n|\r|\n|\Z)){1,10000}\Z")
 _PARAMETER: Final = re.compile(r';\s*([A-Za-z0-9*_-]+)[ \t]*=[ \t]*("(?:[^"\\]|\\.)*"|[^\s;]*)')
@@ -91,7 +91,7 @@ def _redacted(look: Inspection, data: bytes, media: Media, *, whole: bool, nesti
 
 
 def _by_format(look: Inspection, text: str, media: Media, *, whole: bool) -> str | None:
-    """Return a text with everything hidden, or None when a name that counts stands in a text of unknown form."""
+    """Return a text with everything hidden, or None if its form is unknown and a name that counts is in it."""
     json_like = text.lstrip(" \t\r\n\x1e\ufeff")[:1] in {"{", "["}
     if (json_like or media.format is Format.JSON) and is_json_text(text):
         # Whatever its type says. A cut text, or one that is broken somewhere: its last string may be half of one.
@@ -124,7 +124,7 @@ def _has_name(look: Inspection, text: str) -> bool:
 
 
 def _event_stream(look: Inspection, text: str, *, whole: bool) -> str:
-    """Server-sent events (WHATWG HTML, 9.2): the data lines of one event are one text, JSON or not."""
+    """Hide in server-sent events (WHATWG HTML, 9.2): the data lines of one event are one text, JSON or not."""
     pieces = _LINE_ENDS.split(text)
     out: list[str] = []
     held: list[tuple[int, str]] = []
@@ -169,7 +169,7 @@ def _event_data(look: Inspection, text: str, *, cut: bool) -> str:
 
 
 def _multipart(look: Inspection, data: bytes, boundary: str, *, whole: bool, nesting: int) -> bytes | LeftOut:
-    """RFC 2046, RFC 7578: each part's name and content."""
+    """Hide in each part of a multipart body (RFC 2046, RFC 7578), by its name and in its content."""
     delimiter = b"--" + boundary.encode("utf-8", "replace")
     parts = data.count(delimiter)
     if nesting >= _MAX_MULTIPART_NESTING or parts > _MAX_PARTS:
@@ -248,7 +248,7 @@ def _field_names(disposition: str) -> set[str]:
 
 
 def _decoded_words(text: str) -> str:
-    """Undo RFC 2047's `=?utf-8?q?password?=`, which mail programs write."""
+    """Decode RFC 2047's `=?utf-8?q?password?=`, which mail programs write."""
     try:
         return str(make_header(decode_header(text))) if "=?" in text else text
     except (HeaderParseError, LookupError, ValueError):
@@ -256,7 +256,7 @@ def _decoded_words(text: str) -> str:
 
 
 def _transfer_decoded(content: bytes, coding: str) -> bytes | None:
-    """Undo a part's Content-Transfer-Encoding; None when that is not possible."""
+    """Decode a part's Content-Transfer-Encoding; None if that is not possible."""
     try:
         if coding == "base64":
             return base64.b64decode(content)

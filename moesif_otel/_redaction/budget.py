@@ -23,7 +23,7 @@ MAX_DECODED_BYTES: Final = 450_000
 """Most bytes that undoing a Content-Encoding may make: the server truncates a body there."""
 
 MAX_INSPECTED_BYTES: Final = 1_500_000
-"""Most bytes that are looked into for one body, one list of headers, or one URL."""
+"""Most bytes that are inspected for one body, one list of headers, or one URL."""
 
 MAX_NODES: Final = 50_000
 """Most steps in one inspection."""

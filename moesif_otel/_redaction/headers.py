@@ -1,4 +1,4 @@
-"""Secrets in headers: credentials, cookies, and URLs in any header.
+"""Hides secrets in headers: credentials, cookies, and URLs in any header.
 
 A header's name stays; that it was there is no secret. The caller runs one quick scan over all values, with what else it
 has to scan, and says whether any of them needs a closer look.
@@ -73,7 +73,7 @@ def _credentials(value: str) -> str:
 
 
 def _cookies(look: Inspection, part: str, *, concerned: bool) -> str:
-    """Hide in what stands between two semicolons: one cookie or attribute, or two cookies with a comma between."""
+    """Return the text between two semicolons, hidden: a cookie or attribute, or two cookies joined by a comma."""
     out: list[str] = []
     for piece in _JOINED.split(part) if "," in part else (part,):
         look.spend(0)

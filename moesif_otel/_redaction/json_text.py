@@ -1,4 +1,4 @@
-"""Secrets in JSON, as text: what is hidden is replaced where it stands, all else stays byte for byte.
+"""Hides secrets in JSON text: they are replaced where they stand, and all else stays byte for byte.
 
 No value is built, so that numbers keep their digits, names that stand twice are both seen, and a long text takes no
 memory. The same function reads one JSON text, JSON Lines, JSON text sequences, and the first part of any of these.
@@ -36,7 +36,7 @@ _HIDDEN_JSON: Final = f'"{HIDDEN}"'
 
 
 def is_json_text(text: str) -> bool:
-    """Tell whether a text is made of what JSON is made of, to its end or to where it was cut."""
+    """Tell whether a text has only tokens of JSON, to its end or to where it was cut."""
     rest = _STRINGS.sub("", text)
     quote = rest.find('"')
     if quote >= 0:
@@ -96,14 +96,14 @@ class _JsonPass:
 
     def run(self, *, card: bool) -> str:
         self._look.spend(len(self._text))
-        # What holds for the container that we are in, and for those around it; empty where nothing special does.
+        # The verdicts on the container that we are in and on those around it; empty outside of such containers.
         modes = [Verdict.CARD] if card else []
         while self._within(modes) if modes else self._outside(modes):
             pass
         return self._ended()
 
     def _outside(self, modes: list[Verdict]) -> bool:
-        """Go on to the next name that counts and deal with its value; returns whether there was one."""
+        """Find the next name that counts and handle its value; return whether there was one."""
         look = self._look
         verdict_of = look.rules.verdict
         known: set[str] = set()
@@ -135,7 +135,7 @@ class _JsonPass:
         return False
 
     def _within(self, modes: list[Verdict]) -> bool:
-        """Deal with the next token of a container in which something special holds; returns whether there was one."""
+        """Handle the next token of a container whose values are hidden or checked; return whether there was one."""
         match = _TOKENS.search(self._text, self._at)
         if match is None or match.lastindex == _OPEN_QUOTE:  # a quote that nothing closes: the text was cut behind it
             return False
@@ -155,7 +155,7 @@ class _JsonPass:
         return True
 
     def _structure(self, match: re.Match[str], modes: list[Verdict], mode: Verdict) -> None:
-        """Follow a bracket, or hide a number that is a card's; only asked where a mode holds."""
+        """Follow a bracket, or hide a card's number."""
         if match[3] is not None:
             modes.append(mode)
         elif match[4] is not None:
@@ -165,7 +165,7 @@ class _JsonPass:
             self._replace(match.start(), match.end(), _HIDDEN_JSON)
 
     def _value(self, at: int, verdict: Verdict, modes: list[Verdict], mode: Verdict) -> None:
-        """Deal with the value of a name that counts, and go on behind it, or inside where it is a container."""
+        """Handle the value of a name that counts, and continue behind it, or inside if it is a container."""
         self._at = at
         match = _VALUE.match(self._text, at)
         if match is None or match.lastindex is None:
@@ -196,7 +196,7 @@ class _JsonPass:
         return has_card_number(number, cut=cut)
 
     def _string(self, raw: str, start: int, end: int, *, in_card: bool) -> bool:
-        """Look into a string; returns whether the one behind it was dealt with, too (`"--password", "x"`)."""
+        """Inspect a string; return whether the next one was handled with it (`"--password", "x"`)."""
         if not in_card and _MARKED.search(raw) is None:
             return False
         clear = _clear(raw)
@@ -236,7 +236,7 @@ class _JsonPass:
 
 
 def _clear(raw: str) -> str:
-    """Undo a string's escapes; `raw` itself where they are broken."""
+    """Return a string without its escapes; `raw` itself if they are broken."""
     if "\\" not in raw:
         return raw
     try:

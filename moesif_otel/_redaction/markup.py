@@ -1,7 +1,7 @@
-"""Secrets in XML and HTML, and in any text that may have tags, URLs, JSON or escapes in it.
+"""Hides secrets in XML and HTML, and in any text that may contain tags, URLs, JSON or escapes.
 
-Elements and attributes whose names count are hidden, what stands between tags is prose. Escapes in which names are
-spelled are undone, and what is found behind them is hidden.
+Elements and attributes whose names count are hidden; the text between tags is prose. Names are also found if they are
+written with escapes.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _pass(look: Inspection, text: str, *, card: bool, cut: bool) -> str:
 
 
 def unescaped(text: str) -> str:
-    """Undo JSON's escapes of what names are written with, however deep that JSON lies in other JSON."""
+    """Decode JSON's escapes of the characters of names, however deep that JSON lies in other JSON."""
     for _ in range(4):
         clear = _ESCAPE.sub(_escaped_character, text)
         if clear == text:
@@ -158,7 +158,7 @@ class _Markup:
         return self._look.rules.verdict(_local(tag[2])) is not Verdict.KEEP or _NAMING.search(tag[3]) is not None
 
     def _node(self, node: str, *, before_closing: bool, last: bool) -> bool:
-        """Look into the text between two tags; returns whether all that follows must be hidden."""
+        """Inspect the text between two tags; return whether all that follows must be hidden."""
         if not node:
             return False
         if node.isspace():

@@ -1,6 +1,6 @@
-"""The names under which secrets travel: what `AUTO_HIDE_SENSITIVE` hides, and how names are compared.
+"""The names of secrets that `AUTO_HIDE_SENSITIVE` hides, and how names are compared.
 
-Constants and pure functions. A value is never judged here, only what it is called.
+Constants and pure functions. Only names are judged here, never values.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ SENSITIVE_COOKIES: Final = (
     *("jsessionid", "phpsessid", "aspsessionid", "asp.net_sessionid", ".aspnetcore.session", ".aspnetcore.cookies"),
     *(".aspnetcore.identity.application", "auth", "jwt", "remember_me", "csrf", "csrftoken", "xsrf_token"),
 )
-"""Names of cookies whose values are hidden, besides `SENSITIVE_NAMES`: whoever has them is the user."""
+"""Names of cookies whose values are hidden, besides `SENSITIVE_NAMES`: they log their owner in."""
 
 CREDENTIAL_HEADERS: Final = ("authorization", "proxy-authorization")
 """Headers whose credentials are hidden and whose scheme stays; `AUTHORIZATION_HEADER_NAME`'s are treated the same."""

@@ -1,4 +1,4 @@
-"""Secrets in text that has no form of its own: `name: value`, `name=value`, `--name value`, lists and tables.
+"""Hides secrets in text without a form of its own: `name: value`, `name=value`, `--name value`, lists and tables.
 
 Where a value's end is not certain, the rest of the text is hidden. Every search here takes linear time.
 """
@@ -55,7 +55,7 @@ _CARD_CHARACTERS: Final = 64
 
 
 def hide_pairs(look: Inspection, text: str, *, card: bool, cut: bool, more: bool = False) -> tuple[str, bool]:
-    """Return a text without markup, hidden, and whether what follows the text must be hidden, too."""
+    """Return a text without markup with everything hidden, and whether all that follows it must be hidden, too."""
     if card and has_card_number(text, cut=cut):
         return HIDDEN, False
     end = _end_of_table_head(look, text, cut=cut)
@@ -68,7 +68,7 @@ def hide_pairs(look: Inspection, text: str, *, card: bool, cut: bool, more: bool
 
 
 def _pairs(look: Inspection, text: str, *, cut: bool, more: bool) -> tuple[str, bool]:
-    """Do the same for `name: value`, `--name value` and `"name", "value"`."""
+    """Return the same for `name: value`, `--name value` and `"name", "value"`."""
     out: list[str] = []
     done = at = 0
     looked_to = 0
@@ -84,7 +84,7 @@ def _pairs(look: Inspection, text: str, *, cut: bool, more: bool) -> tuple[str, 
         if verdict is Verdict.KEEP or text.startswith(HIDDEN, at):
             continue
         if verdict is Verdict.CARD:
-            # Only so far, or a thousand such names would each look through the rest of the text.
+            # Only so far, or a thousand such names would each have the rest of the text searched.
             beyond = at + _CARD_CHARACTERS >= len(text)
             if not has_card_number(text[at : at + _CARD_CHARACTERS], cut=cut and beyond):
                 continue
@@ -106,7 +106,7 @@ def _pairs(look: Inspection, text: str, *, cut: bool, more: bool) -> tuple[str, 
 
 
 def next_concerned(look: Inspection, text: str, at: int, edge: re.Pattern[str]) -> tuple[int, int]:
-    """Return start and end of the next stretch of a text that has to be looked into: most of a page, or a log, has not.
+    """Return start and end of the next stretch of a text that must be inspected: most of a page, or of a log, need not.
 
     Stretches end where `edge` matches, so that nothing that counts lies on both sides.
     """

@@ -1,6 +1,6 @@
 """Decides what is hidden on one side of a call, name by name: the options' masks and the well-known names.
 
-A `Rules` never changes but for a bounded memory of names that it has judged; any thread may ask it.
+A `Rules` never changes, except for a bounded memory of names that it has judged. Thread-safe.
 """
 
 from __future__ import annotations

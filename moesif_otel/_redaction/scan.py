@@ -1,4 +1,4 @@
-"""The quick scan: one look at a text's bytes that says whether a closer look is needed.
+"""The quick scan: tells from a text's bytes whether it must be inspected.
 
 Nearly every body passes here without being parsed, so this is the module whose speed counts. It may say yes for
 nothing, it must never say no for a text in which a name that counts could be read.
@@ -51,7 +51,7 @@ class QuickScan:
     def __init__(self, masks: Iterable[str], *, auto: bool) -> None:
         names = tuple(masks)
         self._auto = auto
-        # Such a name can be written in ways that the scan does not undo: then everything is looked into.
+        # Such a name can be written in ways that the scan does not undo: then everything is inspected.
         self._always = not all(_PLAIN_MASK.match(name) for name in names)
         needles = {fold(name).encode("utf-8", "replace").translate(None, _IGNORED) for name in names}
         self._needles = tuple(needles - {b""})

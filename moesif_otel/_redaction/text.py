@@ -1,7 +1,7 @@
-"""Secrets in a text that is a value: JSON in a string, a URL, percent-encoded text, or prose.
+"""Hides secrets in a text that is a value: JSON in a string, a URL, percent-encoded text, or prose.
 
-This is where the forms of text meet: each of them hands the texts it finds inside back to `inspect_text`, which decides
-what they are, at most `MAX_NESTING` levels deep.
+The modules of the other forms call `inspect_text` for the texts inside theirs (`Inspection.inspect`). It decides what
+they are, at most `MAX_NESTING` levels deep.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LONE_URL: Final = re.compile(r"\s*(?:[A-Za-z][A-Za-z0-9+.\-]{0,19}://|//|[/?#])
 
 
 def redact_text(rules: Rules, text: str, *, card: bool = False) -> str:
-    """Hide in a text of any kind; what cannot be looked into within the bounds is hidden as a whole."""
+    """Return a text of any kind with everything hidden; all of it, if it cannot be inspected within the bounds."""
     try:
         return inspect_text(Inspection(rules, inspect_text), text, card)
     except OverBudget:
@@ -36,7 +36,7 @@ def redact_text(rules: Rules, text: str, *, card: bool = False) -> str:
 
 
 def redact_url(rules: Rules, url: str) -> str:
-    """Hide in a URL: user and password before the host, path parameters, query and fragment."""
+    """Return a URL with user, password, and secrets in path parameters, query and fragment hidden."""
     if not rules.active or ("=" not in url and "@" not in url and "%" not in url) or _has_plain_query(rules, url):
         return url
     try:
@@ -66,7 +66,7 @@ def redact_value(rules: Rules, root: Any) -> Any:
 
 
 def inspect_text(look: Inspection, text: str, card: bool) -> str:
-    """Hide in a text that is a field's value; `card` where card numbers are expected."""
+    """Return a field's value with everything hidden; `card` where card numbers are expected."""
     if card and has_card_number(text):
         return HIDDEN
     if _MARKED.search(text) is None or not look.rules.may_concern_text(text):
@@ -85,7 +85,7 @@ def inspect_text(look: Inspection, text: str, card: bool) -> str:
 
 
 def inspect_prose(look: Inspection, text: str, *, card: bool = False, cut: bool = False) -> str:
-    """Hide in a text that has no form of its own."""
+    """Return a text that has no form of its own with everything hidden."""
     # Late: few bodies need it, and its expressions take longer to compile than the rest of the package to import.
     with LATE_IMPORTS:
         from moesif_otel._redaction.markup import redact_prose

@@ -1,4 +1,4 @@
-"""Secrets in URLs, query strings and forms: user and password before a host, and `name=value` pairs."""
+"""Hides secrets in URLs, query strings and forms: user and password before a host, and `name=value` pairs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def hide_user_info(text: str) -> str:
 
 
 def inspect_url(look: Inspection, url: str) -> str:
-    """Hide in a URL: user and password, path parameters, query, fragment."""
+    """Return a URL with user, password, and secrets in path parameters, query and fragment hidden."""
     look.spend(len(url))
     if look.rules.auto and "@" in url:
         url = hide_user_info(url)
@@ -50,7 +50,7 @@ def inspect_url(look: Inspection, url: str) -> str:
 
 
 def inspect_form(look: Inspection, text: str, *, cut: bool) -> str:
-    """Hide in a form's body; of an OAuth request also what a URL would not show."""
+    """Return a form's body with everything hidden; of an OAuth request also the names that count in queries."""
     look.spend(len(text))
     verdict_of = look.rules.query_verdict if "grant_type" in text else look.rules.verdict
     return _pairs(look, text, _FORM_PIECES, verdict_of, cut=cut)
@@ -106,7 +106,7 @@ def _pair(look: Inspection, piece: str, verdict_of: Callable[[str], Verdict], *,
 
 
 def unquoted(name: str) -> str:
-    """Undo percent-escapes, and those of percent-escapes: a decoded path may have been quoted again."""
+    """Decode percent-escapes, and those of percent-escapes: a decoded path may have been quoted again."""
     for _ in range(MAX_NESTING):
         if "%" not in name and "+" not in name:
             break
@@ -118,7 +118,7 @@ def unquoted(name: str) -> str:
 
 
 def redact_encoded(look: Inspection, value: str, *, card: bool = False) -> str:
-    """Hide in a value that may be percent-encoded; what changes is encoded again."""
+    """Return a value that may be percent-encoded with everything hidden; if it changes, it is encoded again."""
     if not card and _VALUED.search(value) is None:
         # Without one of these marks there is no name with a value in it, only words.
         return value
