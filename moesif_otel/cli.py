@@ -68,49 +68,20 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="moesif-otel", description="API analytics, captured with OpenTelemetry.")
     parser.add_argument("--version", action="version", version=f"moesif-otel {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    sandbox = commands.add_parser(
-        "sandbox",
-        help="run a local stand-in for Moesif",
-        description="Run a local stand-in for Moesif, and show what it receives.",
+    _add_sandbox_options(
+        commands.add_parser(
+            "sandbox",
+            help="run a local stand-in for Moesif",
+            description="Run a local stand-in for Moesif, and show what it receives.",
+        )
     )
-    sandbox.add_argument("--port", type=_port, default=_DEFAULT_PORT, help="default %(default)s; 0 chooses a free one")
-    sandbox.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    sandbox.add_argument("--database", metavar="FILE", help="keep what it receives in this SQLite file")
-    sandbox.add_argument(
-        "--application-id", action="append", default=[], metavar="ID", help="accept only this id (may be repeated)"
+    _add_tail_options(
+        commands.add_parser(
+            "tail",
+            help="show the calls that a running sandbox receives",
+            description="Show the calls that a running sandbox receives, as they arrive.",
+        )
     )
-    sandbox.add_argument(
-        "--allow-host",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="also accept requests for this host name (may be repeated)",
-    )
-    sandbox.add_argument("--quiet", action="store_true", help="do not print a line for each call")
-    sandbox.add_argument("--color", choices=_COLOURS, default="auto", help="default %(default)s")
-    tail = commands.add_parser(
-        "tail",
-        help="show the calls that a running sandbox receives",
-        description="Show the calls that a running sandbox receives, as they arrive.",
-    )
-    address = f"http://127.0.0.1:{_DEFAULT_PORT}"
-    tail.add_argument("--url", default=address, help="the sandbox's address (default %(default)s)")
-    tail.add_argument(
-        "-n", "--number", type=_number, default=10, help="recent calls to begin with (default %(default)s)"
-    )
-    tail.add_argument("-q", "--text", dest="q", metavar="TEXT", help="only calls that contain this text")
-    tail.add_argument("--verb")
-    tail.add_argument("--status", help="such as 404, 5xx or none; separate several with commas")
-    tail.add_argument("--user", metavar="ID")
-    tail.add_argument("--company", metavar="ID")
-    tail.add_argument("--direction", choices=("incoming", "outgoing", "internal"))
-    tail.add_argument("--application-id", metavar="ID")
-    tail.add_argument("--route")
-    tail.add_argument("--trace", metavar="ID")
-    tail.add_argument("--marks", choices=("blocked", "hidden", "truncated"))
-    tail.add_argument("--errors", action="store_const", const="1", help="only calls that failed")
-    tail.add_argument("--json", action="store_true", help="print one JSON object per line")
-    tail.add_argument("--color", choices=_COLOURS, default="auto", help="default %(default)s")
     demo = commands.add_parser(
         "demo",
         help="see calls being captured, without an account",
@@ -135,6 +106,37 @@ def _parser() -> argparse.ArgumentParser:
         help="a command such as python app.py, which is run for a few seconds, or module:application, to import",
     )
     return parser
+
+
+def _add_sandbox_options(sandbox: argparse.ArgumentParser) -> None:
+    add = sandbox.add_argument
+    add("--port", type=_port, default=_DEFAULT_PORT, help="default %(default)s; 0 chooses a free one")
+    add("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
+    add("--database", metavar="FILE", help="keep what it receives in this SQLite file")
+    add("--application-id", action="append", default=[], metavar="ID", help="accept only this id (may be repeated)")
+    also = "also accept requests for this host name (may be repeated)"
+    add("--allow-host", action="append", default=[], metavar="NAME", help=also)
+    add("--quiet", action="store_true", help="do not print a line for each call")
+    add("--color", choices=_COLOURS, default="auto", help="default %(default)s")
+
+
+def _add_tail_options(tail: argparse.ArgumentParser) -> None:
+    add = tail.add_argument
+    add("--url", default=f"http://127.0.0.1:{_DEFAULT_PORT}", help="the sandbox's address (default %(default)s)")
+    add("-n", "--number", type=_number, default=10, help="recent calls to begin with (default %(default)s)")
+    add("-q", "--text", dest="q", metavar="TEXT", help="only calls that contain this text")
+    add("--verb")
+    add("--status", help="such as 404, 5xx or none; separate several with commas")
+    add("--user", metavar="ID")
+    add("--company", metavar="ID")
+    add("--direction", choices=("incoming", "outgoing", "internal"))
+    add("--application-id", metavar="ID")
+    add("--route")
+    add("--trace", metavar="ID")
+    add("--marks", choices=("blocked", "hidden", "truncated"))
+    add("--errors", action="store_const", const="1", help="only calls that failed")
+    add("--json", action="store_true", help="print one JSON object per line")
+    add("--color", choices=_COLOURS, default="auto", help="default %(default)s")
 
 
 def _port(text: str) -> int:

@@ -106,10 +106,6 @@ class Instrumentation:
             made[0].join(self)
         return made
 
-    def prepare(self) -> None:
-        """Make the pipeline ready for a first call. Never raises."""
-        PROCESS_GUARD.run("preparing the capture", self._pipeline)
-
     def wrapped(self, app: Any, callback_app: Any) -> Any:
         """Return the WSGI application with our capture around it, for one call. Never raises."""
         try:
@@ -242,7 +238,6 @@ def read_settings(options: Mapping[str, Any]) -> Settings | None:
 # The handles that capture, newest first.
 
 _handles: tuple[Instrumentation, ...] = ()
-_installed: Final[list[bool]] = []
 
 
 def _add(handle: Instrumentation) -> None:
@@ -252,9 +247,12 @@ def _add(handle: Instrumentation) -> None:
         # The newest is the outermost. Of two with the same application id the outermost captures the call, so options
         # in code, set later than the environment, take precedence.
         _handles = (handle, *_handles)
-    if not _installed:
-        _installed.append(True)
-        install(_EveryHandle())
+    _install_patches()
+
+
+@functools.cache
+def _install_patches() -> None:
+    install(_EveryHandle())
 
 
 def _remove(handle: Instrumentation) -> None:
@@ -268,7 +266,7 @@ class _EveryHandle:
 
     def prepare(self) -> None:
         for handle in _handles:
-            handle.prepare()
+            PROCESS_GUARD.run("preparing the capture", handle.pipeline)
 
     def prepare_tornado(self) -> None:
         for handle in _handles:
