@@ -95,6 +95,6 @@ class MoesifSpanExporter(SpanExporter):
     def stats(self) -> Stats:
         """Return the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time.
 
-        `profiles` has those of profile calls that did not wait, under the same law.
+        `profiles` has those of profile calls that did not wait; they add up in the same way.
         """
         return self.sink.stats()

@@ -1,4 +1,4 @@
-"""The public span processor: a face of `Pipeline` for OpenTelemetry's tracer providers."""
+"""The public span processor: makes a `Pipeline` a part of OpenTelemetry's tracer providers."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ class CapturePipeline(Protocol):
 
     @property
     def sees_spans(self) -> bool:
-        """Tell whether spans of some tracer provider come by."""
+        """Tell whether the pipeline gets the spans of a tracer provider."""
         ...
 
     def bind(self, exchange: Exchange, span: Any) -> None:

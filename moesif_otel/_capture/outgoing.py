@@ -116,7 +116,7 @@ def _start(route: Route, name: str) -> None:
 def begin_call(
     kind: type[_Call], method: str, url: str, headers: Any, is_part: Callable[[OutgoingCall], bool]
 ) -> _Call | None:
-    """Return the record of a call that is about to be sent, or None where nobody wants it. Never raises.
+    """Return the record of a call that is about to be sent, or None if no pipeline captures it. Never raises.
 
     Args:
         kind: The client's class of calls.

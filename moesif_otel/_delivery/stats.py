@@ -1,10 +1,10 @@
 """Counts what became of every event: once, by reason, so that the sums always agree.
 
-The law, in every snapshot: `accepted == delivered + sum(dropped.values()) + pending`.
+The invariant, in every snapshot: `accepted == delivered + sum(dropped.values()) + pending`.
 
 *Spooled events.* An event that is written to disk leaves this process's books as dropped for the reason `spooled`: the
 one reason that is no loss. Whoever settles it later (this process or another) accepts it and delivers or drops it in
-one step, and counts it in `replayed`. So the law holds in each process by itself, whatever becomes of the others, and
+one step, and counts it in `replayed`. So it holds in each process by itself, whatever becomes of the others, and
 over all of them `delivered` is the number of events that Moesif took.
 """
 
@@ -112,7 +112,7 @@ class Ledger:
         self._sums.add(_SETTLED, n)
 
     def count(self, name: str, n: int = 1) -> None:
-        """Count something that is not part of the law (`retries`, `batches`, `skipped`, …); it appears in `Stats`."""
+        """Count something outside of the invariant (`retries`, `batches`, `skipped`, …); it appears in `Stats`."""
         self._sums.add(name, n)
 
     @property
@@ -128,7 +128,7 @@ class Ledger:
         return self.pending >= count
 
     def snapshot(self) -> Stats:
-        """Read everything at one moment; the law holds in what it returns."""
+        """Read everything at one moment; the invariant holds in what it returns."""
         sums = self._sums.read()
         sums.pop(_SETTLED, None)
         accepted, delivered = sums.pop(_ACCEPTED, 0), sums.pop(_DELIVERED, 0)

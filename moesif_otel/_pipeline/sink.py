@@ -91,7 +91,7 @@ class Sink:
         self.delivery.ensure_started()
 
     def count(self, name: str) -> None:
-        """Count something that is no event's fate."""
+        """Count something that does not say what became of an event."""
         self.delivery.ledger.count(name)
 
     def submit(self, exchange: Exchange) -> None:
@@ -159,7 +159,7 @@ class Sink:
     def stats(self) -> Stats:
         """Return the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time.
 
-        `profiles` has those of profile calls that did not wait, under the same law.
+        `profiles` has those of profile calls that did not wait; they add up in the same way.
         """
         stats = self.delivery.ledger.snapshot()
         profiles = self.profiles.stats()

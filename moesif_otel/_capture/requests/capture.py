@@ -147,7 +147,7 @@ def _requests_of(end: Any) -> Iterator[Any]:
 
 
 class _View:
-    """A response that its caller reads by himself, as callbacks get it: without the body that he has not read.
+    """A response that its caller reads, as callbacks get it: without the body that has not been read yet.
 
     Holds neither the response nor what may lead to it (hooks, a body), or it would never be garbage.
     """

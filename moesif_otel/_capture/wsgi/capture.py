@@ -316,7 +316,7 @@ class _WsgiCall:
             return result
         # Asked of the class: an application's own `__getattr__` or property does not run for it.
         if getattr(kind, "streaming", None) is False and type(getattr(result, "content", None)) is bytes:
-            # Django's answer: whoever calls a framework's application himself gets the framework's own object.
+            # Django's answer: code that calls a framework's application directly gets the framework's own object.
             self._catch_up_headers()
             self.piece(result.content)
             self._finish(Outcome.COMPLETE)
@@ -329,7 +329,7 @@ class _WsgiCall:
         return SizedResponseStream(self, result) if sized else ResponseStream(self, result)
 
     def _is_answered(self, environ: dict[str, Any]) -> bool:
-        """Tell whether the client has an HTTP answer; otherwise a WebSocket's handler has spoken to it by itself."""
+        """Tell whether the client has an HTTP answer; otherwise a WebSocket handler has talked to it directly."""
         exchange = self._exchange
         if exchange.status is not None or not asks_for_upgrade(environ):
             return True
