@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 import traceback
+import weakref
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from moesif_otel._counters import Counters
@@ -30,6 +31,31 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=LATE_IMPORTS.acquire, after_in_parent=LATE_IMPORTS.release, after_in_child=LATE_IMPORTS.release
     )
+
+
+class ForkSafeLock:
+    """A lock that is free in a forked child, whoever held it in the parent: `with lock.current`.
+
+    Reentrant: a signal handler may run our code inside of what its own thread does here.
+    """
+
+    __slots__ = ("__weakref__", "current")
+
+    def __init__(self) -> None:
+        self.current = threading.RLock()
+        _fork_safe_locks.add(self)
+
+
+_fork_safe_locks: Final[weakref.WeakSet[ForkSafeLock]] = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    for lock in tuple(_fork_safe_locks):
+        lock.current = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
 
 
 class ContainedLogger:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from moesif_otel._capture.asgi.capture import EXCHANGES_KEY, AsgiCapture
 from moesif_otel._capture.callbacks import check_signatures
 from moesif_otel._pipeline.middleware import Middleware
-from moesif_otel.errors import MoesifConfigError, install_command
+from moesif_otel.errors import MoesifConfigError
 from moesif_otel.settings import Settings
 
 if TYPE_CHECKING:
@@ -64,7 +64,6 @@ class MoesifMiddleware(Middleware):
         super().__init__(settings, tracer_provider)
         self.app = app
         self._capture = AsgiCapture(self._pipeline)
-        self._spans: dict[str, AsgiServerSpans | None] = {}
         # Framework applications that have us in their middleware, or have not: looked at once.
         self._seen_app: Any = None
 
@@ -77,7 +76,7 @@ class MoesifMiddleware(Middleware):
         exchange = self._exchange_around(scope)
         if exchange is not None:
             return await self._capture.serve_inside(self.app, exchange, scope, receive, send)
-        spans = self._spans["made"] if self._spans else self._resolve()
+        spans = self._spans["made"] if self._spans else self._resolve_spans(_span_class)
         return await self._capture.serve(self.app, scope, receive, send, spans=spans)
 
     def _exchange_around(self, scope: Any) -> Exchange | None:
@@ -88,21 +87,6 @@ class MoesifMiddleware(Middleware):
             if exchange.pipeline is pipeline and not exchange.provisional:
                 return exchange
         return None
-
-    def _resolve(self) -> AsgiServerSpans | None:
-        spans = None
-        try:
-            provider = self._provider_to_watch()
-            if provider is not None:
-                from moesif_otel._capture.asgi.span import AsgiServerSpans
-
-                spans = AsgiServerSpans(provider, app=self.app, given=self._explicit_provider is not None)
-        except ImportError as exc:
-            self._pipeline.guard.caught(f"SERVER spans ({install_command('asgi')} brings what is missing)", exc)
-        except Exception as exc:
-            self._pipeline.guard.caught("choosing a tracer provider", exc)
-        # No lock (a forked child could inherit it held): of first calls at the same time one wins, atomically.
-        return self._spans.setdefault("made", spans)
 
     def _stand_outside(self, app: Any) -> None:
         """Put a layer around all middleware of the Starlette application whose `add_middleware` made us.
@@ -129,8 +113,14 @@ class MoesifMiddleware(Middleware):
     def _serve_outermost(self, app: Any, scope: Any, receive: Any, send: Any) -> Any:
         if self._is_shut_down:
             return app(scope, receive, send)
-        spans = self._spans["made"] if self._spans else self._resolve()
+        spans = self._spans["made"] if self._spans else self._resolve_spans(_span_class)
         return self._capture.serve(app, scope, receive, send, spans=spans, governs=False)
+
+
+def _span_class() -> type[AsgiServerSpans]:
+    from moesif_otel._capture.asgi.span import AsgiServerSpans
+
+    return AsgiServerSpans
 
 
 class _Outermost:

@@ -16,9 +16,9 @@ from moesif_otel._pipeline.middleware import Middleware
 from moesif_otel.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from moesif_otel._capture.exchange import Decision, Steps
+    from moesif_otel._capture.exchange import Steps
     from moesif_otel._pipeline.pipeline import Pipeline
 
 __all__ = ["MoesifMiddleware"]
@@ -81,10 +81,11 @@ class MoesifMiddleware(Middleware):
         if call is None:
             return self.get_response(request)
         with call:
-            response = self._guard.run("governance rules", self._govern, call)
+            self._guard.run("governance rules", _run_all, self._governing(call))
+            response = call.refusal
             if response is None:
                 response = self.get_response(request)
-            self._guard.run("callbacks of a Django request", self._call_back, call, response)
+            self._guard.run("callbacks of a Django request", _run_all, self._calling_back(call, response))
             return self._guard.run("headers of a Django response", self._add_headers, call, response) or response
 
     async def _answer_async(self, request: Any) -> Any:
@@ -92,18 +93,19 @@ class MoesifMiddleware(Middleware):
         if call is None:
             return await self.get_response(request)
         with call:
-            response = None
-            try:
-                response = await self._govern_async(call)
-            except Exception as exc:
-                self._guard.caught("governance rules", exc)
+            await self._run_all_async("governance rules", self._governing(call))
+            response = call.refusal
             if response is None:
                 response = await self.get_response(request)
-            try:
-                await self._call_back_async(call, response)
-            except Exception as exc:
-                self._guard.caught("callbacks of a Django request", exc)
+            await self._run_all_async("callbacks of a Django request", self._calling_back(call, response))
             return self._guard.run("headers of a Django response", self._add_headers, call, response) or response
+
+    async def _run_all_async(self, kind: str, several: Iterator[Steps]) -> None:
+        try:
+            for steps in several:
+                await _run_steps_async(steps)
+        except Exception as exc:
+            self._guard.caught(kind, exc)
 
     def _begin(self, request: Any) -> DjangoCall | None:
         if not self._pipeline.is_live:
@@ -113,55 +115,30 @@ class MoesifMiddleware(Middleware):
             self._provider_to_watch()
         return DjangoCall(request, self._pipeline)
 
-    # Governance, before the view.
-
-    def _govern(self, call: DjangoCall) -> HttpResponse | None:
+    def _governing(self, call: DjangoCall) -> Iterator[Steps]:
+        """Ask the governance rules before the view; yields callbacks that are to run first."""
         governed = call.governed()
         if governed is None:
-            return None
+            return
         if governed.needs_identity:
-            run_steps(self._pipeline.identifying(call.exchange))
+            yield self._pipeline.identifying(call.exchange)
         if governed.needs_body:
             data, whole = call.body()
             governed.give_body(data, whole=whole)
-        return self._answer_of(call, governed.verdict())
-
-    async def _govern_async(self, call: DjangoCall) -> HttpResponse | None:
-        governed = call.governed()
-        if governed is None:
-            return None
-        if governed.needs_identity:
-            await _run_steps_async(self._pipeline.identifying(call.exchange))
-        if governed.needs_body:
-            data, whole = call.body()
-            governed.give_body(data, whole=whole)
-        return self._answer_of(call, governed.verdict())
-
-    @staticmethod
-    def _answer_of(call: DjangoCall, decision: Decision | None) -> HttpResponse | None:
-        if decision is None:
-            return None
-        if not decision.blocked:
+        decision = governed.verdict()
+        if decision is None or not decision.blocked:
             call.decision = decision
-            return None
-        response = HttpResponse(decision.body or b"", status=decision.status, reason=decision.phrase)
+            return
+        call.refusal = response = HttpResponse(decision.body or b"", status=decision.status, reason=decision.phrase)
         del response["Content-Type"]
         for name, value in decision.headers:
             response[name] = value
-        return response
 
-    # The callbacks, and our header, when the view has answered.
-
-    def _call_back(self, call: DjangoCall, response: Any) -> None:
+    def _calling_back(self, call: DjangoCall, response: Any) -> Iterator[Steps]:
+        """Note the view's answer; yields the callbacks."""
         call.answered(response)
         if self._pipeline.has_callbacks(call.exchange):
-            run_steps(self._pipeline.calling_back(call.exchange))
-        call.called_back()
-
-    async def _call_back_async(self, call: DjangoCall, response: Any) -> None:
-        call.answered(response)
-        if self._pipeline.has_callbacks(call.exchange):
-            await _run_steps_async(self._pipeline.calling_back(call.exchange))
+            yield self._pipeline.calling_back(call.exchange)
         call.called_back()
 
     def _add_headers(self, call: DjangoCall, response: Any) -> Any:
@@ -173,6 +150,11 @@ class MoesifMiddleware(Middleware):
             incoming = call.request.META.get("HTTP_X_MOESIF_TRANSACTION_ID")
             response[TRANSACTION_ID_HEADER] = self._transaction_id_of(call.exchange, incoming)
         return response
+
+
+def _run_all(several: Iterator[Steps]) -> None:
+    for steps in several:
+        run_steps(steps)
 
 
 async def _run_steps_async(steps: Steps) -> None:

@@ -8,8 +8,8 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind
 
 from moesif_otel._events.spans import has_http_method
-from moesif_otel._pipeline.claims import claims_of
 from moesif_otel._pipeline.sink import EventSink
+from moesif_otel._pipeline.spans import claims_of
 from moesif_otel.settings import Settings
 
 if TYPE_CHECKING:

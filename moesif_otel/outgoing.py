@@ -13,8 +13,8 @@ from opentelemetry import trace
 from moesif_otel._capture.callbacks import check_signatures
 from moesif_otel._capture.client_spans import ClientSpans
 from moesif_otel._capture.outgoing import CLIENTS, DEFAULT_CLIENTS, Route, add_route, remove_route
-from moesif_otel._pipeline.pipeline import Pipeline, live_pipeline
-from moesif_otel._pipeline.sink import EventSink
+from moesif_otel._pipeline.handle import PipelineHandle
+from moesif_otel._pipeline.pipeline import pipeline_for
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.settings import Settings
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from moesif_otel._delivery.stats import Stats
+    from moesif_otel._pipeline.pipeline import Pipeline
 
 __all__ = ["OutgoingCapture", "StartCapture", "start_capture_for", "start_capture_outgoing"]
 
@@ -64,7 +64,7 @@ def start_capture_outgoing(
             f"tracer_provider: got {type(tracer_provider).__name__}, takes an OpenTelemetry TracerProvider"
         )
     return OutgoingCapture(
-        live_pipeline(settings, of_processor=True) or Pipeline(EventSink(settings)),
+        pipeline_for(settings, of_processor=True),
         tracer_provider,
         clients=clients,
         ends_pipeline=True,
@@ -100,7 +100,7 @@ def start_capture_for(pipeline: Pipeline, tracer_provider: trace.TracerProvider 
     return OutgoingCapture(pipeline, tracer_provider, clients=DEFAULT_CLIENTS, ends_pipeline=False)
 
 
-class OutgoingCapture:
+class OutgoingCapture(PipelineHandle):
     """A running capture of outgoing calls; made by `start_capture_outgoing`. Thread-safe.
 
     As a context manager it stops at the end of the block.
@@ -143,18 +143,7 @@ class OutgoingCapture:
             return
         remove_route(route)
         if self._ends_pipeline:
-            self._pipeline.leave(self, None if timeout_millis is None else timeout_millis / 1_000)
-
-    def force_flush(self, timeout_millis: int = 5_000) -> bool:
-        """Deliver every call that has finished.
-
-        Args:
-            timeout_millis: Return after this time at the latest.
-
-        Returns:
-            True if everything that had finished was delivered or is counted as dropped.
-        """
-        return self._pipeline.force_flush(timeout_millis / 1_000)
+            super().shutdown(timeout_millis)
 
     def shutdown(self, timeout_millis: int | None = None) -> None:
         """Do what `stop` does, under the name that OpenTelemetry's users expect.
@@ -163,10 +152,6 @@ class OutgoingCapture:
             timeout_millis: Return after this time at the latest.
         """
         self.stop(timeout_millis)
-
-    def stats(self) -> Stats:
-        """Return the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
-        return self._pipeline.stats()
 
     def __enter__(self) -> Self:
         return self

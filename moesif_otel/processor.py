@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.sdk.trace import SpanProcessor
 
-from moesif_otel._pipeline.pipeline import Pipeline, live_pipeline
-from moesif_otel._pipeline.sink import EventSink
+from moesif_otel._pipeline.handle import PipelineHandle
+from moesif_otel._pipeline.pipeline import Pipeline, pipeline_for
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.exporter import MoesifSpanExporter
 from moesif_otel.settings import Settings
@@ -19,12 +19,11 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan, Span
     from opentelemetry.sdk.trace.export import SpanExporter
 
-    from moesif_otel._delivery.stats import Stats
 
 __all__ = ["MoesifSpanProcessor"]
 
 
-class MoesifSpanProcessor(SpanProcessor):
+class MoesifSpanProcessor(PipelineHandle, SpanProcessor):
     """Attaches bodies and identity to the calls of a process and hands them to an exporter.
 
     Add it to your tracer provider, and let `instrument(settings)` or a `MoesifMiddleware` with the same settings
@@ -46,7 +45,7 @@ class MoesifSpanProcessor(SpanProcessor):
         self, settings: Mapping[str, Any] | Settings | None = None, *, exporter: SpanExporter | None = None
     ) -> None:
         self.settings = settings = Settings.of(settings)
-        self.pipeline = _pipeline_with(settings, exporter)
+        self.pipeline = self._pipeline = _pipeline_with(settings, exporter)
         self.pipeline.of_processor = self.pipeline.sees_spans = True
         self.pipeline.join(self)
 
@@ -59,38 +58,10 @@ class MoesifSpanProcessor(SpanProcessor):
         """Let an ended span decorate its call (`SpanProcessor`)."""
         self.pipeline.on_end(span)
 
-    def force_flush(self, timeout_millis: int = 5_000) -> bool:
-        """Deliver every call that has finished.
-
-        Calls still running (a stream, say) are not waited for; they are delivered after they end.
-
-        Args:
-            timeout_millis: Return after this time at the latest.
-
-        Returns:
-            True if everything that had finished was delivered or is counted as dropped.
-        """
-        return self.pipeline.force_flush(timeout_millis / 1_000)
-
-    def shutdown(self, timeout_millis: int | None = None) -> None:
-        """End the pipeline: running calls are sent as far as they came (`unfinished`), then everything is delivered.
-
-        While a middleware of the same settings uses the pipeline too, it goes on until that one's shutdown.
-
-        Args:
-            timeout_millis: Return after this time at the latest; `SHUTDOWN_TIMEOUT` by default. What could not be
-                delivered goes to the spool if there is one, and is counted otherwise.
-        """
-        self.pipeline.leave(self, None if timeout_millis is None else timeout_millis / 1_000)
-
-    def stats(self) -> Stats:
-        """Return the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
-        return self.pipeline.stats()
-
 
 def _pipeline_with(settings: Settings, exporter: SpanExporter | None) -> Pipeline:
     if exporter is None:
-        return live_pipeline(settings, of_processor=False) or Pipeline(EventSink(settings))
+        return pipeline_for(settings, of_processor=False)
     if isinstance(exporter, MoesifSpanExporter):
         _check_same_protection(settings, exporter.settings)
         return Pipeline(exporter.sink, settings)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from moesif_otel._capture.callbacks import check_signatures
 from moesif_otel._capture.wsgi.capture import WsgiCapture
-from moesif_otel._capture.wsgi.span import WsgiServerSpans
 from moesif_otel._pipeline.middleware import Middleware
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.settings import Settings
@@ -54,32 +53,24 @@ class MoesifMiddleware(Middleware):
         self._capture = WsgiCapture(
             self._pipeline, transaction_id=None if settings.disabled_transaction_id else self._transaction_id
         )
-        self._spans: dict[str, WsgiServerSpans | None] = {}
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
         """Serve one request (PEP 3333): what the application returns and raises passes unchanged."""
         if self._is_shut_down:
             return self.app(environ, start_response)
-        spans = self._spans["made"] if self._spans else self._resolve()
+        spans = self._spans["made"] if self._spans else self._resolve_spans(_span_class)
         return self._capture.call(self.app, environ, start_response, spans=spans)
-
-    def _resolve(self) -> WsgiServerSpans | None:
-        spans = None
-        try:
-            provider = self._provider_to_watch()
-            if provider is not None:
-                from moesif_otel._capture.wsgi.span import WsgiServerSpans
-
-                spans = WsgiServerSpans(provider, app=self.app, given=self._explicit_provider is not None)
-        except Exception as exc:
-            self._pipeline.guard.caught("choosing a tracer provider", exc)
-        # No lock (a forked child could inherit it held): of first requests at the same time one wins, atomically.
-        return self._spans.setdefault("made", spans)
 
     def _transaction_id(self, exchange: Exchange) -> str:
         arguments = exchange.callback_arguments  # none where a shutdown has ended the call
         incoming = arguments[1].get("HTTP_X_MOESIF_TRANSACTION_ID") if arguments else None
         return self._transaction_id_of(exchange, incoming)
+
+
+def _span_class() -> type[WsgiServerSpans]:
+    from moesif_otel._capture.wsgi.span import WsgiServerSpans
+
+    return WsgiServerSpans
 
 
 def _check_application(app: Any) -> None:

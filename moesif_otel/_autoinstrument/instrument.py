@@ -97,10 +97,9 @@ class Instrumentation:
         if made is None:
             # Late imports: delivery imports `requests`, and makes locks that must come after gevent's patches.
             from moesif_otel._capture.wsgi.capture import WsgiCapture
-            from moesif_otel._pipeline.pipeline import Pipeline, live_pipeline
-            from moesif_otel._pipeline.sink import EventSink
+            from moesif_otel._pipeline.pipeline import pipeline_for
 
-            pipeline = live_pipeline(self.settings, of_processor=True) or Pipeline(EventSink(self.settings))
+            pipeline = pipeline_for(self.settings, of_processor=True)
             made = self._made.setdefault("made", (pipeline, WsgiCapture(pipeline, provisional=True)))
             made[0].of_processor = True
             made[0].join(self)

@@ -169,12 +169,13 @@ class DjangoCall:
         pipeline: The middleware's.
     """
 
-    __slots__ = ("_is_bare", "_pipeline", "_token", "decision", "exchange", "request")
+    __slots__ = ("_is_bare", "_pipeline", "_token", "decision", "exchange", "refusal", "request")
 
     def __init__(self, request: Any, pipeline: CapturePipeline) -> None:
         self.request = request
         self._pipeline = pipeline
         self.decision: Decision | None = None  # whose headers are to be added
+        self.refusal: HttpResponse | None = None  # the response where a rule blocks the call
         self._token: Token[Exchange | None] | None = None
         found = _exchange_of(request, pipeline)
         self._is_bare = found is None

@@ -7,8 +7,6 @@ makes are not captured: the last would go on for ever.
 
 from __future__ import annotations
 
-import os
-import threading
 import weakref
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from moesif_otel._capture.body import CapturedBody
 from moesif_otel._capture.exchange import Exchange, Outcome, chain, current_exchange
 from moesif_otel._capture.patching import when_imported
+from moesif_otel._guard import ForkSafeLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -70,24 +69,14 @@ class Route:
     spans: ClientSpans | None = None
 
 
-_lock = threading.Lock()
+_lock: Final = ForkSafeLock()
 _routes: tuple[Route, ...] = ()
-
-
-def _renew_lock() -> None:
-    """Replace, in a forked child, a lock that another thread may have held."""
-    global _lock  # noqa: PLW0603 - a lock cannot be reset
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def add_route(route: Route) -> None:
     """Capture the calls of a route's clients from the next one on. Imports no client. Thread-safe."""
     global _routes  # noqa: PLW0603 - replaced as a whole, so that calls read it without a lock
-    with _lock:
+    with _lock.current:
         _routes = (*_routes, route)
     for name in route.clients:
         when_imported(CLIENTS[name][0], partial(_start, route, name))
@@ -96,7 +85,7 @@ def add_route(route: Route) -> None:
 def remove_route(route: Route) -> None:
     """Capture for a route no longer; with the last one a client is as it was. Idempotent and thread-safe."""
     global _routes  # noqa: PLW0603 - as above
-    with _lock:
+    with _lock.current:
         _routes = tuple(one for one in _routes if one is not route)
     for patches in _PATCHES.values():
         patches.release(route)

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 import sys
-import threading
 import types
 import weakref
 from inspect import Parameter
@@ -22,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import wrapt
 
-from moesif_otel._guard import PROCESS_GUARD
+from moesif_otel._guard import PROCESS_GUARD, ForkSafeLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -51,17 +49,7 @@ class _Layer(NamedTuple):
     inherited: bool
 
 
-_lock = threading.Lock()
-
-
-def _renew_lock() -> None:
-    """Replace, in a forked child, a lock that another thread may have held."""
-    global _lock  # noqa: PLW0603 - a lock cannot be reset
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+_lock: Final = ForkSafeLock()
 
 
 class PatchSet:
@@ -88,7 +76,7 @@ class PatchSet:
             AttributeError: A module that is imported lacks what was to be patched; the other patches are on.
         """
         error: AttributeError | None = None
-        with _lock:
+        with _lock.current:
             self._holders.add(holder)
             for patch in self._patches:
                 if patch.module in sys.modules:
@@ -106,7 +94,7 @@ class PatchSet:
 
     def release(self, holder: object) -> None:
         """Want the patches no longer; the last one takes them away."""
-        with _lock:
+        with _lock.current:
             self._holders.discard(holder)
             if not self._holders:
                 self._take_away()
@@ -117,7 +105,7 @@ class PatchSet:
         Raises:
             AttributeError: The module lacks what was to be patched.
         """
-        with _lock:
+        with _lock.current:
             if self._holders:
                 for patch in self._patches:
                     if patch.module == module:

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from opentelemetry import trace
 from opentelemetry.trace import TracerProvider
 
 from moesif_otel._capture.callbacks import check_signatures
 from moesif_otel._events.build import transaction_id_for
-from moesif_otel._pipeline.pipeline import Pipeline, live_pipeline
-from moesif_otel._pipeline.providers import resolve_provider
-from moesif_otel._pipeline.sink import EventSink
+from moesif_otel._pipeline.handle import PipelineHandle
+from moesif_otel._pipeline.pipeline import pipeline_for
 from moesif_otel.client import ProfileCalls
-from moesif_otel.errors import MoesifConfigError
+from moesif_otel.errors import MoesifConfigError, install_command
 
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable
 
     from moesif_otel._capture.exchange import Exchange
-    from moesif_otel._delivery.stats import Stats
+    from moesif_otel._pipeline.pipeline import Pipeline
     from moesif_otel.outgoing import OutgoingCapture
     from moesif_otel.settings import Settings
 
+_Spans = TypeVar("_Spans")
 
-class Middleware(ProfileCalls):
+
+class Middleware(PipelineHandle, ProfileCalls):
     """The base of the middlewares of all frameworks; it knows none of them.
 
     On a running event loop the profile calls never wait: what they send is queued, as with `wait=False`.
@@ -40,6 +42,7 @@ class Middleware(ProfileCalls):
     """
 
     settings: Settings
+    app: Any = None
 
     def __init__(self, settings: Settings, tracer_provider: TracerProvider | None) -> None:
         if tracer_provider is not None and not isinstance(tracer_provider, TracerProvider):
@@ -53,6 +56,7 @@ class Middleware(ProfileCalls):
         self._pipeline = self._find_pipeline()
         self._pipeline.join(self)
         self._is_shut_down = False
+        self._spans: dict[str, Any] = {}
         self._profiles, self._profile_guard = self._pipeline.sink.profiles, self._pipeline.sink.guard
         self._outgoing: OutgoingCapture | None = None
         if settings.capture_outgoing_requests:
@@ -61,14 +65,37 @@ class Middleware(ProfileCalls):
             self._outgoing = start_capture_for(self._pipeline, tracer_provider)
 
     def _find_pipeline(self) -> Pipeline:
-        return live_pipeline(self.settings, of_processor=True) or Pipeline(EventSink(self.settings))
+        return pipeline_for(self.settings, of_processor=True)
 
     def _provider_to_watch(self) -> Any:
-        """Choose the tracer provider, at the first request, and let the pipeline see its spans; None without one."""
-        provider = resolve_provider(self._explicit_provider)
-        if provider is not None:
-            self._pipeline.watch(provider)
-        return provider
+        """Choose the tracer provider, and let the pipeline see its spans; None where nobody could see a span.
+
+        The user's, else the global one if it is an SDK provider. To be called at the first request, not at
+        construction: applications set their provider up in any order.
+        """
+        for provider in (self._explicit_provider, trace.get_tracer_provider()):
+            if callable(getattr(provider, "add_span_processor", None)):
+                self._pipeline.watch(provider)
+                return provider
+        return None
+
+    def _resolve_spans(self, load: Callable[[], Callable[..., _Spans]]) -> _Spans | None:
+        """Make what makes SERVER spans, at the first call; None where none are to be made. Never raises.
+
+        Args:
+            load: Imports the class; called where there is a provider.
+        """
+        spans: _Spans | None = None
+        try:
+            provider = self._provider_to_watch()
+            if provider is not None:
+                spans = load()(provider, app=self.app, given=self._explicit_provider is not None)
+        except ImportError as exc:  # what WSGI needs is always installed
+            self._pipeline.guard.caught(f"SERVER spans ({install_command('asgi')} brings what is missing)", exc)
+        except Exception as exc:
+            self._pipeline.guard.caught("choosing a tracer provider", exc)
+        # No lock (a forked child could inherit it held): of first calls at the same time one wins, atomically.
+        return self._spans.setdefault("made", spans)
 
     def _transaction_id_of(self, exchange: Exchange, incoming: str | None) -> str:
         """Fix the event's id, so that a response header can tell it.
@@ -84,17 +111,6 @@ class Middleware(ProfileCalls):
         exchange.transaction_id = found
         return found
 
-    def force_flush(self, timeout_millis: int = 5_000) -> bool:
-        """Deliver every call that has finished. It waits: on an event loop use `asyncio.to_thread`.
-
-        Args:
-            timeout_millis: Return after this time at the latest.
-
-        Returns:
-            True if everything that had finished was delivered or is counted as dropped.
-        """
-        return self._pipeline.force_flush(timeout_millis / 1_000)
-
     def shutdown(self, timeout_millis: int | None = None) -> None:
         """Stop capturing and deliver what is pending; the application is served on. It waits, as `force_flush` does.
 
@@ -105,11 +121,7 @@ class Middleware(ProfileCalls):
         outgoing, self._outgoing = self._outgoing, None
         if outgoing is not None:
             outgoing.stop()
-        self._pipeline.leave(self, None if timeout_millis is None else timeout_millis / 1_000)
-
-    def stats(self) -> Stats:
-        """Return the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
-        return self._pipeline.stats()
+        super().shutdown(timeout_millis)
 
 
 def _uuid_text(text: str | None) -> str | None:

@@ -31,8 +31,8 @@ from moesif_otel._events.caller import settle
 from moesif_otel._events.spans import has_http_method
 from moesif_otel._guard import PROCESS_GUARD, get_logger, show_debug_log
 from moesif_otel._pipeline import governance
-from moesif_otel._pipeline.claims import claims_of
-from moesif_otel._pipeline.providers import dispatcher_on
+from moesif_otel._pipeline.sink import EventSink
+from moesif_otel._pipeline.spans import claims_of, dispatcher_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
     from moesif_otel._capture.exchange import Decision, Steps
     from moesif_otel._delivery.stats import Stats
-    from moesif_otel._pipeline.providers import Dispatcher
     from moesif_otel._pipeline.sink import Sink
+    from moesif_otel._pipeline.spans import Dispatcher
     from moesif_otel.settings import Settings
 
 _T = TypeVar("_T")
@@ -60,18 +60,20 @@ _MAX_LIVE_SPANS: Final = 10_000
 _pipelines: Final[weakref.WeakSet[Pipeline]] = weakref.WeakSet()
 
 
-def live_pipeline(settings: Settings, *, of_processor: bool) -> Pipeline | None:
-    """Return a pipeline of equal settings that has not been shut down, to be joined, or None.
+def pipeline_for(settings: Settings, *, of_processor: bool) -> Pipeline:
+    """Return a pipeline of equal settings that has not been shut down, to be joined; a new one where there is none.
 
     A `MoesifSpanProcessor` and the middlewares of the same settings are one pipeline, whichever is made first; two
     middlewares are two, each with its own counters and its own end.
 
     Args:
         settings: The settings.
-        of_processor: Whether to look for one that a processor or `instrument` opened, or for one that they have not.
+        of_processor: Whether to join one that a processor or `instrument` opened, or one that they have not.
     """
-    found = (one for one in tuple(_pipelines) if one.is_live and one.of_processor is of_processor)
-    return next((one for one in found if one.settings == settings), None)
+    for one in live_pipelines():
+        if one.of_processor is of_processor and one.settings == settings:
+            return one
+    return Pipeline(EventSink(settings))
 
 
 @functools.cache

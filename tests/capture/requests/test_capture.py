@@ -484,7 +484,7 @@ def test_a_child_of_fork_can_capture(upstream):
         import os, requests
         from moesif_otel._capture import outgoing, patching
         from tests.capture.upstream import RecordingPipeline, add
-        with outgoing._lock, patching._lock:
+        with outgoing._lock.current, patching._lock.current:
             child = os.fork()
             if child == 0:
                 pipeline = RecordingPipeline()
