@@ -1,4 +1,4 @@
-"""Running small Tornado applications on real sockets, and a pipeline that notes what their tap saw."""
+"""Running small Tornado applications on real sockets, and a pipeline that notes what their capture saw."""
 
 from __future__ import annotations
 
@@ -122,14 +122,14 @@ def recorder(**options: Any) -> Recorder:
 
 
 @contextlib.contextmanager
-def tapping(pipeline: Recorder | None = None, **options: Any):
-    """Run with a started tap."""
-    tap = TornadoCapture(pipeline or recorder(**options))
-    tap.start()
+def capturing(pipeline: Recorder | None = None, **options: Any):
+    """Run with a started capture."""
+    capture = TornadoCapture(pipeline or recorder(**options))
+    capture.start()
     try:
-        yield tap
+        yield capture
     finally:
-        tap.stop()
+        capture.stop()
 
 
 @contextlib.asynccontextmanager

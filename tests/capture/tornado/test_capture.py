@@ -1,4 +1,4 @@
-"""Tests of the Tornado tap: what the client sees is what it saw without us, and what passed is recorded."""
+"""Tests of the Tornado capture: what the client sees is what it saw without us, and what passed is recorded."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from moesif_otel.settings import Settings
 from tests.capture.tornado.serving import (
     Recorder,
     Seen,
+    capturing,
     eventually,
     get,
     recorder,
     run,
     serving,
     talk,
-    tapping,
     without_dates,
 )
 
@@ -51,8 +51,8 @@ def compare(
             return [await talk(port, request) for request in requests]
 
     plain = run(serve(lambda handler: None))
-    with tapping(pipeline) as tap:
-        captured = run(serve(tap.log_event))
+    with capturing(pipeline) as capture:
+        captured = run(serve(capture.log_event))
     assert [without_dates(raw) for raw in captured] == [without_dates(raw) for raw in plain]
     assert pipeline.guard.counts() == {}
     assert pipeline.budget.held_bytes == 0
@@ -177,8 +177,8 @@ def test_a_call_is_recorded_with_everything_the_wire_had():
 def test_a_call_begins_with_its_headers_and_not_with_the_end_of_its_body():
     """A slow upload is part of the call's time, although Tornado calls the handler only when it is there."""
 
-    async def serve(tap: TornadoCapture) -> int:
-        async with serving(web.Application([("/orders", Orders)], log_function=tap.log_event)) as port:
+    async def serve(capture: TornadoCapture) -> int:
+        async with serving(web.Application([("/orders", Orders)], log_function=capture.log_event)) as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             request = get("/orders", "Expect: 100-continue", method="POST", body=b'{"slow": 1}')
             writer.write(request[:-11])
@@ -189,10 +189,10 @@ def test_a_call_begins_with_its_headers_and_not_with_the_end_of_its_body():
             writer.close()
             return headers_were_read_ns
 
-    with tapping() as tap:
-        headers_were_read_ns = run(serve(tap))
-    assert one(tap.pipeline).started_ns <= headers_were_read_ns
-    assert one(tap.pipeline).request_body == b'{"slow": 1}'
+    with capturing() as capture:
+        headers_were_read_ns = run(serve(capture))
+    assert one(capture.pipeline).started_ns <= headers_were_read_ns
+    assert one(capture.pipeline).request_body == b'{"slow": 1}'
 
 
 def test_the_callbacks_get_the_handler_and_nothing_keeps_it():
@@ -236,9 +236,9 @@ def test_the_first_byte_leaves_before_the_handler_goes_on():
             writer.close()
             return head + rest
 
-    with tapping() as tap:
-        assert without_dates(run(exchange(tap.log_event))) == without_dates(run(exchange(lambda handler: None)))
-        assert one(tap.pipeline).response_body == b"first;last"
+    with capturing() as capture:
+        assert without_dates(run(exchange(capture.log_event))) == without_dates(run(exchange(lambda handler: None)))
+        assert one(capture.pipeline).response_body == b"first;last"
 
 
 @pytest.mark.parametrize(
@@ -377,14 +377,14 @@ def test_odd_request_targets_make_a_full_url(request_line, url):
 def test_the_address_behind_a_proxy_is_the_one_tornado_was_told_to_believe():
     """With `xheaders` Tornado takes `X-Real-Ip`; we take what Tornado has."""
 
-    async def serve(tap: TornadoCapture) -> None:
-        app = web.Application([("/orders", Orders)], log_function=tap.log_event)
+    async def serve(capture: TornadoCapture) -> None:
+        app = web.Application([("/orders", Orders)], log_function=capture.log_event)
         async with serving(app, xheaders=True) as port:
             await talk(port, get("/orders", "X-Real-Ip: 203.0.113.9", "X-Scheme: https"))
 
-    with tapping() as tap:
-        run(serve(tap))
-    assert (one(tap.pipeline).peer_address, one(tap.pipeline).url[:8]) == ("203.0.113.9", "https://")
+    with capturing() as capture:
+        run(serve(capture))
+    assert (one(capture.pipeline).peer_address, one(capture.pipeline).url[:8]) == ("203.0.113.9", "https://")
 
 
 def test_without_log_body_nothing_of_a_body_is_kept():
@@ -480,10 +480,10 @@ def test_a_client_that_leaves_a_stream_ends_the_call_and_the_handler_sees_what_i
                 assert (one(pipeline).outcome, one(pipeline).status) == (Outcome.ABORTED, 200)
 
     run(serve(lambda handler: None, "without", None))
-    with tapping() as tap:
-        run(serve(tap.log_event, "with", tap.pipeline))
-        assert one(tap.pipeline).response_body == b"data: 1\n\n"
-        assert one(tap.pipeline).header("Content-Type") == ["text/event-stream"]
+    with capturing() as capture:
+        run(serve(capture.log_event, "with", capture.pipeline))
+        assert one(capture.pipeline).response_body == b"data: 1\n\n"
+        assert one(capture.pipeline).header("Content-Type") == ["text/event-stream"]
     assert notes["with"] == notes["without"] == ["closed", "flush raised", "finished"]
 
 
@@ -515,21 +515,21 @@ class Catching(Endless):
 def test_a_client_that_leaves_is_no_error_of_the_application(handler):
     """Whether the handler lets the failed write pass or catches it, and whoever hears of it first."""
 
-    async def serve(tap: TornadoCapture) -> None:
-        async with serving(web.Application([("/", handler)], log_function=tap.log_event)) as port:
+    async def serve(capture: TornadoCapture) -> None:
+        async with serving(web.Application([("/", handler)], log_function=capture.log_event)) as port:
             for _ in range(5):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 writer.write(get("/"))
                 await reader.readuntil(b"more;")
                 writer.transport.abort()
-            await eventually(lambda: len(tap.pipeline.seen) == 5)
+            await eventually(lambda: len(capture.pipeline.seen) == 5)
 
-    with tapping() as tap:
-        run(serve(tap))
-    assert {(seen.outcome, seen.status, seen.error_type) for seen in tap.pipeline.seen} == {
+    with capturing() as capture:
+        run(serve(capture))
+    assert {(seen.outcome, seen.status, seen.error_type) for seen in capture.pipeline.seen} == {
         (Outcome.ABORTED, 200, None)
     }
-    assert all(seen.response_body.startswith(b"more;") for seen in tap.pipeline.seen)
+    assert all(seen.response_body.startswith(b"more;") for seen in capture.pipeline.seen)
 
 
 @pytest.mark.parametrize("begun", [False, True])
@@ -544,14 +544,14 @@ def test_a_closed_stream_is_noticed_before_its_callback_runs(begun):
             self.request.connection.stream.close()
             self.write("to nobody")
 
-    async def serve(tap: TornadoCapture) -> None:
-        async with serving(web.Application([("/", Unaware)], log_function=tap.log_event)) as port:
+    async def serve(capture: TornadoCapture) -> None:
+        async with serving(web.Application([("/", Unaware)], log_function=capture.log_event)) as port:
             await talk(port, get("/"))
-            await eventually(lambda: tap.pipeline.seen)
+            await eventually(lambda: capture.pipeline.seen)
 
-    with tapping() as tap:
-        run(serve(tap))
-    seen = one(tap.pipeline)
+    with capturing() as capture:
+        run(serve(capture))
+    seen = one(capture.pipeline)
     told = (200, b"begun") if begun else (None, b"")
     assert (seen.outcome, (seen.status, seen.response_body)) == (Outcome.ABORTED, told)
 
@@ -564,18 +564,18 @@ def test_a_client_that_leaves_before_any_answer_is_recorded_without_one():
             started.set()
             await asyncio.Event().wait()
 
-    async def serve(tap: TornadoCapture) -> None:
-        async with serving(web.Application([("/", Waiting)], log_function=tap.log_event)) as port:
+    async def serve(capture: TornadoCapture) -> None:
+        async with serving(web.Application([("/", Waiting)], log_function=capture.log_event)) as port:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(get("/"))
             await started.wait()
             writer.close()
-            await eventually(lambda: tap.pipeline.seen)
+            await eventually(lambda: capture.pipeline.seen)
 
     started = asyncio.Event()
-    with tapping() as tap:
-        run(serve(tap))
-    seen = one(tap.pipeline)
+    with capturing() as capture:
+        run(serve(capture))
+    seen = one(capture.pipeline)
     assert (seen.status, seen.response_headers, seen.outcome) == (None, [], Outcome.ABORTED)
 
 
@@ -590,18 +590,18 @@ def test_a_client_that_leaves_during_an_upload_is_recorded():
         def post(self) -> None:
             raise AssertionError
 
-    async def serve(tap: TornadoCapture) -> None:
-        async with serving(web.Application([("/", Upload)], log_function=tap.log_event)) as port:
+    async def serve(capture: TornadoCapture) -> None:
+        async with serving(web.Application([("/", Upload)], log_function=capture.log_event)) as port:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\nhalf")
             await got.wait()
             writer.close()
-            await eventually(lambda: tap.pipeline.seen)
+            await eventually(lambda: capture.pipeline.seen)
 
     got = asyncio.Event()
-    with tapping() as tap:
-        run(serve(tap))
-    seen = one(tap.pipeline)
+    with capturing() as capture:
+        run(serve(capture))
+    seen = one(capture.pipeline)
     assert (seen.outcome, seen.request_body, seen.status) == (Outcome.ABORTED, b"half", None)
 
 
@@ -626,9 +626,9 @@ def test_a_websocket_is_recorded_at_its_handshake_and_works_on():
             return answers
 
     plain = run(serve(lambda handler: None, None))
-    with tapping() as tap:
-        assert run(serve(tap.log_event, tap.pipeline)) == plain == ["echo a", "echo b", None]
-        assert one(tap.pipeline).header("Upgrade") == ["websocket"]
+    with capturing() as capture:
+        assert run(serve(capture.log_event, capture.pipeline)) == plain == ["echo a", "echo b", None]
+        assert one(capture.pipeline).header("Upgrade") == ["websocket"]
     pipeline, _ = compare([("/ws", Echo)], get("/ws"))
     assert one(pipeline).status == 400
 
@@ -648,9 +648,9 @@ def test_a_detached_connection_ends_the_call():
         async with serving(web.Application([("/", Taking)], log_function=log_function)) as port:
             return await talk(port, get("/"))
 
-    with tapping() as tap:
-        assert run(serve(tap.log_event, tap.pipeline)) == run(serve(lambda handler: None, None)) == b"my own protocol"
-    assert one(tap.pipeline).status is None
+    with capturing() as capture:
+        assert run(serve(capture.log_event, capture.pipeline)) == run(serve(lambda handler: None, None)) == b"my own protocol"
+    assert one(capture.pipeline).status is None
 
 
 class Later(web.RequestHandler):
@@ -678,19 +678,19 @@ def test_a_handler_that_never_finishes_is_recorded_when_it_is_collected():
             self._auto_finish = False
             self.request.connection.set_close_callback(None)
 
-    async def serve(tap: TornadoCapture) -> None:
-        async with serving(web.Application([("/", Forgetting)], log_function=tap.log_event)) as port:
+    async def serve(capture: TornadoCapture) -> None:
+        async with serving(web.Application([("/", Forgetting)], log_function=capture.log_event)) as port:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(get("/"))
-            await eventually(lambda: tap.pipeline.opened_count)
+            await eventually(lambda: capture.pipeline.opened_count)
             writer.close()
             await asyncio.sleep(0.05)
 
-    with tapping() as tap:
-        run(serve(tap))
+    with capturing() as capture:
+        run(serve(capture))
         gc.collect()
-        assert [exchange.outcome for exchange in tap.pipeline.late] == [Outcome.UNFINISHED]
-        assert tap.pipeline.seen == []
+        assert [exchange.outcome for exchange in capture.pipeline.late] == [Outcome.UNFINISHED]
+        assert capture.pipeline.seen == []
 
 
 # Which applications.
@@ -716,7 +716,7 @@ def test_a_mounted_application_belongs_to_the_one_it_is_mounted_in():
 
 def test_a_mounted_application_with_a_tap_of_its_own_keeps_it():
     """Two application ids: each application's calls reach its own."""
-    with tapping() as outer, tapping() as inner:
+    with capturing() as outer, capturing() as inner:
         sub = web.Application([("/sub", Orders)], log_function=inner.log_event)
         app = web.Application([("/sub", sub), ("/own", Orders)], log_function=outer.log_event)
 
@@ -732,7 +732,7 @@ def test_a_mounted_application_with_a_tap_of_its_own_keeps_it():
 
 def test_other_applications_are_not_captured():
     """An application that did not ask runs the code it ran before."""
-    with tapping() as tap:
+    with capturing() as capture:
 
         async def serve() -> None:
             app = web.Application([("/", Orders)], log_function=lambda handler: None)
@@ -740,24 +740,24 @@ def test_other_applications_are_not_captured():
                 assert b"200 OK" in await talk(port, get("/"))
 
         run(serve())
-        assert (tap.pipeline.opened_count, tap.pipeline.seen) == (0, [])
+        assert (capture.pipeline.opened_count, capture.pipeline.seen) == (0, [])
 
 
 @pytest.mark.parametrize("how", ["lambda", "partial", "log_request"])
 def test_a_log_function_around_ours_is_found(how):
     """The first call of such an application is recorded without its response body, later ones whole."""
-    with tapping() as tap:
+    with capturing() as capture:
         if how == "log_request":
 
             class Own(web.Application):
                 def log_request(self, handler: web.RequestHandler) -> None:
-                    tap.log_event(handler)
+                    capture.log_event(handler)
 
             app = Own([("/", Orders)])
         elif how == "partial":
-            app = web.Application([("/", Orders)], log_function=functools.partial(tap.log_event))
+            app = web.Application([("/", Orders)], log_function=functools.partial(capture.log_event))
         else:
-            app = web.Application([("/", Orders)], log_function=lambda handler: tap.log_event(handler))
+            app = web.Application([("/", Orders)], log_function=lambda handler: capture.log_event(handler))
 
         async def serve() -> None:
             async with serving(app) as port:
@@ -765,7 +765,7 @@ def test_a_log_function_around_ours_is_found(how):
                 await talk(port, get("/"))
 
         run(serve())
-        first, second = tap.pipeline.seen
+        first, second = capture.pipeline.seen
         assert (first.status, second.status) == (200, 200)
         assert json.loads(second.response_body) == {"orders": [1, 2, 3]}
         if how != "partial":
@@ -775,7 +775,7 @@ def test_a_log_function_around_ours_is_found(how):
 
 def test_two_taps_can_share_an_application():
     """Two application ids for one application: each has every call, whole from the second on."""
-    with tapping() as a, tapping(APPLICATION_ID="another") as b:
+    with capturing() as a, capturing(APPLICATION_ID="another") as b:
 
         def both(handler: web.RequestHandler) -> None:
             a.log_event(handler)
@@ -787,9 +787,9 @@ def test_two_taps_can_share_an_application():
                 await talk(port, get("/"))
 
         run(serve())
-        for tap in (a, b):
-            assert [seen.status for seen in tap.pipeline.seen] == [200, 200]
-            assert tap.pipeline.seen[1].response_body == b'{"orders": [1, 2, 3]}'
+        for capture in (a, b):
+            assert [seen.status for seen in capture.pipeline.seen] == [200, 200]
+            assert capture.pipeline.seen[1].response_body == b'{"orders": [1, 2, 3]}'
 
 
 def test_a_connection_that_cannot_be_watched_leaves_the_request_as_it_is():
@@ -801,14 +801,14 @@ def test_a_connection_that_cannot_be_watched_leaves_the_request_as_it_is():
             before.append({"detach", "data_received"} & set(vars(self)))
             self.write("served")
 
-    async def serve(tap: TornadoCapture) -> None:
-        async with serving(web.Application([("/", Looking)], log_function=tap.log_event)) as port:
+    async def serve(capture: TornadoCapture) -> None:
+        async with serving(web.Application([("/", Looking)], log_function=capture.log_event)) as port:
             assert (await talk(port, get("/"))).endswith(b"served")
 
     pipeline = recorder()
-    with tapping(pipeline) as tap, pytest.MonkeyPatch.context() as patch:
+    with capturing(pipeline) as capture, pytest.MonkeyPatch.context() as patch:
         patch.setattr("moesif_otel._capture.tornado.call.close_callback_of", lambda connection: 1 / 0)
-        run(serve(tap))
+        run(serve(capture))
     assert before == [set()]
     assert pipeline.guard.counts() == {"capture of a Tornado request": 1}
     assert len(pipeline.superseded_exchanges) == 1
@@ -818,16 +818,16 @@ def test_a_connection_that_cannot_be_watched_leaves_the_request_as_it_is():
 
 def test_log_event_never_fails():
     """Whatever it is given, it raises nothing."""
-    with tapping() as tap:
-        tap.log_event(object())
-        assert sum(tap.pipeline.guard.counts().values()) == 1
+    with capturing() as capture:
+        capture.log_event(object())
+        assert sum(capture.pipeline.guard.counts().values()) == 1
 
 
 def test_stopping_restores_tornado():
-    """The last tap takes every wrapper away; a second one in between keeps them."""
+    """The last capture takes every wrapper away; a second one in between keeps them."""
     names = ((web.RequestHandler, "_execute"), (web.Application, "find_handler"), (wsgi.WSGIContainer, "environ"))
     before = [vars(owner)[name] for owner, name in names]
-    with tapping(), tapping():
+    with capturing(), capturing():
         assert all(vars(owner)[name] is not old for (owner, name), old in zip(names, before, strict=True))
     assert [vars(owner)[name] for owner, name in names] == before
 
@@ -836,7 +836,7 @@ def test_a_patch_put_on_after_ours_survives_our_end():
     """Then our layer stays below it and passes everything through, and a new start uses it again."""
     original = web.RequestHandler._execute
     calls = []
-    with tapping() as tap:
+    with capturing() as capture:
         ours = web.RequestHandler._execute
 
         def theirs(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -850,37 +850,37 @@ def test_a_patch_put_on_after_ours_survives_our_end():
             async with serving(web.Application([("/", Orders)], log_function=log_function)) as port:
                 assert b"200 OK" in await talk(port, get("/"))
 
-        run(serve(tap.log_event))
-        assert (len(calls), tap.pipeline.seen) == (1, [])
-        with tapping() as again:
+        run(serve(capture.log_event))
+        assert (len(calls), capture.pipeline.seen) == (1, [])
+        with capturing() as again:
             run(serve(again.log_event))
             assert len(again.pipeline.seen) == 1
         assert web.RequestHandler._execute is theirs
     finally:
         web.RequestHandler._execute = ours
-        with tapping():
+        with capturing():
             pass
     assert web.RequestHandler._execute is original
 
 
 def test_requests_that_run_when_we_stop_are_recorded_to_their_end():
     """`stop()` in the middle of a response loses nothing of it."""
-    with tapping() as tap:
+    with capturing() as capture:
 
         class Stopping(web.RequestHandler):
             async def get(self) -> None:
                 self.write("one")
                 await self.flush()
-                tap.stop()
+                capture.stop()
                 self.write("two")
 
         async def serve() -> None:
-            async with serving(web.Application([("/", Stopping)], log_function=tap.log_event)) as port:
+            async with serving(web.Application([("/", Stopping)], log_function=capture.log_event)) as port:
                 await talk(port, get("/"))
                 await talk(port, get("/"))
 
         run(serve())
-        assert one(tap.pipeline).response_body == b"onetwo"
+        assert one(capture.pipeline).response_body == b"onetwo"
 
 
 # Fallbacks.
@@ -918,13 +918,13 @@ def test_a_wsgi_middleware_of_the_same_application_id_inside_takes_over(threads)
             pytest.skip("this Tornado's container has no executor")
         options["executor"] = ThreadPoolExecutor(1)
     outer, inner = recorder(), recorder()
-    tap = WsgiCapture(inner)
+    capture = WsgiCapture(inner)
     pipeline, _ = compare(
-        fallback(lambda environ, start_response: tap.call(wsgi_app, environ, start_response), **options),
+        fallback(lambda environ, start_response: capture.call(wsgi_app, environ, start_response), **options),
         get("/x"),
         pipeline=outer,
     )
-    # The run without us has no Tornado tap; its WSGI tap records as ever.
+    # The run without us has no Tornado capture; its WSGI capture records as ever.
     assert [seen.status for seen in inner.seen] == [202, 202]
     assert (pipeline.seen, len(pipeline.superseded_exchanges)) == ([], 1)
 
@@ -932,9 +932,9 @@ def test_a_wsgi_middleware_of_the_same_application_id_inside_takes_over(threads)
 def test_a_wsgi_middleware_of_another_application_id_inside_stays_apart():
     """Two application ids: each gets its event."""
     outer, inner = recorder(), recorder(APPLICATION_ID="another")
-    tap = WsgiCapture(inner)
+    capture = WsgiCapture(inner)
     compare(
-        fallback(lambda environ, start_response: tap.call(wsgi_app, environ, start_response)),
+        fallback(lambda environ, start_response: capture.call(wsgi_app, environ, start_response)),
         get("/x"),
         pipeline=outer,
     )
@@ -973,7 +973,7 @@ def test_a_hundred_coroutines_each_have_their_own_identity():
     """`identify` inside interleaved handlers reaches its own call only."""
     pipeline = recorder()
 
-    async def serve(tap: TornadoCapture) -> None:
+    async def serve(capture: TornadoCapture) -> None:
         everybody = asyncio.Event()
         inside = 0
 
@@ -991,13 +991,13 @@ def test_a_hundred_coroutines_each_have_their_own_identity():
                 await asyncio.to_thread(identify, user_id=self.get_argument("user"))
                 self.write("ok")
 
-        async with serving(web.Application([("/", Me)], log_function=tap.log_event)) as port:
+        async with serving(web.Application([("/", Me)], log_function=capture.log_event)) as port:
             client = SimpleAsyncHTTPClient(max_clients=100, force_instance=True)
             await asyncio.gather(*(client.fetch(f"http://127.0.0.1:{port}/?user={n}") for n in range(100)))
             client.close()
 
-    with tapping(pipeline) as tap:
-        run(serve(tap))
+    with capturing(pipeline) as capture:
+        run(serve(capture))
     assert sorted(int(seen.user_id) for seen in pipeline.seen) == list(range(100))
     assert all(seen.url.endswith(f"?user={seen.user_id}") for seen in pipeline.seen)
 
@@ -1011,12 +1011,12 @@ def test_a_pipeline_that_fails_does_not_reach_the_application():
 
     pipeline = Failing(Settings.of({"APPLICATION_ID": "x"}))
 
-    async def serve(tap: TornadoCapture) -> bytes:
-        async with serving(web.Application([("/orders", Orders)], log_function=tap.log_event)) as port:
+    async def serve(capture: TornadoCapture) -> bytes:
+        async with serving(web.Application([("/orders", Orders)], log_function=capture.log_event)) as port:
             return await talk(port, get("/orders"))
 
-    with tapping(pipeline) as tap:
-        assert b"200 OK" in run(serve(tap))
+    with capturing(pipeline) as capture:
+        assert b"200 OK" in run(serve(capture))
     assert sum(pipeline.guard.counts().values()) >= 1
 
 
@@ -1026,15 +1026,15 @@ def test_an_unknown_tornado_stops_capture_and_nothing_else(monkeypatch, caplog):
         "moesif_otel._capture.tornado.shape.getattr", lambda owner, name, *rest: _gone(owner, name, *rest), raising=False
     )
 
-    async def serve(tap: TornadoCapture) -> list[bytes]:
-        async with serving(web.Application([("/orders", Orders)], log_function=tap.log_event)) as port:
+    async def serve(capture: TornadoCapture) -> list[bytes]:
+        async with serving(web.Application([("/orders", Orders)], log_function=capture.log_event)) as port:
             return [await talk(port, get("/orders")) for _ in range(3)]
 
-    with tapping() as tap:
-        answers = run(serve(tap))
-        assert not tap.active
+    with capturing() as capture:
+        answers = run(serve(capture))
+        assert not capture.active
     assert all(b'{"orders": [1, 2, 3]}' in raw for raw in answers)
-    assert tap.pipeline.guard.counts() == {"capture of a Tornado request": 1}
+    assert capture.pipeline.guard.counts() == {"capture of a Tornado request": 1}
     assert len([record for record in caplog.records if record.name.startswith("moesif_otel")]) == 1
 
 
@@ -1051,7 +1051,7 @@ def test_an_execute_of_another_form_is_left_alone(monkeypatch):
         raise AssertionError
 
     monkeypatch.setattr(web.RequestHandler, "_execute", _execute)
-    with tapping() as tap:
+    with capturing() as capture:
         assert web.RequestHandler._execute is _execute
-        assert not tap.active
-    assert tap.pipeline.guard.counts() == {"capture of this Tornado version": 1}
+        assert not capture.active
+    assert capture.pipeline.guard.counts() == {"capture of this Tornado version": 1}

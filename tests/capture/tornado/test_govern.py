@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from tornado import web, websocket, wsgi
 
 from moesif_otel._capture.exchange import Decision, Outcome
-from tests.capture.tornado.serving import Recorder, get, recorder, run, serving, talk, tapping, without_dates
+from tests.capture.tornado.serving import Recorder, capturing, get, recorder, run, serving, talk, without_dates
 
 BODY = b'{"error": "quota"}'
 
@@ -74,8 +74,8 @@ def served(verdict: Any, *requests: bytes, handlers: Any = None, **settings: Any
         async with serving(web.Application(handlers, log_function=log_function, **settings)) as port:
             return [without_dates(await talk(port, request)) for request in requests]
 
-    with tapping(pipeline) as tap:
-        answers = run(serve(tap.log_event))
+    with capturing(pipeline) as capture:
+        answers = run(serve(capture.log_event))
     return pipeline, answers
 
 

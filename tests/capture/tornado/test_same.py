@@ -1,4 +1,4 @@
-"""A property of the Tornado tap: whatever a handler does, client and logs are the same with and without us."""
+"""A property of the Tornado capture: whatever a handler does, client and logs are the same with and without us."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tornado import web
 
 from moesif_otel._capture.exchange import Outcome
-from tests.capture.tornado.serving import Seen, get, run, serving, talk, tapping, without_dates
+from tests.capture.tornado.serving import Seen, capturing, get, run, serving, talk, without_dates
 
 STEPS = st.one_of(
     st.tuples(st.just("write"), st.integers(0, 3_000)),
@@ -144,11 +144,11 @@ def test_a_handler_that_does_anything_is_served_the_same_and_recorded_once(prepa
     request = get("/", f"Accept-Encoding: {accept}", method=verb)
     plain = story(lambda handler: None, prepare, method, request, 0.5)
     assume(plain is not None)  # some scripts make Tornado forget its client
-    with tapping(RESPONSE_MAX_BODY_SIZE=400_000) as tap:
-        captured = story(tap.log_event, prepare, method, request, 8)
+    with capturing(RESPONSE_MAX_BODY_SIZE=400_000) as capture:
+        captured = story(capture.log_event, prepare, method, request, 8)
         assert captured == plain
-        (seen,) = tap.pipeline.seen
-        assert tap.pipeline.guard.counts() == {}
-        assert tap.pipeline.budget.held_bytes == 0
+        (seen,) = capture.pipeline.seen
+        assert capture.pipeline.guard.counts() == {}
+        assert capture.pipeline.budget.held_bytes == 0
     if captured[0] and seen.outcome is not Outcome.ABORTED:
         same(seen, captured[0], verb)

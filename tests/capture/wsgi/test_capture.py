@@ -1,4 +1,4 @@
-"""The WSGI tap: client and application see what they would see without it, and the call is noted."""
+"""The WSGI capture: client and application see what they would see without it, and the call is noted."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ class Server:
                 result.close()
 
 
-def tapped(app: Any, pipeline: RecordingPipeline, **options: Any) -> Any:
+def captured(app: Any, pipeline: RecordingPipeline, **options: Any) -> Any:
     spans = options.pop("spans", None)
-    tap = WsgiCapture(pipeline, **options)
-    return lambda environ, start_response: tap.call(app, environ, start_response, spans=spans)
+    capture = WsgiCapture(pipeline, **options)
+    return lambda environ, start_response: capture.call(app, environ, start_response, spans=spans)
 
 
 def simple_app(environ: dict[str, Any], start_response: Any) -> Any:
@@ -98,7 +98,7 @@ def test_a_list_reaches_the_server_as_the_same_object(spans: Any) -> None:
             return result
 
         server = Server()
-        assert tapped(app, pipeline, spans=spans)(make_environ(), server.start_response) is result
+        assert captured(app, pipeline, spans=spans)(make_environ(), server.start_response) is result
         assert server.arguments == ("201 Created", [("X-One", "1"), ("X-One", "2")])
         (call,) = pipeline.calls
         assert call.outcome is Outcome.COMPLETE
@@ -110,7 +110,7 @@ def test_a_list_reaches_the_server_as_the_same_object(spans: Any) -> None:
 
 
 def test_a_stream_leaves_piece_by_piece(spans: Any) -> None:
-    """Each piece is handed on when the application yields it, none is asked for ahead of the server."""
+    """Each piece is sent on when the application yields it, none is asked for ahead of the server."""
     pipeline, steps = RecordingPipeline(), []
 
     def app(environ: Any, start_response: Any) -> Any:
@@ -120,7 +120,7 @@ def test_a_stream_leaves_piece_by_piece(spans: Any) -> None:
             yield piece
 
     server = Server()
-    result = tapped(app, pipeline, spans=spans)(make_environ(), server.start_response)
+    result = captured(app, pipeline, spans=spans)(make_environ(), server.start_response)
     assert steps == []
     iterator = iter(result)
     assert next(iterator) == b"one"
@@ -151,7 +151,7 @@ def test_a_joined_response_is_whole() -> None:
         return Once()
 
     pipeline = RecordingPipeline()
-    response = tapped(app, pipeline)(make_environ(), Server().start_response)
+    response = captured(app, pipeline)(make_environ(), Server().start_response)
     assert b"".join(response) == b"one two"
     assert pipeline.calls[0].response_body.data() == b"one two"
 
@@ -166,7 +166,7 @@ def test_the_contexts_are_the_applications_own_between_the_steps(spans: Any) -> 
         yield b"x"
         seen.append((current_exchange.get(), trace.get_current_span().get_span_context().is_valid))
 
-    result = tapped(app, pipeline, spans=spans)(make_environ(), Server().start_response)
+    result = captured(app, pipeline, spans=spans)(make_environ(), Server().start_response)
     iterator = iter(result)
     next(iterator)
     assert current_exchange.get() is None
@@ -191,7 +191,7 @@ def test_close_reaches_the_application_as_often_as_the_server_calls_it() -> None
         start_response("200 OK", [])
         return Body()
 
-    result = tapped(app, pipeline)(make_environ(), Server().start_response)
+    result = captured(app, pipeline)(make_environ(), Server().start_response)
     assert next(iter(result)) == b"a"
     result.close()
     assert closes == [1]
@@ -216,7 +216,7 @@ def test_close_before_the_first_step_closes_a_generator(spans: Any) -> None:
         start_response("200 OK", [])
         return Body()
 
-    tapped(app, pipeline, spans=spans)(make_environ(), Server().start_response).close()
+    captured(app, pipeline, spans=spans)(make_environ(), Server().start_response).close()
     assert closes == [1]
     assert [call.outcome for call in pipeline.calls] == [Outcome.ABORTED]
     if spans is not None:
@@ -232,7 +232,7 @@ def test_an_exception_passes_unchanged(spans: Any, error: BaseException) -> None
         raise error
 
     with pytest.raises(type(error)) as caught:
-        tapped(app, pipeline, spans=spans)(make_environ(), Server().start_response)
+        captured(app, pipeline, spans=spans)(make_environ(), Server().start_response)
     assert caught.value is error
     (call,) = pipeline.calls
     assert (call.outcome, call.error_type, call.status) == (Outcome.FAILED, type(error).__qualname__, None)
@@ -253,7 +253,7 @@ def test_an_exception_midway_keeps_the_status_that_was_sent(spans: Any) -> None:
             raise ValueError("midway")
 
         with pytest.raises(ValueError, match="midway"):
-            Server().run(tapped(app, pipeline, spans=spans), make_environ())
+            Server().run(captured(app, pipeline, spans=spans), make_environ())
         (call,) = pipeline.calls
         assert (call.outcome, call.status) == (Outcome.FAILED, status)
 
@@ -267,7 +267,7 @@ def test_write_is_passed_on_and_captured() -> None:
         write(b"written ")
         return [b"returned"]
 
-    assert Server().run(tapped(app, pipeline), make_environ()) == b"written returned"
+    assert Server().run(captured(app, pipeline), make_environ()) == b"written returned"
     assert pipeline.calls[0].response_body.data() == b"written returned"
 
 
@@ -280,7 +280,7 @@ def test_a_late_start_response_works(spans: Any) -> None:
         yield b"late"
 
     server = Server()
-    assert server.run(tapped(app, pipeline, spans=spans), make_environ()) == b"late"
+    assert server.run(captured(app, pipeline, spans=spans), make_environ()) == b"late"
     assert server.status == "202"
     assert pipeline.calls[0].status == 202
     assert pipeline.guard.counts() == {}
@@ -295,7 +295,7 @@ def test_start_response_again_with_exc_info_replaces_the_status() -> None:
         start_response("500 Oops", [("X-B", "c")], (ValueError, ValueError(), None))
         return [b"error page"]
 
-    server.run(tapped(app, pipeline), make_environ())
+    server.run(captured(app, pipeline), make_environ())
     assert server.arguments[0] == "500 Oops"
     assert server.arguments[2][0] is ValueError
     assert pipeline.calls[0].status == 500
@@ -310,7 +310,7 @@ def test_a_file_reaches_the_server_as_it_is(spans: Any) -> None:
         return environ["wsgi.file_wrapper"](io.BytesIO(b"file"))
 
     environ = make_environ(**{"wsgi.file_wrapper": FileWrapper})
-    result = tapped(app, pipeline, spans=spans)(environ, Server().start_response)
+    result = captured(app, pipeline, spans=spans)(environ, Server().start_response)
     assert type(result) is FileWrapper
     (call,) = pipeline.calls
     assert (call.response_body.total_bytes, call.response_body.kept_bytes) == (4, 0)
@@ -330,7 +330,7 @@ def test_a_result_with_a_length_keeps_it() -> None:
         start_response("200 OK", [])
         return Closing([b"one"])
 
-    result = tapped(app, pipeline)(make_environ(), Server().start_response)
+    result = captured(app, pipeline)(make_environ(), Server().start_response)
     assert len(result) == 1
     assert list(result) == [b"one"]
     result.close()
@@ -346,7 +346,7 @@ def test_a_dropped_response_is_recorded_by_the_finalizer(spans: Any) -> None:
         yield b"a"
         yield b"b"
 
-    result = tapped(app, pipeline, spans=spans)(make_environ(), Server().start_response)
+    result = captured(app, pipeline, spans=spans)(make_environ(), Server().start_response)
     next(iter(result))
     del result
     gc.collect()
@@ -379,7 +379,7 @@ def test_the_application_reads_its_input_in_any_way(read: Any) -> None:
         start_response("200 OK", [])
         return []
 
-    Server().run(tapped(app, pipeline), make_environ(body))
+    Server().run(captured(app, pipeline), make_environ(body))
     assert got == [body]
     assert pipeline.calls[0].request_body.data() == body
 
@@ -396,7 +396,7 @@ def test_an_input_that_is_not_read_is_not_read_for_us() -> None:
 
     environ = make_environ(b"x" * 100)
     environ["wsgi.input"] = Refused()
-    assert Server().run(tapped(simple_app, pipeline), environ) == b"hello world"
+    assert Server().run(captured(simple_app, pipeline), environ) == b"hello world"
     assert pipeline.calls[0].request_body.total_bytes == 0
 
 
@@ -410,7 +410,7 @@ def test_bodies_are_capped_and_their_true_size_is_known() -> None:
         yield b"1234"
         yield b"5678"
 
-    Server().run(tapped(app, pipeline), make_environ(b"abcdefgh"))
+    Server().run(captured(app, pipeline), make_environ(b"abcdefgh"))
     (call,) = pipeline.calls
     assert (call.request_body.data(), call.request_body.total_bytes) == (b"abcd", 8)
     assert (call.response_body.data(), call.response_body.total_bytes) == (b"123456", 8)
@@ -427,14 +427,14 @@ def test_log_body_false_touches_no_body() -> None:
 
     environ = make_environ(b"secret")
     original = environ["wsgi.input"]
-    Server().run(tapped(app, pipeline), environ)
+    Server().run(captured(app, pipeline), environ)
     assert inputs == [original]
     assert pipeline.calls[0].request_body is None
     assert pipeline.calls[0].response_body is None
 
 
 def test_validator_is_clean_on_both_sides(spans: Any) -> None:
-    """Wsgiref's validator finds nothing wrong between server and tap, nor between tap and application."""
+    """Wsgiref's validator finds nothing wrong between server and capture, nor between capture and application."""
     pipeline = RecordingPipeline()
 
     def app(environ: Any, start_response: Any) -> Any:
@@ -442,7 +442,7 @@ def test_validator_is_clean_on_both_sides(spans: Any) -> None:
         start_response("200 OK", [("Content-Type", "text/plain")])
         return iter([b"a", b"b"])
 
-    call = validator(tapped(validator(app), pipeline, spans=spans))
+    call = validator(captured(validator(app), pipeline, spans=spans))
     assert Server().run(call, make_environ(b"hello")) == b"ab"
     assert len(pipeline.calls) == 1
     assert pipeline.guard.counts() == {}
@@ -457,26 +457,26 @@ def test_the_transaction_id_header_is_appended_to_a_copy() -> None:
         start_response("200 OK", headers)
         return []
 
-    server.run(tapped(app, pipeline, transaction_id=lambda exchange: "the-id"), make_environ())
+    server.run(captured(app, pipeline, transaction_id=lambda exchange: "the-id"), make_environ())
     assert server.headers == [("Content-Type", "text/plain"), ("X-Moesif-Transaction-Id", "the-id")]
     assert headers == [("Content-Type", "text/plain")]
     headers.append(("x-moesif-transaction-id", "mine"))
-    server.run(tapped(app, pipeline, transaction_id=lambda exchange: "the-id"), make_environ())
+    server.run(captured(app, pipeline, transaction_id=lambda exchange: "the-id"), make_environ())
     assert server.headers == headers
 
 
 def test_one_call_is_captured_once_for_each_application_id() -> None:
-    """A second tap of the same id passes through, one of another id captures, a middleware replaces a provisional tap."""
+    """A second capture of the same id passes through, one of another id captures, a middleware replaces a provisional capture."""
     one, two = RecordingPipeline(), RecordingPipeline(APPLICATION_ID="two")
-    Server().run(tapped(tapped(tapped(simple_app, one), two), one), make_environ())
+    Server().run(captured(captured(captured(simple_app, one), two), one), make_environ())
     assert (len(one.calls), len(two.calls)) == (1, 1)
     outer, inner = RecordingPipeline(), RecordingPipeline()
-    Server().run(tapped(tapped(simple_app, inner), outer, provisional=True), make_environ())
+    Server().run(captured(captured(simple_app, inner), outer, provisional=True), make_environ())
     assert (len(outer.calls), len(outer.superseded_calls), len(inner.calls)) == (0, 1, 1)
 
 
 def test_an_error_of_ours_leaves_the_application_alone() -> None:
-    """Whatever breaks inside the tap, the client gets the application's answer, and the error is counted."""
+    """Whatever breaks inside the capture, the client gets the application's answer, and the error is counted."""
     pipeline = RecordingPipeline()
     pipeline.opened = lambda exchange: None  # type: ignore[method-assign]
 
@@ -487,10 +487,10 @@ def test_an_error_of_ours_leaves_the_application_alone() -> None:
         def observe(self, exchange: Any, path: Any, *, made: bool) -> None:
             raise RuntimeError
 
-    assert Server().run(tapped(simple_app, pipeline, spans=Broken()), make_environ()) == b"hello world"
+    assert Server().run(captured(simple_app, pipeline, spans=Broken()), make_environ()) == b"hello world"
     assert pipeline.guard.counts() == {"the SERVER span of a call": 2}
     pipeline.budget = None  # type: ignore[assignment]
-    assert Server().run(tapped(simple_app, pipeline), make_environ(b"in")) == b"hello world"
+    assert Server().run(captured(simple_app, pipeline), make_environ(b"in")) == b"hello world"
     assert sum(pipeline.guard.counts().values()) > 2
 
 
@@ -504,7 +504,7 @@ def test_callbacks_find_what_moesifwsgi_documents() -> None:
         start_response("200 OK", [("X-User", "u1")])
         return [b"out"]
 
-    Server().run(tapped(app, pipeline), make_environ(b'{"name": "n"}'))
+    Server().run(captured(app, pipeline), make_environ(b'{"name": "n"}'))
     arguments = pipeline.calls[0].identify_arguments
     assert arguments[2] == {"X-User": "u1"}
     environ = arguments[1]
@@ -519,7 +519,7 @@ def test_a_blocked_call_is_answered_without_the_application() -> None:
     pipeline.decision = lambda exchange, read: Decision(
         blocked=True, status=429, headers=[("X-Q", "1"), ("Content-Length", "2")], body=b"{}", blocked_by="r1"
     )
-    call = tapped(lambda environ, start_response: called.append(1), pipeline)
+    call = captured(lambda environ, start_response: called.append(1), pipeline)
     assert server.run(call, make_environ()) == b"{}"
     assert (server.status, server.headers) == ("429 Too Many Requests", [("X-Q", "1"), ("Content-Length", "2")])
     assert called == []
@@ -539,7 +539,7 @@ def test_a_rules_headers_come_behind_the_applications() -> None:
         start_response("200 OK", [("Set-Cookie", "a=1"), ("X", "y"), ("Set-Cookie", "b=2")])
         return [b""]
 
-    server.run(tapped(app, pipeline), make_environ())
+    server.run(captured(app, pipeline), make_environ())
     assert server.headers == [("Set-Cookie", "a=1"), ("X", "y"), ("Set-Cookie", "b=2"), ("X-Plan", "gold")]
     assert pipeline.calls[0].response_headers == server.headers
 
@@ -560,7 +560,7 @@ def test_a_rule_may_look_into_the_body_first() -> None:
 
     environ = make_environ(b"body")
     environ["wsgi.input"] = Socket(b"body")
-    Server().run(tapped(app, pipeline), environ)
+    Server().run(captured(app, pipeline), environ)
     assert got == [b"body", b"body"]
     assert (pipeline.calls[0].request_body.data(), pipeline.calls[0].request_body.total_bytes) == (b"body", 4)
 
@@ -571,7 +571,7 @@ def test_a_mark_that_is_no_response_comes_back_as_it_is() -> None:
     for upgrade, outcome, status in ((True, Outcome.UPGRADED, 101), (False, Outcome.COMPLETE, None)):
         pipeline = RecordingPipeline()
         environ = make_environ(HTTP_UPGRADE="websocket", HTTP_CONNECTION="keep-alive, Upgrade") if upgrade else make_environ()
-        assert tapped(lambda *_: mark, pipeline)(environ, Server().start_response) is mark
+        assert captured(lambda *_: mark, pipeline)(environ, Server().start_response) is mark
         (call,) = pipeline.calls
         assert (call.outcome, call.status) == (outcome, status)
         assert pipeline.guard.counts() == {}
@@ -589,19 +589,19 @@ def test_a_websocket_is_an_upgrade(how: Any) -> None:
 
     environ = make_environ(HTTP_UPGRADE="websocket", HTTP_CONNECTION="Upgrade")
     if how is None:
-        assert tapped(app, pipeline)(environ, Server().start_response) == []
+        assert captured(app, pipeline)(environ, Server().start_response) == []
     else:
         with pytest.raises(how):
-            tapped(app, pipeline)(environ, Server().start_response)
+            captured(app, pipeline)(environ, Server().start_response)
     (call,) = pipeline.calls
     assert (call.outcome, call.status) == (Outcome.UPGRADED, 101)
     # Any other exception, or a response, is what it says.
     pipeline = RecordingPipeline()
     environ = make_environ(HTTP_UPGRADE="websocket", HTTP_CONNECTION="Upgrade")
     with pytest.raises(ZeroDivisionError):
-        tapped(lambda *_: 1 / 0, pipeline)(environ, Server().start_response)
+        captured(lambda *_: 1 / 0, pipeline)(environ, Server().start_response)
     assert pipeline.calls[0].outcome is Outcome.FAILED
-    Server().run(tapped(simple_app, pipeline), environ)
+    Server().run(captured(simple_app, pipeline), environ)
     assert (pipeline.calls[1].outcome, pipeline.calls[1].status) == (Outcome.COMPLETE, 200)
 
 
@@ -623,7 +623,7 @@ def test_a_generator_keeps_its_own_context_between_its_steps(monkeypatch: pytest
 
     pipeline = RecordingPipeline()
     spans = WsgiServerSpans(provider, app=app, given=True)
-    for piece in tapped(app, pipeline, spans=spans)(make_environ(), Server().start_response):
+    for piece in captured(app, pipeline, spans=spans)(make_environ(), Server().start_response):
         seen.append(piece)
         assert not trace.get_current_span().get_span_context().is_valid
         assert baggage.get_baggage("tenant") is None
@@ -647,7 +647,7 @@ def test_only_the_span_joins_the_applications_context(monkeypatch: pytest.Monkey
     )
     pipeline = RecordingPipeline()
     spans = WsgiServerSpans(provider, app=app, given=True)
-    Server().run(tapped(app, pipeline, spans=spans), environ)
+    Server().run(captured(app, pipeline, spans=spans), environ)
     assert set(carriers[0]) == {"traceparent"}
     assert carriers[0]["traceparent"].startswith("00-0af7651916cd43dd8448eb211c80319c-")
 
@@ -666,7 +666,7 @@ def test_a_call_in_flight_at_a_shutdown_ends_its_span(monkeypatch: pytest.Monkey
         yield b"b"
 
     spans = WsgiServerSpans(provider, app=app, given=True)
-    result = tapped(app, pipeline, spans=spans)(make_environ(), Server().start_response)
+    result = captured(app, pipeline, spans=spans)(make_environ(), Server().start_response)
     iterator = iter(result)
     next(iterator)
     pipeline.open[0].finish(Outcome.UNFINISHED)
@@ -687,7 +687,7 @@ def test_what_is_no_text_costs_nothing_but_itself(result: Any) -> None:
 
     environ = make_environ(HTTP_X_NUMBER=5)
     environ[7] = environ["wsgi", "tuple"] = "odd"  # type: ignore[index]
-    call = tapped(app, pipeline, transaction_id=lambda exchange: "the-id")
+    call = captured(app, pipeline, transaction_id=lambda exchange: "the-id")
     got = call(environ, server.start_response)
     assert [type(piece) for piece in got] == [bytes, type(None), int, bytearray, object]
     getattr(got, "close", lambda: None)()
@@ -709,7 +709,7 @@ def test_a_number_as_content_length_is_a_whole_body() -> None:
         yield b"hello"
         yield b""
 
-    result = tapped(app, pipeline)(make_environ(), Server().start_response)
+    result = captured(app, pipeline)(make_environ(), Server().start_response)
     next(iter(result))
     result.close()
     assert pipeline.calls[0].outcome is Outcome.COMPLETE
@@ -727,7 +727,7 @@ def test_an_answer_that_is_iterable_twice_stays_so() -> None:
         start_response("200 OK", [])
         return Twice()
 
-    result = tapped(app, pipeline)(make_environ(), Server().start_response)
+    result = captured(app, pipeline)(make_environ(), Server().start_response)
     assert b"".join(iter(result)) == b"".join(result) == b"ab"
     assert pipeline.calls[0].response_body.data() == b"ab"
 
@@ -755,7 +755,7 @@ def test_a_frameworks_own_answer_comes_back_as_it_is() -> None:
         start_response("200 OK", [])
         return response
 
-    assert tapped(app, pipeline)(make_environ(), Server().start_response) is response
+    assert captured(app, pipeline)(make_environ(), Server().start_response) is response
     assert bytes(response) == b"whole"
     (call,) = pipeline.calls
     assert (call.response_body.data(), call.outcome, response.closed) == (b"whole", Outcome.COMPLETE, 0)
@@ -785,7 +785,7 @@ def test_what_an_answer_does_when_it_is_looked_at_is_its_own_affair() -> None:
         start_response("200 OK", [])
         return Bomb()
 
-    assert list(tapped(app, pipeline)(make_environ(), Server().start_response)) == [b"piece"]
+    assert list(captured(app, pipeline)(make_environ(), Server().start_response)) == [b"piece"]
     (call,) = pipeline.calls
     assert call.response_body.data() == b"piece"
     assert pipeline.guard.counts() == {}
@@ -804,7 +804,7 @@ def test_a_header_added_after_start_response_is_sent(result: Any) -> None:
 
     stdout = io.BytesIO()
     handler = SimpleHandler(io.BytesIO(), stdout, io.StringIO(), make_environ())
-    handler.run(tapped(app, pipeline, transaction_id=lambda exchange: "the-id"))
+    handler.run(captured(app, pipeline, transaction_id=lambda exchange: "the-id"))
     sent = stdout.getvalue()
     assert b"X-Late: yes\r\n" in sent
     assert b"X-Moesif-Transaction-Id: the-id\r\n" in sent
@@ -820,7 +820,7 @@ def test_each_try_of_a_retrying_middleware_is_a_call() -> None:
         start_response("500 Oops" if len(tries) == 1 else "200 OK", [])
         return [b"x"]
 
-    call = tapped(app, pipeline)
+    call = captured(app, pipeline)
     environ = make_environ(b"abcd")
     Server().run(call, environ)
     Server().run(call, environ)
@@ -838,7 +838,7 @@ def test_callbacks_get_the_path_as_the_server_gave_it() -> None:
         return simple_app(environ, start_response)
 
     environ = make_environ(PATH_INFO="/api/health")
-    Server().run(tapped(app, pipeline), environ)
+    Server().run(captured(app, pipeline), environ)
     given = pipeline.calls[0].callback_arguments[1]
     assert (given["SCRIPT_NAME"], given["PATH_INFO"], given["user"]) == ("", "/api/health", "ann")
     assert (environ["SCRIPT_NAME"], environ["PATH_INFO"]) == ("/api", "/health")
@@ -863,7 +863,7 @@ def test_the_input_is_the_servers_own_in_every_other_way() -> None:
 
     environ = make_environ(b"{} rest")
     environ["wsgi.input"] = original = Input(b"{} rest")
-    Server().run(tapped(app, pipeline), environ)
+    Server().run(captured(app, pipeline), environ)
     assert seen == [True, 4, b"{} r", b"est", True]
     assert original.note == "changed"
     assert pipeline.calls[0].request_body.data() == b"{} rest"
@@ -883,7 +883,7 @@ def test_a_call_leaves_no_garbage(spans: Any) -> None:
         yield b"a"
 
     def once(app: Any) -> None:
-        Server().run(tapped(app, pipeline, spans=spans), make_environ(b"{}"))
+        Server().run(captured(app, pipeline, spans=spans), make_environ(b"{}"))
         for exchange in pipeline.calls:
             exchange.discard()
         pipeline.calls.clear()
