@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from ipaddress import IPv6Address
 from typing import Any, Final
 
+_MOST_REMEMBERED_CHARACTERS: Final = 255
 _DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
 
 # RFC 3986, section 3.2.2: a registered name or an IPv4 address, or an IPv6 address in brackets, then a port. Letters
@@ -48,11 +50,19 @@ def authority_of(scheme: str, host: str, server_name: Any = None, server_port: A
     Returns:
         The host with its port, or what the server calls itself where the header names no host, or `localhost`.
     """
+    names = scheme, host, str(server_name or ""), str(server_port or "")
+    return _remembered(*names) if len(host) <= _MOST_REMEMBERED_CHARACTERS else _found(*names)
+
+
+def _found(scheme: str, host: str, name: str, port: str) -> str:
     host = host.strip()
     if is_authority(host):
         return host
-    name, port = str(server_name or ""), str(server_port or "")
     if ":" in name and not name.startswith("["):
         name = f"[{name}]"
     end = "" if not port or port == _DEFAULT_PORTS.get(scheme) else f":{port}"
     return next((found for found in (name + end, f"localhost{end}") if is_authority(found)), "localhost")
+
+
+# A service has few names; what else clients write is bounded by its length and its number.
+_remembered: Final = lru_cache(maxsize=128)(_found)

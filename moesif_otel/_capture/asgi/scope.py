@@ -50,9 +50,14 @@ def _build_url(  # noqa: PLR0917 - the keys of the scope that a URL is made of
 
 
 def _authority(scheme: str, headers: Any, server: Any) -> str:
-    host = next((value for name, value in headers if _text(name).lower() == "host" and value), None)
-    name, port = (*repeatable(server), None, None)[:2]
-    return quote(authority_of(scheme, _text(host or b""), name, port).encode("latin-1", "replace"), safe=_QUERY_SAFE)
+    host: Any = b""
+    for name, value in headers:
+        if value and (name == b"host" or _text(name).lower() == "host"):
+            host = value
+            break
+    server_name, port = (*repeatable(server), None, None)[:2]
+    found = authority_of(scheme, _text(host), server_name, port)
+    return found if found.isascii() else quote(found.encode("latin-1", "replace"), safe=_QUERY_SAFE)
 
 
 def _path(root_path: str, raw_path: Any, path: str) -> str:
@@ -97,7 +102,7 @@ def peer_address(scope: Any) -> str | None:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else bytes(value).decode("latin-1")
+    return value if isinstance(value, str) else str(value, "latin-1")
 
 
 def _bytes(value: Any) -> bytes:

@@ -44,7 +44,6 @@ _REMEMBERED: Final = "_moesif_otel_remembered"
 # RFC 3986: everything printable stays as the client sent it, "%" included; only what no URL may hold is encoded.
 _URL_SAFE: Final = "/:@!$&'()*+,;=~?#%[]"
 _NANOSECONDS: Final = 1_000_000_000
-_MOST_CACHED_CHARACTERS: Final = 255
 
 # A list, and not a `WeakSet`: each request asks whether there are any.
 _everywhere: Final[list[weakref.ref[TornadoCapture]]] = []
@@ -209,14 +208,8 @@ def _full_url(protocol: Any, host: Any, uri: Any) -> str:
         if separator and scheme.lower() in {"http", "https"} and is_authority(rest.partition("/")[0]):
             return target  # absolute form (RFC 9112, 3.2.2), as a client sends it to a proxy
         target = "/" + target  # "OPTIONS *"
-    host = str(host or "")
-    origin = _origin if len(host) <= _MOST_CACHED_CHARACTERS else _origin.__wrapped__
-    return origin(protocol or "http", host) + target
-
-
-@functools.lru_cache(maxsize=64)
-def _origin(protocol: str, host: str) -> str:
-    return f"{protocol}://{_quoted(authority_of(protocol, host))}"
+    protocol = protocol or "http"
+    return f"{protocol}://{_quoted(authority_of(protocol, str(host or '')))}{target}"
 
 
 def _quoted(text: Any) -> str:
