@@ -13,34 +13,27 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Observation
 
-from moesif_otel._delivery.stats import Stats
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from opentelemetry.metrics import Meter, MeterProvider
 
-    from moesif_otel._delivery.stats import Ledger
+    from moesif_otel._delivery.stats import Ledger, Stats
 
 _SCOPE: Final = "moesif_otel"
-_SUMMED: Final = ("accepted", "delivered", "retries")
+_COUNTS: Final = ("accepted", "delivered", "retries")
 _LEVELS: Final = ("pending", "held_bytes", "spool_bytes")
+_DROPPED: Final = "dropped "  # the reason follows
 
 
-def _nothing() -> Stats:
-    return Stats({**dict.fromkeys(_SUMMED, 0), "dropped": {}})
-
-
-def _add(total: Stats, stats: Stats, keys: Iterable[str]) -> None:
-    for key in keys:
-        total[key] += stats[key]
-    for reason, n in stats["dropped"].items():
-        total["dropped"][reason] = total["dropped"].get(reason, 0) + n
+def _counts_of(stats: Stats) -> dict[str, int]:
+    return {key: stats[key] for key in _COUNTS} | {_DROPPED + reason: n for reason, n in stats["dropped"].items()}
 
 
 class Instruments:
@@ -53,7 +46,7 @@ class Instruments:
     def __init__(self, meter_provider: MeterProvider | None = None) -> None:
         self._lock = threading.Lock()
         self._sources: list[tuple[weakref.ref[Any], Ledger]] = []
-        self._gone = _nothing()
+        self._gone: Counter[str] = Counter()
         self._pid = os.getpid()
         meter: Meter = metrics.get_meter(_SCOPE, meter_provider=meter_provider)
         counter, level = meter.create_observable_counter, meter.create_observable_up_down_counter
@@ -73,15 +66,16 @@ class Instruments:
         self._read()  # releases ledgers whose owner is gone, even if no metric reader is configured
         return self._duration.record
 
-    def _read(self) -> Stats:
+    def _read(self) -> Counter[str]:
         with self._here():
-            total = Stats({**self._gone, **dict.fromkeys(_LEVELS, 0), "dropped": dict(self._gone["dropped"])})
+            total = Counter(self._gone)
             alive = []
             for source in self._sources:
                 stats = source[1].snapshot()
-                _add(total, stats, (*_SUMMED, *_LEVELS))
+                counts = _counts_of(stats)
+                total.update({**counts, **{key: stats[key] for key in _LEVELS}})
                 if source[0]() is None:
-                    _add(self._gone, stats, _SUMMED)
+                    self._gone.update(counts)
                 else:
                     alive.append(source)
             self._sources = alive
@@ -90,15 +84,17 @@ class Instruments:
     def _here(self) -> threading.Lock:
         if self._pid != os.getpid():
             # A forked child: its ledgers begin at nothing, and the lock may have been held at the fork.
-            self._pid, self._lock, self._gone = os.getpid(), threading.Lock(), _nothing()
+            self._pid, self._lock, self._gone = os.getpid(), threading.Lock(), Counter()
         return self._lock
 
     def _of(self, key: str) -> Callable[[CallbackOptions], list[Observation]]:
         return lambda _: [Observation(self._read()[key])]
 
     def _dropped(self, _: CallbackOptions) -> list[Observation]:
-        dropped: dict[str, int] = self._read()["dropped"]
-        return [Observation(n, {"reason": reason}) for reason, n in sorted(dropped.items())]
+        counts = sorted(self._read().items())
+        return [
+            Observation(n, {"reason": name.removeprefix(_DROPPED)}) for name, n in counts if name.startswith(_DROPPED)
+        ]
 
 
 _instruments: list[Instruments] = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import orjson
 
@@ -31,24 +31,20 @@ class SampleRule:
     rate: float
 
 
-@dataclass(frozen=True, slots=True)
-class CohortEntry:
-    """An identity's place in the cohort of a rule, and its values for the rule's merge tags."""
-
-    rule_id: str
-    values: Mapping[str, str] = field(default_factory=dict)
+Cohorts: TypeAlias = "Mapping[str, Mapping[str, Mapping[str, str]]]"
+"""By an identity, the rules whose cohort it is in, in order; by their id, its values for the rule's merge tags."""
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteConfig:
-    """Sampling rates in percent, and cohort entries, by id of the user or company. Immutable, and so thread-safe."""
+    """Sampling rates in percent, and cohorts, by id of the user or company. Immutable, and so thread-safe."""
 
     sample_rate: float = FULL_RATE  # used if no other applies
     user_sample_rates: Mapping[str, float] = field(default_factory=dict)
     company_sample_rates: Mapping[str, float] = field(default_factory=dict)
     sample_rules: tuple[SampleRule, ...] = ()  # the first that matches a call is used
-    user_rules: Mapping[str, tuple[CohortEntry, ...]] = field(default_factory=dict)
-    company_rules: Mapping[str, tuple[CohortEntry, ...]] = field(default_factory=dict)
+    user_rules: Cohorts = field(default_factory=dict)
+    company_rules: Cohorts = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, data: bytes, guard: Guard) -> RemoteConfig:
@@ -134,28 +130,30 @@ class _ConfigReader:
                     found.append(SampleRule(read, rate))
         return tuple(found)
 
-    def cohorts(self, name: str) -> dict[str, tuple[CohortEntry, ...]]:
+    def cohorts(self, name: str) -> dict[str, dict[str, dict[str, str]]]:
         found = {}
         for identity, entries in self._object(name).items():
             if not isinstance(entries, list):
                 self.skip(name, "entries are not a list")
                 continue
-            read = tuple(entry for entry in map(self._cohort_entry, entries) if entry is not None)
-            if read:
-                found[identity] = read
+            cohort: dict[str, dict[str, str]] = {}
+            for entry in entries:
+                if not isinstance(entry, dict) or not isinstance(entry.get("rules"), str):
+                    self.skip("cohort entry", "names no rule")
+                    continue
+                cohort.pop(entry["rules"], None)  # of a rule that is named twice the last entry counts, in its place
+                cohort[entry["rules"]] = self._cohort_values(entry.get("values"))
+            if cohort:
+                found[identity] = cohort
         return found
 
-    def _cohort_entry(self, raw: object) -> CohortEntry | None:
-        if not isinstance(raw, dict) or not isinstance(raw.get("rules"), str):
-            self.skip("cohort entry", "names no rule")
-            return None
-        values = raw.get("values")
-        if values is not None and not isinstance(values, dict):
-            self.skip("cohort values")
-            values = None
-        texts = {name: as_text(value) for name, value in (values or {}).items()}
-        short = {name: text for name, text in texts.items() if text is not None and len(text) <= MAX_VALUE_CHARS}
-        return CohortEntry(raw["rules"], short)
+    def _cohort_values(self, raw: object) -> dict[str, str]:
+        if not isinstance(raw, dict):
+            if raw is not None:
+                self.skip("cohort values")
+            return {}
+        texts = {name: as_text(value) for name, value in raw.items()}
+        return {name: text for name, text in texts.items() if text is not None and len(text) <= MAX_VALUE_CHARS}
 
 
 def _rate(value: object) -> float | None:

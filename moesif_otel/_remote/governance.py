@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from moesif_otel._guard import Guard
-    from moesif_otel._remote.config import CohortEntry, RemoteConfig
+    from moesif_otel._remote.config import Cohorts, RemoteConfig
     from moesif_otel._remote.facts import RequestFacts
 
 _MAX_RULES: Final = 2_000
 _MAX_ID_CHARS: Final = 60  # in a message
 _NO_VALUES: Final[Mapping[str, str]] = {}
+_NO_COHORT: Final[Mapping[str, Mapping[str, str]]] = {}
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 _VALUE: Final = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")  # RFC 9110, 5.5, as latin-1: what PEP 3333 and Tornado send
 # Set by the server only: PEP 3333 forbids hop-by-hop headers, and a wrong length breaks the connection.
@@ -223,9 +224,7 @@ class _Cohorts:
         self._for_others = tuple(rule for rule in self._by_id.values() if rule.for_others)
         self._for_unidentified = tuple(rule for rule in rules if rule.for_unidentified)
 
-    def applicable(
-        self, identity: str | None, cohorts: Mapping[str, tuple[CohortEntry, ...]]
-    ) -> Iterator[tuple[Rule, Mapping[str, str]]]:
+    def applicable(self, identity: str | None, cohorts: Cohorts) -> Iterator[tuple[Rule, Mapping[str, str]]]:
         """Yield the rules that apply to an identity, with its values: its cohorts in order, then the other rules."""
         if identity is None:
             for rule in self._for_unidentified:
@@ -233,18 +232,17 @@ class _Cohorts:
             return
         if not self._by_id:
             return
-        entries = cohorts.get(identity, ())
-        values = {entry.rule_id: entry.values for entry in entries}
-        for entry in entries:
-            found = self._by_id.get(entry.rule_id)
+        cohort = cohorts.get(identity, _NO_COHORT)
+        for rule_id, values in cohort.items():
+            found = self._by_id.get(rule_id)
             if found is not None and not found.for_others:
-                yield found, values[found.rule_id]
+                yield found, values
         for rule in self._for_others:
-            if rule.rule_id not in values:
+            if rule.rule_id not in cohort:
                 yield rule, _NO_VALUES
 
-    def has_unknown(self, cohorts: Mapping[str, tuple[CohortEntry, ...]]) -> bool:
-        return any(entry.rule_id not in self._by_id for entries in cohorts.values() for entry in entries)
+    def has_unknown(self, cohorts: Cohorts) -> bool:
+        return any(rule_id not in self._by_id for cohort in cohorts.values() for rule_id in cohort)
 
 
 # Defined last: a rule set needs the classes above.

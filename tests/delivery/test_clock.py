@@ -1,4 +1,4 @@
-"""The wake event."""
+"""The clock and the wake event."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import threading
 from moesif_otel._delivery.clock import Clock, WakeEvent
 
 
-def test_a_ring_is_remembered_once() -> None:
-    """Rings before a wait wake it once, and however many there were."""
+def test_a_set_is_remembered_once() -> None:
+    """However often it was set before a wait, it wakes it once."""
     event = WakeEvent()
     assert not event.wait(0)
     event.set()
@@ -17,8 +17,8 @@ def test_a_ring_is_remembered_once() -> None:
     assert not event.wait(0)
 
 
-def test_a_ring_wakes_a_waiter() -> None:
-    """A waiter without a time limit wakes when somebody rings."""
+def test_a_set_wakes_a_waiter() -> None:
+    """A waiter without a time limit wakes when somebody sets it."""
     event, woken = WakeEvent(), threading.Event()
     thread = threading.Thread(target=lambda: Clock().wait(event, None) and woken.set())
     thread.start()

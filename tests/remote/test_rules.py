@@ -93,4 +93,4 @@ def test_a_set_of_rules_is_bounded() -> None:
     assert guard.counts() == {"governance rule": 1}
     entries = [{"rules": "r", "values": {"long": "x" * 1_001, "short": "x" * 1_000}}]
     config = RemoteConfig.from_json(json.dumps({"user_rules": {"u": entries}}).encode(), Guard())
-    assert list(config.user_rules["u"][0].values) == ["short"]
+    assert list(config.user_rules["u"]["r"]) == ["short"]
