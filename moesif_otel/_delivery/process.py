@@ -79,6 +79,25 @@ class Turn(NamedTuple):
     version: int  # of the state that this was decided on; if it has changed since, do not wait
 
 
+class _AtFirstUse(Generic[T]):
+    """A signal of a process state that is made when it is first asked for, not with the state.
+
+    gunicorn's gevent worker patches `threading` after the fork in which a state is made, and a lock of before that,
+    waited for in a greenlet, would stop the whole worker.
+    """
+
+    def __init__(self, make: Callable[[Any], T]) -> None:
+        self._make = make
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, state: Any, owner: type) -> T:
+        made: T = state.signals.setdefault(self._name, self._make(state))  # of several threads one wins
+        setattr(state, self._name, made)  # found there from now on; `state.__dict__` would make every attribute slower
+        return made
+
+
 class ProcessState(Generic[T]):
     """Queues, server health, threads and their locks, of one delivery in one process.
 
@@ -90,13 +109,14 @@ class ProcessState(Generic[T]):
         closed: Whether it begins as one that was shut down: a forked child of such a pipeline delivers nothing.
     """
 
-    wake_intake: WakeEvent
-    wake_poller: WakeEvent
-    lock: Any  # an RLock: guards queue, health and flags
-    work: threading.Condition  # what senders wait for
-    progress: threading.Condition  # what flushes and shutdowns wait for
+    wake_intake = _AtFirstUse(lambda _: WakeEvent())
+    wake_poller = _AtFirstUse(lambda _: WakeEvent())
+    lock = _AtFirstUse(lambda _: threading.RLock())  # guards queue, health and flags
+    work = _AtFirstUse(lambda state: threading.Condition(state.lock))  # what senders wait for
+    progress = _AtFirstUse(lambda state: threading.Condition(state.lock))  # what flushes and shutdowns wait for
 
     def __init__(self, queue: BatchQueue, *, closed: bool = False) -> None:
+        self.signals: dict[str, Any] = {}
         # Unprepared items with the bytes charged for them, prepared payloads, and marks of flushes.
         self.submitted: deque[tuple[T, int] | bytes | FlushMark] = deque()
         self.submitted_bytes = 0  # since the intake was last woken for them; roughly, threads add without a lock
@@ -123,19 +143,6 @@ class ProcessState(Generic[T]):
         self.closing = closed  # nothing new is taken
         self.stopped = closed  # threads end
         self.ended = closed  # everything is settled
-
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any:
-            """Make a signal at its first use.
-
-            Not with the state: gunicorn's gevent worker patches `threading` after the fork in which a state is made,
-            and a lock of before that, waited for in a greenlet, would stop the whole worker.
-            """
-            make = _SIGNALS.get(name)
-            if make is None:
-                raise AttributeError(name)
-            return self.__dict__.setdefault(name, make(self))  # one thread wins
 
     def start_thread(self, name: str, run: Callable[..., None], *args: object) -> None:
         """Start a daemon thread; raise what `Thread.start` raises."""
@@ -175,14 +182,6 @@ class ProcessState(Generic[T]):
         """Tell whether something waits that only our threads will bring to an end."""
         return bool(self.submitted or not self.queue.is_empty)
 
-
-_SIGNALS: Final[dict[str, Callable[[ProcessState[Any]], Any]]] = {
-    "wake_intake": lambda _: WakeEvent(),
-    "wake_poller": lambda _: WakeEvent(),
-    "lock": lambda _: threading.RLock(),
-    "work": lambda state: threading.Condition(state.lock),
-    "progress": lambda state: threading.Condition(state.lock),
-}
 
 FORKS_TELL: Final = hasattr(os, "register_at_fork") and "uwsgi" not in (*sys.builtin_module_names, *sys.modules)
 """True if every fork runs Python's at-fork hooks. uWSGI forks without them: there the process id must be compared."""
