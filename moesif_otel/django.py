@@ -9,7 +9,7 @@ from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_asy
 from django.conf import settings as django_settings
 from django.http import HttpResponse
 
-from moesif_otel._capture.callbacks import check_signatures, run_steps
+from moesif_otel._capture.callbacks import check_signatures, ends_the_task, run_steps
 from moesif_otel._capture.django import DjangoCall, DjangoCapture
 from moesif_otel._capture.wsgi.capture import TRANSACTION_ID_HEADER
 from moesif_otel._pipeline.middleware import Middleware
@@ -164,7 +164,9 @@ async def _run_steps_async(steps: Steps) -> None:
     while (awaitable := await advance(step)) is not None:
         try:
             step = functools.partial(steps.send, await awaitable)
-        except Exception as exc:
+        except BaseException as exc:
+            if ends_the_task(exc):
+                raise
             step = functools.partial(steps.throw, exc)
 
 

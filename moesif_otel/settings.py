@@ -103,10 +103,14 @@ def _some_names(value: Any) -> tuple[str, ...]:
 
 def _masks(value: Any) -> tuple[str, ...]:
     names = _names(value)
-    # A mask that matches nothing hides nothing, and nobody notices: no patterns, no other separators.
-    if any(re.search(r"[;|*,\r\n]", name) for name in names):
+    # A mask that matches nothing hides nothing, and nobody notices.
+    if any(_NO_NAME.search(name) for name in names):
         raise ValueError
     return names
+
+
+# Patterns, other separators, JSONPath and JSON pointers, a list that was not parsed, and names of no letter or digit.
+_NO_NAME: Final = re.compile(r"""[;|*,\r\n] | ^["'\[{/] | ^\$[.\[] | ^[\W_]+$""", re.VERBOSE)
 
 
 def _uri(value: Any) -> str:
@@ -248,7 +252,7 @@ _flag_option: Final = partial(_option, _flag, "True or False", of_text=lambda te
 _masks_option: Final = partial(
     _option,
     _masks,
-    "a list of names, or a string of names with commas between them (names in full: no patterns)",
+    "a list of names, or a string of names with commas between them (names in full: no patterns or paths)",
     default=(),
     protects=True,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -515,6 +516,21 @@ def test_an_identity_rule_asks_the_callbacks_before_the_application(governed: An
     assert [one and one.status_code for one in seen] == [None, None, 201]
     assert middleware.force_flush()
     assert [event["user_id"] for event in sandbox.events()] == ["mary", "late"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="nobody can tell it from a cancellation of the call's task")
+def test_a_cancelled_task_of_an_identity_callback_cancels_no_call(governed: Any, sandbox: Sandbox) -> None:
+    """It is an error of the callback's."""
+
+    async def cancelled(request: Any, response: Any) -> Any:
+        task = asyncio.ensure_future(asyncio.sleep(3600))
+        asyncio.get_running_loop().call_soon(task.cancel)
+        await task
+
+    rule = blocking(type="user", regex_config=[], applied_to="matching", applied_to_unidentified=False)
+    middleware = governed(echo, rule, config={"user_rules": {"mary": [{"rules": "rule-1"}]}}, IDENTIFY_USER=cancelled)
+    assert answer(call(middleware, request()))[0] == 201
+    assert middleware.stats()["errors"]["callback IDENTIFY_USER"] > 0
 
 
 def test_a_body_rule_reads_ahead_and_gives_everything_back(governed: Any, sandbox: Sandbox) -> None:

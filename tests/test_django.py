@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 from wsgiref.util import setup_testing_defaults
@@ -188,6 +189,22 @@ def test_async_callbacks_are_awaited_under_asgi(sandbox: Sandbox) -> None:
         Site("asgi").ask("/async/items/7", b"1")
     (event,) = sandbox.wait_for_events(1)
     assert (event["user_id"], event["company_id"]) == ("mary", "acme")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="nobody can tell it from a cancellation of the call's task")
+def test_a_cancelled_task_of_a_callback_cancels_no_call(sandbox: Sandbox) -> None:
+    """It is an error of the callback's; a call that is cancelled itself stays so."""
+
+    async def cancelled(request: Any, response: Any) -> Any:
+        task = asyncio.ensure_future(asyncio.sleep(3600))
+        asyncio.get_running_loop().call_soon(task.cancel)
+        await task
+
+    options = django_project.moesif_options(BASE_URI=sandbox.url, IDENTIFY_USER=cancelled, IDENTIFY_COMPANY=lambda request, response: "c")
+    with override_settings(MIDDLEWARE=[*django_project.BEFORE, OURS], MOESIF_MIDDLEWARE=options):
+        assert Site("asgi").ask("/items/7")[0] == 201
+    (event,) = sandbox.wait_for_events(1)
+    assert event["company_id"] == "c"
 
 
 def test_a_failing_callback_harms_nothing(site: Any, sandbox: Sandbox) -> None:

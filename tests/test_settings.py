@@ -91,6 +91,10 @@ def test_every_option_of_the_design_has_its_default() -> None:
         ({"APPLICATION_ID": "the-secret-id \u2014"}, "APPLICATION_ID: got str, takes .* visible ASCII"),
         ({**REQUIRED, "REQUEST_BODY_MASKS": "ssn;dob"}, "REQUEST_BODY_MASKS: got 'ssn;dob', takes .*commas.*no patterns"),
         ({**REQUIRED, "RESPONSE_BODY_MASKS": "*"}, "RESPONSE_BODY_MASKS: got '.', takes"),
+        *(
+            ({**REQUIRED, "REQUEST_BODY_MASKS": ["dob", mask]}, "REQUEST_BODY_MASKS: got list, takes .*no patterns or paths")
+            for mask in ("$.ssn", "$['ssn']", "/user/ssn", "'ssn'", '"ssn"', '["ssn"', '{"ssn"', "_", "-", "...")
+        ),
         ({**REQUIRED, "REQUEST_HEADER_MASKS": ["a,b"]}, "REQUEST_HEADER_MASKS: got list, takes"),
         ({**REQUIRED, "BASE_URI": "http://x y"}, "BASE_URI: got 'http://x y'"),
         ({**REQUIRED, "BASE_URI": "https://proxy.example/?key=the-secret-id"}, r"BASE_URI: got 'https://proxy.example/\?\(hidden\)'"),
@@ -191,6 +195,8 @@ def test_the_environment_alone_keeps_defaults_of_harmless_wrong_options() -> Non
         ("LOG_BODY_OUTGOING", "2"),
         ("REQUEST_BODY_MASKS", "ssn;dob"),
         ("RESPONSE_HEADER_MASKS", "x-*"),
+        ("REQUEST_BODY_MASKS", '["ssn", "dob"]'),
+        ("RESPONSE_BODY_MASKS", "'ssn'"),
         ("AUTO_HIDE_SENSITIVE", "maybe"),
         ("LOG_BINARY_BODY", "maybe"),
         ("SKIP", "no path"),
@@ -256,3 +262,9 @@ def test_an_imported_callback_says_what_is_missing() -> None:
     for path in ("no_colon", "a:b:c", "..up:f", "a: b", ":f", "m:"):
         with pytest.raises(ValueError):
             ImportedCallback(path)
+
+
+def test_odd_names_of_fields_are_masks() -> None:
+    """What may be the name of a field, a form's or an attribute's, is taken; blanks between commas are not looked at."""
+    names = ["user.ssn", "user[ssn]", "@type", "#text", "$ssn", "x:y", "driver's license", "Größe", "7", ""]
+    assert Settings.of({**REQUIRED, "REQUEST_BODY_MASKS": names}).request_body_masks == tuple(names[:-1])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -96,15 +97,19 @@ class Callbacks:
                 setattr(exchange, field, said)
 
     def _ask(self, callback: _Callback, arguments: tuple[Any, ...]) -> Generator[Any, Any, Any]:
+        is_suspended = False
         try:
             said = callback(*arguments)
             if hasattr(type(said), "__await__"):
+                is_suspended = True
                 said = yield said
-        except (GeneratorExit, KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit):
             raise
         except _NotImportedError:
             self._guard.count(f"callback {callback.name}")  # it has been named in the log
         except BaseException as exc:  # asyncio's CancelledError and gevent's Timeout are no Exceptions
+            if is_suspended and isinstance(exc, GeneratorExit):
+                raise  # these steps are closed
             self._guard.caught(f"callback {callback.name}", exc)
         else:
             return said
@@ -137,7 +142,9 @@ async def await_steps(steps: Steps, awaitable: Any = None) -> None:
         while True:
             try:
                 result = await awaitable
-            except Exception as exc:
+            except BaseException as exc:
+                if ends_the_task(exc):
+                    raise
                 awaitable = steps.throw(exc)
             else:
                 awaitable = steps.send(result)
@@ -145,6 +152,19 @@ async def await_steps(steps: Steps, awaitable: Any = None) -> None:
         return
     finally:
         steps.close()  # cancelled
+
+
+def ends_the_task(exc: BaseException) -> bool:
+    """Return whether what awaiting a callback raised is for the task that awaits, and no error of the callback's own.
+
+    A callback that awaits a cancelled task of its own raises CancelledError. Before Python 3.11 nobody can tell that
+    from a cancellation of the call's task.
+    """
+    asyncio = sys.modules.get("asyncio")  # a WSGI application need not import it
+    if asyncio is None or not isinstance(exc, asyncio.CancelledError):
+        return not isinstance(exc, Exception)
+    cancelling = getattr(asyncio.current_task(), "cancelling", None)
+    return cancelling is None or cancelling() > 0
 
 
 class _NotImportedError(Exception):

@@ -180,7 +180,7 @@ class Timeout(BaseException):
     """As gevent's."""
 
 
-@pytest.mark.parametrize("error", [Timeout, asyncio.CancelledError])
+@pytest.mark.parametrize("error", [Timeout, asyncio.CancelledError, GeneratorExit])
 def test_no_exception_of_a_callback_gets_out(error: type[BaseException]) -> None:
     """Also one that is no `Exception`."""
 
