@@ -53,12 +53,9 @@ class Delivery(Generic[T]):
     """Delivers items: bounded, in batches, with retry, each one counted in `ledger`.
 
     Args:
-        settings: Bounds, sizes and times.
         prepare: Makes an item ready to be sent, or says why it is dropped; runs on the intake thread. When it raises,
             the item is dropped as `not_convertible`.
-        transport: Where batches go.
-        budget: Counts the bytes held.
-        guard: Counts errors.
+        transport, budget, guard: Where batches go, what counts the bytes held, what counts errors.
         without_bodies: For a 413: returns the same payload without its bodies; None when there are none.
         on_drop: Told each item that is given up before it was prepared, other than by `submit`, to release it.
         poll: Asks for configuration and rules, on the poller's thread; returns the seconds until it is due again.
@@ -458,7 +455,7 @@ class Delivery(Generic[T]):
         state.wake_intake.set()
         self._drop_submitted(state)
         until_s = min(deadline_s, self._clock.monotonic() + _JOIN_S)
-        for thread in state.threads:
+        for thread in state.threads[: 1 + self.settings.event_worker_count]:  # the poller may be in a request
             left_s = until_s - self._clock.monotonic()
             if left_s > 0 and thread is not threading.current_thread():
                 thread.join(left_s)
@@ -545,8 +542,7 @@ class Delivery(Generic[T]):
             self.finish_exit()
 
 
-# The loops of our threads. Each holds the delivery only while it works, is suppressed for instrumentations, and ends by
-# no exception.
+# The loops of our threads. Each holds the delivery only while it works, and ends by no exception.
 
 
 def _run_intake(reference: weakref.ref[Delivery[Any]], state: ProcessState[Any], clock: Clock) -> None:

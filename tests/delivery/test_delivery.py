@@ -48,6 +48,11 @@ def test_threads_start_lazily_and_end_at_shutdown() -> None:
         rig.delivery.ensure_started()
     assert len(ours()) == len(before) + 5
     rig.delivery.shutdown(5)
+    assert set(ours()) - set(before) <= {"moesif-otel-config"}
+    for _ in range(500):  # a shutdown does not wait for the poller, which may be in a request
+        if ours() == before:
+            break
+        time.sleep(0.01)
     assert ours() == before
     assert rig.transport.closed == 1
 
