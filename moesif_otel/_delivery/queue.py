@@ -34,31 +34,25 @@ class Family:
 
     __slots__ = ("sequence", "unsettled")
 
-    def __init__(self, events: int, sequence: int = 0) -> None:
+    def __init__(self, events: int) -> None:
         self.unsettled = events
-        self.sequence = sequence
+        self.sequence = 0
 
 
 class Batch:
-    """Some events that travel together, in the order in which they came; a piece of `parent`, or a batch of its own."""
+    """Some events that travel together, in the order in which they came."""
 
-    def __init__(
-        self, events: list[Prepared], first_monotonic_s: float, first_time_s: float, parent: Batch | None = None
-    ) -> None:
+    def __init__(self, events: list[Prepared], first_monotonic_s: float, first_time_s: float) -> None:
         self.events = events
         self.size_bytes = sum([event.size_bytes for event in events])
         self.first_monotonic_s = first_monotonic_s
         self.first_time_s = first_time_s
-        self.family: Family = (
-            Family(len(events)) if parent is None else parent.family
-        )  # shared by all pieces of one batch
-        self.origin: Any = None if parent is None else parent.origin  # the file that it comes from; None if fresh
-        self.stripped: bool = parent is not None and parent.stripped  # whether the bodies have been left out
+        self.family = Family(len(events))  # shared by all pieces of one batch
+        self.origin: Any = None  # the file that it comes from; None for fresh events
+        self.stripped = False  # the bodies have been left out
         self.failures = 0  # how often the server failed on it
-        # How often it did so and took another batch since the time before.
-        self.strikes: int = 0 if parent is None else parent.strikes
-        # What the queue's `deliveries` was at its last failure.
-        self.deliveries_before: int = 0 if parent is None else parent.deliveries_before
+        self.strikes = 0  # how often it did so and took another batch since the time before
+        self.deliveries_before = 0  # what the queue's `deliveries` was at its last failure
 
     def __len__(self) -> int:
         return len(self.events)
@@ -80,7 +74,10 @@ class Batch:
         return piece
 
     def _piece(self, events: list[Prepared]) -> Batch:
-        return Batch(events, self.first_monotonic_s, self.first_time_s, self)
+        piece = Batch(events, self.first_monotonic_s, self.first_time_s)
+        piece.family, piece.origin, piece.stripped = self.family, self.origin, self.stripped
+        piece.strikes, piece.deliveries_before = self.strikes, self.deliveries_before
+        return piece
 
 
 class BatchQueue:
