@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -170,6 +171,24 @@ def _survives(server: RunningServer) -> int | None:
         return int(_ask_one(server, 1))
     except (OSError, ValueError):
         return None
+
+
+def test_a_frozen_process_goes_on_where_it_was() -> None:
+    """As containers and Lambda freeze one (SIGSTOP), with an event pending, while its connection to Moesif dies."""
+    port = free_port()
+    with contextlib.ExitStack() as stack:
+        moesif = stack.enter_context(Sandbox(port=port))
+        server = stack.enter_context(running(KINDS["gunicorn-gthread"], APP, env={"SERVERS_BASE_URI": moesif.url}))
+        _ask(server, 1)
+        moesif.wait_for_events(1)
+        _ask(server, 2)
+        os.killpg(server.process.pid, signal.SIGSTOP)
+        moesif.stop()
+        after = stack.enter_context(Sandbox(port=port))
+        os.killpg(server.process.pid, signal.SIGCONT)
+        _ask(server, 3)
+        # By their ids: one that was on its way when the process froze may be sent again.
+        assert eventually(lambda: len({one["transaction_id"] for one in (*moesif.events(), *after.events())}) == 6, 40)
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
