@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Any, Final
 
 from moesif_otel._capture.asgi.capture import EXCHANGES_KEY, AsgiCapture
-from moesif_otel._capture.callbacks import check_signatures
+from moesif_otel._capture.callbacks import check_signatures, takes
 from moesif_otel._pipeline.middleware import Middleware
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.settings import Settings
@@ -150,28 +149,16 @@ def _check_application(app: Any) -> None:
     """
     if not callable(app):
         raise MoesifConfigError(f"app: got {type(app).__name__}, takes an ASGI application (scope, receive, send)")
-    try:
-        signature = inspect.signature(app)
-    except (TypeError, ValueError):
-        return
-    if _takes(signature, 3) or isinstance(app, type):
+    if takes(app, 3) or isinstance(app, type):
         return
     name = getattr(app, "__name__", type(app).__name__)
-    if _takes(signature, 2):
+    if takes(app, 2):
         raise MoesifConfigError(
             f"app: {name} takes two arguments, as WSGI applications do (Flask, Bottle, Pyramid, Django's WSGIHandler); "
             "use moesif_otel.wsgi.MoesifMiddleware"
         )
-    if _takes(signature, 1):
+    if takes(app, 1):
         raise MoesifConfigError(
             f"app: {name} takes one argument; in Django's MIDDLEWARE use moesif_otel.django.MoesifMiddleware, around "
             "an ASGI 2 application asgiref.compatibility.guarantee_single_callable"
         )
-
-
-def _takes(signature: inspect.Signature, count: int) -> bool:
-    try:
-        signature.bind(*[None] * count)
-    except TypeError:
-        return False
-    return True

@@ -36,15 +36,10 @@ async def _request(request: Any, session: Any, /, *args: Any, **kwargs: Any) -> 
     """Do `ClientSession._request` and capture the call."""
     method = args[0] if args else kwargs.get("method")
     target = args[1] if len(args) > 1 else kwargs.get("str_or_url")
-
-    def is_part(call: OutgoingCall) -> bool:
-        # A second layer of ours.
-        return isinstance(call, _AiohttpCall) and call.identity[0] is session and call.identity[1] is target
-
-    call = begin_call(_AiohttpCall, str(method).upper(), str(target), kwargs.get("headers"), is_part)
+    headers = kwargs.get("headers")
+    call = begin_call(_AiohttpCall, str(method).upper(), str(target), headers, session, target, kwargs)
     if call is None:
         return await request(session, *args, **kwargs)
-    call.identity = session, target, kwargs
     with call:
         response = await request(session, *args, **kwargs)
     return call.answered(response)
@@ -106,6 +101,13 @@ class _AiohttpCall(OutgoingCall):
     __slots__ = ("_decompresses", "last_sent")
 
     client = "aiohttp"
+
+    @staticmethod
+    def is_part_of(call: OutgoingCall, *identity: Any) -> bool:
+        """Tell whether it comes from a second layer of ours."""
+        return isinstance(call, _AiohttpCall) and all(
+            one is other for one, other in zip(call.identity[:2], identity[:2], strict=True)
+        )
 
     def __init__(self, routes: Sequence[Route], method: str, url: str) -> None:
         super().__init__(routes, method, url)

@@ -7,7 +7,6 @@ one raises is counted and goes no further, and none is called twice for a call.
 from __future__ import annotations
 
 import inspect
-import math
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -30,15 +29,7 @@ _NAMES: Final = ("SKIP", "IDENTIFY_USER", "IDENTIFY_COMPANY", "GET_METADATA", "G
 
 
 class Callbacks:
-    """The callbacks of one direction.
-
-    Args:
-        settings: Where they are named.
-        direction: `Incoming` or `Outgoing` (the `*_OUTGOING` options).
-        guard: Takes what they raise.
-
-    Thread-safe as far as the callbacks are.
-    """
+    """The callbacks of one direction; thread-safe as far as they are."""
 
     __slots__ = ("_guard", "_metadata", "_session_token", "_skip", "_who", "any", "may_skip")
 
@@ -130,12 +121,7 @@ def run_steps(steps: Steps) -> None:
 
 
 async def await_steps(steps: Steps, awaitable: Any = None) -> None:
-    """Run to the end what may be done in steps, and await what is awaitable.
-
-    Args:
-        steps: The steps.
-        awaitable: What they have yielded, where they have begun.
-    """
+    """Run to the end what may be done in steps, and await what is awaitable; `awaitable` where they have begun."""
     try:
         if awaitable is None:
             awaitable = next(steps)
@@ -174,12 +160,12 @@ class _NotImportedError(Exception):
 class _Callback:
     """One callback, or none; knows how many positional arguments it takes."""
 
-    __slots__ = ("_function", "_positional", "given", "is_missing", "name")
+    __slots__ = ("_accepted", "_function", "given", "is_missing", "name")
 
     def __init__(self, name: str, function: Callable[..., Any] | None) -> None:
         self.name = name
         self._function = function
-        self._positional: float | None = None
+        self._accepted: dict[int, bool] = {}
         self.given = function is not None
         self.is_missing = False
         """True once its import path is known to lead nowhere."""
@@ -189,13 +175,12 @@ class _Callback:
 
     def accepts(self, count: int) -> bool:
         """Tell whether it can be called with `count` positional arguments."""
-        if self._positional is None:
+        if count not in self._accepted:
             try:
-                self._positional = _positional_limit(self._resolved())
-            except (_NotImportedError, TypeError, ValueError):
-                # No import, or a signature that cannot be read: the call itself will tell.
-                return True
-        return count <= self._positional
+                self._accepted[count] = takes(self._resolved(), count)
+            except _NotImportedError:
+                return True  # the call itself will tell
+        return self._accepted[count]
 
     def _resolved(self) -> Any:
         function = self._function
@@ -226,16 +211,6 @@ def _words_of(exc: Exception) -> str:
     return str(exc) if place.startswith("settings.py:") else f"{type(exc).__qualname__} at {place}"
 
 
-def _positional_limit(function: Any) -> float:
-    count = 0
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            return math.inf
-        if parameter.kind in {parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD}:
-            count += 1
-    return count
-
-
 def check_signatures(
     settings: Settings, arguments: Sequence[str], *, identify: Sequence[str] = (), suffix: str = ""
 ) -> None:
@@ -255,7 +230,7 @@ def check_signatures(
         if function is None or isinstance(function, ImportedCallback):
             continue
         shapes = [arguments, identify] if identify and name.startswith("IDENTIFY") else [arguments]
-        if not any(_takes(function, len(shape)) for shape in shapes):
+        if not any(takes(function, len(shape)) for shape in shapes):
             raise MoesifConfigError(
                 f"{name}{suffix}: got {_shown(function)}, takes "
                 + " or ".join(f"a function ({', '.join(shape)})" for shape in shapes),
@@ -263,7 +238,8 @@ def check_signatures(
             )
 
 
-def _takes(function: Any, count: int) -> bool:
+def takes(function: Any, count: int) -> bool:
+    """Tell whether a function can be called with `count` positional arguments, as far as can be known."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # a callable of C without a signature: the call itself will tell

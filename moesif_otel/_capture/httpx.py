@@ -106,12 +106,9 @@ PATCHES: Final = PatchSet(
 def _begin(request: Any = None, *_: Any, **_more: Any) -> _HttpxCall | None:
     if not isinstance(request, httpx.Request):
         return None
-    # A second layer of ours would send the very same request.
-    call = begin_call(
-        _HttpxCall, request.method, str(request.url), request.headers, lambda call: call.identity is request
-    )
+    call = begin_call(_HttpxCall, request.method, str(request.url), request.headers, request)
     if call is not None:
-        call.request = call.identity = request
+        call.request = request
         for exchange in call.exchanges:
             # Until the response is there only a capture that stops midway looks.
             exchange.request_headers = lambda: _headers(request)
@@ -124,6 +121,11 @@ class _HttpxCall(OutgoingCall):
     __slots__ = ("_stream",)
 
     client = "httpx"
+
+    @staticmethod
+    def is_part_of(call: OutgoingCall, *identity: Any) -> bool:
+        """Tell whether a second layer of ours sends the very same request."""
+        return isinstance(call, _HttpxCall) and call.identity[0] is identity[0]
 
     def _see_upload(self) -> None:
         request = self.request

@@ -102,27 +102,30 @@ def _start(route: Route, name: str) -> None:
         patches.hold(route)
 
 
-def begin_call(
-    kind: type[_Call], method: str, url: str, headers: Any, is_part: Callable[[OutgoingCall], bool]
-) -> _Call | None:
-    """Return the record of a call that is about to be sent, or None if no pipeline captures it. Never raises.
+def begin_call(kind: type[_Call], method: str, url: str, headers: Any, *identity: Any) -> _Call | None:
+    """Return the record of a call that is about to be sent, or None where nobody wants it. Never raises.
 
     Args:
         kind: The client's class of calls.
         method: HTTP method.
         url: Full URL.
         headers: The request's headers, as a mapping, or None.
-        is_part: Says whether this is a part of the call that this thread or task is sending: a redirect's hop, say.
+        *identity: Whatever the class knows a call by: see `OutgoingCall.is_part_of`.
     """
     routes = _routes
     if not routes:
         return None
     try:
         current = _innermost.get()
-        if current is not None and (current.runs_callbacks or (current.is_being_sent and is_part(current))):
+        if current is not None and (
+            current.runs_callbacks or (current.is_being_sent and kind.is_part_of(current, *identity))
+        ):
             return None
-        # A call to Moesif itself, made by whichever library, says for which application it is.
-        if not is_instrumentation_enabled() or kind.has_header(headers, "X-Moesif-Application-Id"):
+        # Only what somebody put into the context can suppress instrumentation. A call to Moesif itself, made by
+        # whichever library, says for which application it is.
+        if (otel_context.get_current() and not is_instrumentation_enabled()) or kind.has_header(
+            headers, "X-Moesif-Application-Id"
+        ):
             return None
         chosen = [
             route
@@ -134,7 +137,9 @@ def begin_call(
         for route in chosen:
             if route.before is not None:
                 route.before()
-        return kind(chosen, method, url)
+        call = kind(chosen, method, url)
+        call.identity = identity
+        return call
     except Exception as exc:
         routes[0].pipeline.guard.caught("capture of an outgoing call", exc)
         return None
@@ -229,8 +234,8 @@ class OutgoingCall:
         url = sent_url(url)
         self.request: Any = None
         """The request as callbacks get it; None once the body of the response is all that is still to come."""
-        self.identity: Any = None
-        """Set by the client's module, which knows the call by it while it is being sent."""
+        self.identity: tuple[Any, ...] = ()
+        """As `begin_call` was given it; empty once there is a response."""
         self.is_being_sent = False
         self.runs_callbacks = False
         self.exchanges: list[Exchange] = []
@@ -249,6 +254,11 @@ class OutgoingCall:
             self.exchanges.append(exchange)
 
     # What a client's class says. Errors are counted by the caller.
+
+    @staticmethod
+    def is_part_of(call: OutgoingCall, *identity: Any) -> bool:
+        """Tell whether what is about to be sent is a part of a call that is being sent: a redirect's hop, say."""
+        raise NotImplementedError
 
     @staticmethod
     def has_header(headers: Any, name: str) -> bool:
@@ -281,11 +291,14 @@ class OutgoingCall:
             self.is_being_sent = True
             self.set_arguments(self.request, None)
             around = innermost = self._around
+            outer_call = _innermost.get()
             for exchange in self.exchanges:
                 # Spans that start now are offered to the whole chain, so all of them must be in it.
                 exchange.outer, innermost = innermost, exchange
-            self._set(_innermost, self)
-            self._set(current_exchange, innermost)
+            self._tokens = [
+                (current_exchange, current_exchange.set(innermost), around),
+                (_innermost, _innermost.set(self), outer_call),
+            ]
             for exchange in self.exchanges:
                 if around is not None:
                     _join_trace_of(exchange, around)
@@ -335,7 +348,7 @@ class OutgoingCall:
         if self._spans:
             self._make_spans(error)
         self.is_being_sent = False
-        self.identity = None
+        self.identity = ()
         while self._tokens:
             variable, token, before = self._tokens.pop()
             try:
@@ -345,10 +358,6 @@ class OutgoingCall:
         around, self._around = self._around, None
         for exchange in self.exchanges:
             exchange.outer = None if around is None else _nearest(exchange.pipeline, around)
-
-    def _set(self, variable: ContextVar[Any], value: Any) -> None:
-        before = variable.get()
-        self._tokens.append((variable, variable.set(value), before))
 
     def _make_spans(self, error: BaseException | None) -> None:
         # Only now is it known whether an instrumentor, however well hidden, has made one of this call.

@@ -47,7 +47,7 @@ def _urlopen(urlopen: Any, pool: Any, /, *args: Any, **kwargs: Any) -> Any:
     given = {**kwargs, **dict(zip(_PARAMETERS, args, strict=False))}
     headers = pool.headers if given.get("headers") is None else given["headers"]
     method, url = text_of(given.get("method")), _full_url(pool, given.get("url"))
-    call = begin_call(_Urllib3Call, method, url, headers, _is_inside)
+    call = begin_call(_Urllib3Call, method, url, headers)
     if call is None:
         return urlopen(pool, *args, **kwargs)
     body = given.get("body")
@@ -65,10 +65,6 @@ def _urlopen(urlopen: Any, pool: Any, /, *args: Any, **kwargs: Any) -> Any:
 
 
 PATCHES: Final = PatchSet([Patch("urllib3.connectionpool", "HTTPConnectionPool.urlopen", _urlopen)])
-
-
-def _is_inside(_call: OutgoingCall) -> bool:
-    return True  # of any client: it is being sent, so this is how
 
 
 def _full_url(pool: Any, url: Any) -> str:
@@ -90,6 +86,12 @@ class _Urllib3Call(OutgoingCall):
     __slots__ = ("stand_in",)
 
     client = "urllib3"
+
+    @staticmethod
+    def is_part_of(call: OutgoingCall, *identity: Any) -> bool:
+        """Tell that it is: a call of any client that is being sent is sent like this."""
+        del call, identity
+        return True
 
     def _see_upload(self) -> None:
         body = self.request.body

@@ -33,29 +33,19 @@ def _send(send: Any, session: Any, /, *args: Any, **kwargs: Any) -> Any:
             facts.text_of(request.method),
             facts.text_of(request.url or ""),
             request.headers,
-            partial(_is_part, session, request, kwargs.get("allow_redirects")),
+            session,
+            request,
+            kwargs.get("allow_redirects"),
         )
     if call is None:
         return send(session, *args, **kwargs)
-    call.begin(session, request)
+    call.begin(request)
     with call:
         response = send(session, *args, **kwargs)
     return call.answered(response)
 
 
 PATCHES: Final = PatchSet([Patch("requests.sessions", "Session.send", _send)])
-
-
-def _is_part(session: Any, request: Any, allow_redirects: Any, call: OutgoingCall) -> bool:
-    """Tell whether a `send` is a redirect's hop of `call`, or comes from a second layer of ours.
-
-    A hook or an adapter may make calls of its own meanwhile: those are calls like any other.
-    """
-    if not isinstance(call, _RequestsCall) or call.identity is None:
-        return False
-    sending_session, sent = call.identity
-    # `Session.resolve_redirects` sends each hop through the same session, as a new request, and follows itself.
-    return request is sent or (session is sending_session and allow_redirects is False)
 
 
 class _RequestsCall(OutgoingCall):
@@ -66,9 +56,21 @@ class _RequestsCall(OutgoingCall):
     client = "requests"
     has_header = staticmethod(facts.has_header)
 
-    def begin(self, session: Any, request: PreparedRequest) -> None:
-        """Take what is sent, and by which session."""
-        self.identity = session, request
+    @staticmethod
+    def is_part_of(call: OutgoingCall, *identity: Any) -> bool:
+        """Tell whether a `send` is a redirect's hop of the call, or comes from a second layer of ours.
+
+        A hook or an adapter may make calls of its own meanwhile: those are calls like any other.
+        """
+        if not isinstance(call, _RequestsCall):
+            return False
+        session, request, allow_redirects = identity
+        sending_session, sent, _ = call.identity
+        # `Session.resolve_redirects` sends each hop through the same session, as a new request, and follows itself.
+        return request is sent or (session is sending_session and allow_redirects is False)
+
+    def begin(self, request: PreparedRequest) -> None:
+        """Take the request."""
         self.request = request
         self._has_stand_in = False
         for exchange in self.exchanges:
