@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry import trace
-
 from moesif_otel._capture.callbacks import check_signatures
 from moesif_otel._capture.client_spans import ClientSpans
 from moesif_otel._capture.outgoing import CLIENTS, DEFAULT_CLIENTS, Route, add_route, remove_route
-from moesif_otel._pipeline.handle import PipelineHandle
+from moesif_otel._pipeline.handle import PipelineHandle, check_tracer_provider
 from moesif_otel._pipeline.pipeline import pipeline_for
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.settings import Settings
@@ -21,6 +19,7 @@ from moesif_otel.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from opentelemetry.trace import TracerProvider
     from typing_extensions import Self
 
     from moesif_otel._pipeline.pipeline import Pipeline
@@ -32,7 +31,7 @@ def start_capture_outgoing(
     settings: Mapping[str, Any] | Settings | None = None,
     *,
     clients: Iterable[str] = DEFAULT_CLIENTS,
-    tracer_provider: trace.TracerProvider | None = None,
+    tracer_provider: TracerProvider | None = None,
 ) -> OutgoingCapture:
     """Capture the calls that this process makes with HTTP clients, from the next one on.
 
@@ -59,10 +58,7 @@ def start_capture_outgoing(
     settings = Settings.of(settings)
     clients = _checked(clients)
     check_signatures(settings, ("request", "response"), suffix="_OUTGOING")
-    if tracer_provider is not None and not isinstance(tracer_provider, trace.TracerProvider):
-        raise MoesifConfigError(
-            f"tracer_provider: got {type(tracer_provider).__name__}, takes an OpenTelemetry TracerProvider"
-        )
+    check_tracer_provider(tracer_provider)
     return OutgoingCapture(
         pipeline_for(settings, of_processor=True),
         tracer_provider,
@@ -85,7 +81,7 @@ def _checked(clients: Iterable[str]) -> tuple[str, ...]:
     return names
 
 
-def start_capture_for(pipeline: Pipeline, tracer_provider: trace.TracerProvider | None = None) -> OutgoingCapture:
+def start_capture_for(pipeline: Pipeline, tracer_provider: TracerProvider | None = None) -> OutgoingCapture:
     """Capture for a middleware with `CAPTURE_OUTGOING_REQUESTS`, on the middleware's own pipeline.
 
     It gets the calls made while its application is served, and those made outside of any request.
@@ -109,7 +105,7 @@ class OutgoingCapture(PipelineHandle):
     def __init__(
         self,
         pipeline: Pipeline,
-        tracer_provider: trace.TracerProvider | None,
+        tracer_provider: TracerProvider | None,
         *,
         clients: tuple[str, ...],
         ends_pipeline: bool,

@@ -45,11 +45,7 @@ _EMPTY_CELL: Final = CellType()
 
 
 class DjangoCapture:
-    """Captures the calls of the handlers whose MIDDLEWARE has a `MoesifMiddleware` of one pipeline.
-
-    Args:
-        pipeline: Whose calls they are.
-    """
+    """Captures the calls of the handlers whose MIDDLEWARE has a `MoesifMiddleware` of one pipeline."""
 
     def __init__(self, pipeline: CapturePipeline) -> None:
         self.pipeline = pipeline
@@ -162,12 +158,7 @@ def _bare_response(status: int | None, headers: Headers) -> HttpResponse:
 
 
 class DjangoCall:
-    """One request as the middleware sees it: a context manager around its answering.
-
-    Args:
-        request: Django's.
-        pipeline: The middleware's.
-    """
+    """One request as the middleware sees it: a context manager around its answering."""
 
     __slots__ = ("_is_bare", "_pipeline", "_token", "decision", "exchange", "refusal", "request")
 

@@ -120,15 +120,12 @@ class Governed(Protocol):
     @property
     def needs_body(self) -> bool:
         """Tell whether a rule depends on the body; to be asked once the identity is known."""
-        ...
 
     def give_body(self, data: bytes | None, *, whole: bool = True) -> None:
         """Take the request body as it came."""
-        ...
 
     def verdict(self) -> Decision | None:
         """Return what the rules decide, or None when none has anything to say."""
-        ...
 
 
 class CapturePipeline(Protocol):
@@ -142,33 +139,26 @@ class CapturePipeline(Protocol):
     @property
     def generation(self) -> int:
         """Grows in a forked child; an Exchange of another generation belongs to another process."""
-        ...
 
     def opened(self, exchange: Exchange) -> None:
         """Take note of a new Exchange (binds the current span, starts threads when needed). Never raises."""
-        ...
 
     def has_callbacks(self, exchange: Exchange) -> bool:
         """Tell whether callbacks will look at this Exchange's `callback_arguments`."""
-        ...
 
     @property
     def has_rules(self) -> bool:
         """Tell whether there are governance rules to ask."""
-        ...
 
     @property
     def sees_spans(self) -> bool:
         """Tell whether the pipeline gets the spans of a tracer provider."""
-        ...
 
     def bind(self, exchange: Exchange, span: Any) -> None:
         """Bind the span that the capture made for this call."""
-        ...
 
     def answering(self, exchange: Exchange) -> None:
         """Take note that the application answers: the span that is current may be the call's own. Never raises."""
-        ...
 
     def govern(self, exchange: Exchange, read_ahead: Callable[[], bytes | None]) -> Decision | None:
         """Ask the governance rules about a request before the application sees it.
@@ -180,39 +170,30 @@ class CapturePipeline(Protocol):
         Returns:
             None when no rule has anything to say, which takes well under a microsecond without rules. Never raises.
         """
-        ...
 
     def governed(self, exchange: Exchange) -> Governed | None:
         """Return what asks the governance rules in steps; None when there are none."""
-        ...
 
     def identifying(self, exchange: Exchange) -> Steps:
         """Run IDENTIFY_* before the application is called, in steps."""
-        ...
 
     def calling_back(self, exchange: Exchange) -> Steps:
         """Run all callbacks, in steps, before the call has ended."""
-        ...
 
     def finishing(self, exchange: Exchange) -> Steps:
         """Do what `finished` does, in steps."""
-        ...
 
     def finished(self, exchange: Exchange) -> None:
         """Take a finished Exchange: run the callbacks here and now, and submit it. Never raises, never waits."""
-        ...
 
     def finished_late(self, exchange: Exchange) -> None:
         """Take an Exchange that a finalizer finished: lock-free; callbacks run on our own thread. Never raises."""
-        ...
 
     def superseded(self, exchange: Exchange) -> None:
         """Forget an Exchange whose call another one delivers. Never raises."""
-        ...
 
     def force_flush(self, timeout_s: float) -> bool:
         """Deliver every call that has finished, within the time."""
-        ...
 
 
 class Exchange:

@@ -51,22 +51,16 @@ DEFAULT_CLIENTS: Final = ("requests", "httpx", "aiohttp")
 
 @dataclass(frozen=True, eq=False)
 class Route:
-    """One registration of a pipeline.
-
-    Args:
-        pipeline: Where the calls go.
-        clients: The clients whose calls are wanted.
-        everywhere: False for a middleware's pipeline: it does not get calls that were made while an application
-            of another pipeline was being served.
-        before: Called before each call is captured (looks for the tracer provider); must not raise.
-        spans: Makes spans of the calls, where nobody else does; None makes none.
-    """
+    """One registration of a pipeline."""
 
     pipeline: CapturePipeline
     clients: Sequence[str] = DEFAULT_CLIENTS
     everywhere: bool = True
+    """False for a middleware's: it gets no calls that are made while an application of another pipeline is served."""
     before: Callable[[], None] | None = None
+    """Called before each call is captured (looks for the tracer provider); must not raise."""
     spans: ClientSpans | None = None
+    """Makes spans of the calls, where nobody else does."""
 
 
 _lock: Final = ForkSafeLock()

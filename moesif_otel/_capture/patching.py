@@ -53,11 +53,7 @@ _lock: Final = ForkSafeLock()
 
 
 class PatchSet:
-    """Patches that are there as long as somebody holds them. Thread-safe.
-
-    Args:
-        patches: What to put on at the first `hold` and take away at the last `release`.
-    """
+    """Patches that are put on at the first `hold` and taken away at the last `release`. Thread-safe."""
 
     __slots__ = ("__weakref__", "_holders", "_hooked", "_layers", "_patches")
 

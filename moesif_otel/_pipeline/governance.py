@@ -49,15 +49,7 @@ def decide(
     callbacks: Callbacks,
     read_ahead: Callable[[], bytes | None],
 ) -> Decision | None:
-    """Return the rules' verdict on a request; the Exchange notes by which rule it is blocked.
-
-    Args:
-        rules: Not empty.
-        config: The configuration, which has the cohorts.
-        exchange: The request.
-        callbacks: Run early, once, when a rule depends on who calls.
-        read_ahead: Returns the raw request body, or None; called when a rule depends on it.
-    """
+    """Return the verdict of the rules on a request; `callbacks` and `read_ahead` run where one depends on them."""
     governed = GovernedRequest(rules, config, exchange)
     if governed.needs_identity:
         callbacks.identify(exchange)
@@ -73,11 +65,6 @@ def decide(
 
 class GovernedRequest:
     """The decision of the rules about one request, as far as it is known.
-
-    Args:
-        rules: Not empty.
-        config: The configuration, which has the cohorts.
-        exchange: With method, URL, headers, peer address and callback arguments.
 
     Attributes:
         needs_identity: Whether IDENTIFY_USER and IDENTIFY_COMPANY must have run before anything else is asked here.

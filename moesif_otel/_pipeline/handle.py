@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.trace import TracerProvider
+
+from moesif_otel.errors import MoesifConfigError
 
 if TYPE_CHECKING:
     from moesif_otel._delivery.stats import Stats
     from moesif_otel._pipeline.pipeline import Pipeline
+
+
+def check_tracer_provider(given: Any) -> None:
+    """Refuse what a user gave as a tracer provider and is none.
+
+    Raises:
+        MoesifConfigError: It is none.
+    """
+    if given is not None and not isinstance(given, TracerProvider):
+        raise MoesifConfigError(f"tracer_provider: got {type(given).__name__}, takes an OpenTelemetry TracerProvider")
 
 
 class PipelineHandle:

@@ -54,11 +54,6 @@ class MaskExitedError(Exception):
 class EventMask:
     """Applies the user's mask to events, one after the other.
 
-    Args:
-        mask: The user's function, or a coroutine function.
-        guard: Takes what it raises.
-        timeout_s: How long one call may take.
-
     Fork-safe; for one thread at a time.
     """
 

@@ -6,17 +6,18 @@ import uuid
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from opentelemetry import trace
-from opentelemetry.trace import TracerProvider
 
 from moesif_otel._capture.callbacks import check_signatures
 from moesif_otel._events.build import transaction_id_for
-from moesif_otel._pipeline.handle import PipelineHandle
+from moesif_otel._pipeline.handle import PipelineHandle, check_tracer_provider
 from moesif_otel._pipeline.pipeline import pipeline_for
 from moesif_otel.client import ProfileCalls
-from moesif_otel.errors import MoesifConfigError, install_command
+from moesif_otel.errors import install_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from opentelemetry.trace import TracerProvider
 
     from moesif_otel._capture.exchange import Exchange
     from moesif_otel._pipeline.pipeline import Pipeline
@@ -45,10 +46,7 @@ class Middleware(PipelineHandle, ProfileCalls):
     app: Any = None
 
     def __init__(self, settings: Settings, tracer_provider: TracerProvider | None) -> None:
-        if tracer_provider is not None and not isinstance(tracer_provider, TracerProvider):
-            raise MoesifConfigError(
-                f"tracer_provider: got {type(tracer_provider).__name__}, takes an OpenTelemetry TracerProvider"
-            )
+        check_tracer_provider(tracer_provider)
         if settings.capture_outgoing_requests:
             check_signatures(settings, ("request", "response"), suffix="_OUTGOING")
         self.settings = settings

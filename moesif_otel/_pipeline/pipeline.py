@@ -64,11 +64,8 @@ def pipeline_for(settings: Settings, *, of_processor: bool) -> Pipeline:
     """Return a pipeline of equal settings that has not been shut down, to be joined; a new one where there is none.
 
     A `MoesifSpanProcessor` and the middlewares of the same settings are one pipeline, whichever is made first; two
-    middlewares are two, each with its own counters and its own end.
-
-    Args:
-        settings: The settings.
-        of_processor: Whether to join one that a processor or `instrument` opened, or one that they have not.
+    middlewares are two, each with its own counters and its own end. `of_processor` asks for one that a processor or
+    `instrument` opened, else it is one that they have not.
     """
     for one in live_pipelines():
         if one.of_processor is of_processor and one.settings == settings:
@@ -101,11 +98,7 @@ class _Finishing(NamedTuple):
 
 
 class Pipeline:
-    """Joins the calls and the spans of one settings value and submits them to a sink.
-
-    Args:
-        sink: Where the calls go; it has the guard and the byte budget.
-        settings: What capture and callbacks follow; the sink's by default.
+    """Joins the calls and the spans of one settings value (the sink's by default) and submits them to a sink.
 
     Thread-safe and fork-safe.
     """
@@ -155,12 +148,7 @@ class Pipeline:
         self._owners.add(owner)
 
     def leave(self, owner: Any, timeout_s: float | None = None) -> None:
-        """Take leave: the last owner ends the pipeline, the others only deliver what has finished.
-
-        Args:
-            owner: One that has joined; leaving twice is harmless.
-            timeout_s: Return after this time at the latest; `SHUTDOWN_TIMEOUT` by default.
-        """
+        """Take leave, within a time: the last owner ends the pipeline, the others only deliver what has finished."""
         self._owners.discard(owner)
         if len(self._owners):
             self.force_flush(self.settings.shutdown_timeout if timeout_s is None else timeout_s)
@@ -201,14 +189,12 @@ class Pipeline:
             options or "defaults",
         )
 
-    # The captures' side.
+    # The captures' side: see `CapturePipeline`.
 
     def has_callbacks(self, exchange: Exchange) -> bool:
-        """Tell whether a callback will look at this Exchange."""
         return self._callbacks[exchange.direction].any
 
     def opened(self, exchange: Exchange) -> None:
-        """Take note of a new Exchange: threads start, the span that is current may be its own."""
         try:
             self.sink.ensure_started()
             # Where no at-fork hook runs (uWSGI) the line above is the first to notice a fork.
@@ -223,12 +209,10 @@ class Pipeline:
 
     @property
     def has_rules(self) -> bool:
-        """Tell whether there are governance rules to ask."""
         remote = self.sink.remote
         return remote is not None and bool(remote.rules)
 
     def govern(self, exchange: Exchange, read_ahead: Callable[[], bytes | None]) -> Decision | None:
-        """Ask the governance rules about a request; None when there are none, or none has anything to say."""
         remote = self.sink.remote
         if remote is None:
             return None
@@ -242,23 +226,19 @@ class Pipeline:
             return None
 
     def governed(self, exchange: Exchange) -> governance.GovernedRequest | None:
-        """Return what asks the governance rules in steps; None when there are none."""
         remote = self.sink.remote
         if remote is None or not remote.rules:
             return None
         return governance.GovernedRequest(remote.rules, remote.config, exchange)
 
     def identifying(self, exchange: Exchange) -> Steps:
-        """Run IDENTIFY_* before the application is called, in steps."""
         return self._callbacks[exchange.direction].identifying(exchange)
 
     def calling_back(self, exchange: Exchange) -> Steps:
-        """Run all callbacks, in steps, for a framework in which that has a better time than the end of the call."""
         exchange.callbacks_done = True
         return self._callbacks[exchange.direction].steps(exchange)
 
     def finished(self, exchange: Exchange) -> None:
-        """Run the callbacks, then submit the call or wait a moment for its span."""
         try:
             self._opened.discard(weakref.ref(exchange))
             if exchange.generation != self.generation:
@@ -301,7 +281,6 @@ class Pipeline:
             self.guard.run("finishing a call", self._hand_over, exchange)
 
     def finished_late(self, exchange: Exchange) -> None:
-        """Take a call that a finalizer ended; the rest happens on our own threads."""
         self._late.put(exchange)
         self.sink.delivery.wake()
 
@@ -317,7 +296,6 @@ class Pipeline:
         self._submit_or_wait(exchange)
 
     def superseded(self, exchange: Exchange) -> None:
-        """Forget a call that another pipeline delivers."""
         self._opened.discard(weakref.ref(exchange))
         self._unbind(exchange)
         exchange.discard()
@@ -531,25 +509,13 @@ class Pipeline:
                     self._end_finishing(exchange)
 
     def force_flush(self, timeout_s: float) -> bool:
-        """Deliver every call that has finished; calls that are still running (a stream, say) are not waited for.
-
-        Args:
-            timeout_s: Return after this time at the latest.
-
-        Returns:
-            True if everything that had finished was delivered or is counted as dropped.
-        """
+        """Deliver every call that has finished, within a time; True if all were delivered or are counted as dropped."""
         deadline_s = time.monotonic() + timeout_s
         self._settle(deadline_s - timeout_s / 2)
         return self.sink.force_flush(max(0.0, deadline_s - time.monotonic()))
 
     def shutdown(self, timeout_s: float | None = None) -> None:
-        """End the pipeline: running calls are sent as far as they came (`unfinished`), then everything is delivered.
-
-        Args:
-            timeout_s: Return after this time at the latest; `SHUTDOWN_TIMEOUT` by default. What could not be
-                delivered goes to the spool if there is one, and is counted otherwise.
-        """
+        """End the pipeline: running calls are sent as far as they came (`unfinished`), then everything is delivered."""
         self.is_live = False
         dispatchers, self._dispatchers = self._dispatchers, []
         for dispatcher in dispatchers:
@@ -587,7 +553,7 @@ class Pipeline:
         self._housekeepers, self._look_is_due = set(), False
 
     def stats(self) -> Stats:
-        """Return the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
+        """Return the counters of the sink."""
         return self.sink.stats()
 
 

@@ -100,7 +100,7 @@ class _Download:
                     body.decoded = decoded
                     body.add(piece)
         except Exception as exc:
-            self._caught(exc)
+            self.caught(exc)
 
     def ended(self, raw: Any, outcome: Outcome, error: BaseException | None = None) -> None:
         """The body is over, one way or another: finish, and give the object its class back. Never raises."""
@@ -132,7 +132,7 @@ class _Download:
         try:
             over = nothing_left(raw)
         except Exception as exc:
-            self._caught(exc)
+            self.caught(exc)
             return
         if over:
             self.ended(raw, Outcome.COMPLETE)
@@ -149,7 +149,8 @@ class _Download:
         finally:
             self.is_reading = False
 
-    def _caught(self, exc: BaseException) -> None:
+    def caught(self, exc: BaseException) -> None:
+        """Count an error of ours."""
         for call, _finish in self._calls[:1]:
             call.caught("capture of an outgoing response body", exc)
 
@@ -194,8 +195,9 @@ class _TeedResponse(HTTPResponse):
         # An object in the middle of its own end may lack anything: look before, act after.
         try:
             outcome = Outcome.COMPLETE if nothing_left(self) else Outcome.ABORTED
-        except Exception:
+        except Exception as exc:
             outcome = Outcome.ABORTED
+            download.caught(exc)
         try:
             HTTPResponse.close(self)
         finally:
