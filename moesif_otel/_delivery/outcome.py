@@ -17,16 +17,11 @@ if TYPE_CHECKING:
 class BatchOutcome(Enum):
     """The next step for a batch that was sent."""
 
-    DELIVERED = "delivered"
-    """Taken; forget it."""
-    RETRY = "retry"
-    """The server, or the way to it, is not there now; the batch waits and goes again."""
-    SPLIT = "split"
-    """Too large; halve it, then leave bodies out, then give up."""
-    ISOLATE = "isolate"
-    """Something in it is wrong; halve it to find out what, deliver the rest."""
-    SUSPENDED = "suspended"
-    """Nothing of ours is wanted until somebody changes a setting; do not storm."""
+    DELIVERED = "delivered"  # taken; forget it
+    RETRY = "retry"  # the server, or the way to it, is not there now; the batch waits and goes again
+    SPLIT = "split"  # too large; halve it, then leave bodies out, then give up
+    ISOLATE = "isolate"  # something in it is wrong; halve it to find out what, deliver the rest
+    SUSPENDED = "suspended"  # nothing of ours is wanted until somebody changes a setting; do not storm
 
 
 # Documented by Moesif: 201, 400, 401, 402, 404, 405, 406, 410, 429, 500, 502, 503 (API documentation, "errors").

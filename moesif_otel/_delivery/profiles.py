@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 
 _MAX_BATCH_ITEMS: Final = 1_000
 _MAX_QUEUED: Final = 100_000
-_QUEUE_SHARE: Final = 8
-"""Queued profiles may use this fraction of `EVENT_QUEUE_BYTES`, in addition to the events."""
+_QUEUE_SHARE: Final = 8  # queued profiles may use this fraction of `EVENT_QUEUE_BYTES`, in addition to the events
 _MAX_NAMED: Final = 20
 _MAX_DEPTH: Final = 100
 _STATUSES: Final = ("active", "cancelled", "paused", "trialing", "pending", "draft", "future")

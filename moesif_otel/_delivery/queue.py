@@ -9,8 +9,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, Final
 
+# Most bytes of JSON in one POST. Moesif takes 50 MB, its older documentation says far less: stay well below.
 MAX_BATCH_BYTES: Final = 5_000_000
-"""Most bytes of JSON in one POST. Moesif takes 50 MB, its older documentation says far less: stay well below."""
 
 # A batch that has this much is sent, also where `BATCH_SIZE` events are not together: what waits is memory, and beyond
 # some hundred KB a POST costs no less for each byte.

@@ -225,8 +225,8 @@ class Spool:
     def _scan(self) -> Iterator[_File]:
         with os.scandir(self._directory) as entries:
             for entry in entries:
-                match = _NAME.fullmatch(entry.name)
-                if match is None:
+                name = _NAME.fullmatch(entry.name)
+                if name is None:
                     continue
                 try:
                     status = entry.stat(follow_symlinks=False)
@@ -238,15 +238,11 @@ class Spool:
                         self._ledger.count("spool_foreign")
                         _logger.warning(_FOREIGN)
                     continue
+                size_bytes, modified_s = status.st_size, status.st_mtime
                 file = _File(
-                    Path(entry.path),
-                    match["kind"],
-                    int(match["ms"]),
-                    int(match["events"]),
-                    status.st_size,
-                    status.st_mtime,
+                    Path(entry.path), name["kind"], int(name["ms"]), int(name["events"]), size_bytes, modified_s
                 )
-                if match["binding"] == self._binding:
+                if name["binding"] == self._binding:
                     yield file
                 elif self._is_expired(file) and (descriptor := self._lease(file.path)) is not None:
                     # Of an application id or address that is not used any more: nobody else would ever remove it.

@@ -23,36 +23,23 @@ if TYPE_CHECKING:
 class DropReason(str, Enum):
     """The reason why an event was not delivered by this process; the values are the keys of `Stats.dropped`."""
 
-    QUEUE_FULL = "queue_full"
-    """`EVENT_QUEUE_SIZE` events were waiting."""
-    TOO_LARGE = "too_large"
-    """One event, without its bodies, is still more than the server takes."""
+    QUEUE_FULL = "queue_full"  # `EVENT_QUEUE_SIZE` events were waiting
+    TOO_LARGE = "too_large"  # one event, without its bodies, is still more than the server takes
+    # the server refused this very event (400, 404, 405, 406, 410, 422), or failed on it again and again (5xx)
     REJECTED = "rejected"
-    """The server refused this very event (400, 404, 405, 406, 410, 422), or failed on it again and again (5xx)."""
-    UNAUTHORIZED = "unauthorized"
-    """The server does not know the application id (401, 403)."""
-    PAYMENT_REQUIRED = "payment_required"
-    """The Moesif subscription is not active (402)."""
-    MASK_FAILED = "mask_failed"
-    """`MASK_EVENT_MODEL` raised or returned another type: never sent unmasked."""
-    MASKED_AWAY = "masked_away"
-    """`MASK_EVENT_MODEL` returned None: skipped on purpose."""
+    UNAUTHORIZED = "unauthorized"  # the server does not know the application id (401, 403)
+    PAYMENT_REQUIRED = "payment_required"  # the Moesif subscription is not active (402)
+    MASK_FAILED = "mask_failed"  # `MASK_EVENT_MODEL` raised or returned another type: never sent unmasked
+    MASKED_AWAY = "masked_away"  # `MASK_EVENT_MODEL` returned None: skipped on purpose
+    # `SKIP` (`SKIP_OUTGOING`) is set, and there is only a span: no request that it could be asked about
     SKIP_UNKNOWN = "skip_unknown"
-    """`SKIP` (`SKIP_OUTGOING`) is set, and there is only a span: no request that it could be asked about."""
-    SAMPLED_OUT = "sampled_out"
-    """The sampling rate set in Moesif left it out."""
-    NOT_CONVERTIBLE = "not_convertible"
-    """It could not be made into an event: a defect of ours, see `errors`."""
-    SHUTDOWN = "shutdown"
-    """Still waiting when `SHUTDOWN_TIMEOUT` was over, or submitted after the shutdown."""
-    SPOOLED = "spooled"
-    """Written to `SPOOL_DIRECTORY`: no loss, see the module's docstring."""
-    SPOOL_FULL = "spool_full"
-    """`SPOOL_MAX_BYTES` were on disk: the oldest made room."""
-    SPOOL_UNREADABLE = "spool_unreadable"
-    """Its file on disk was damaged and has been set aside."""
-    EXPIRED = "expired"
-    """On disk for longer than the server takes events (30 days)."""
+    SAMPLED_OUT = "sampled_out"  # the sampling rate set in Moesif left it out
+    NOT_CONVERTIBLE = "not_convertible"  # it could not be made into an event: a defect of ours, see `errors`
+    SHUTDOWN = "shutdown"  # still waiting when `SHUTDOWN_TIMEOUT` was over, or submitted after the shutdown
+    SPOOLED = "spooled"  # written to `SPOOL_DIRECTORY`: no loss, see the module's docstring
+    SPOOL_FULL = "spool_full"  # `SPOOL_MAX_BYTES` were on disk: the oldest made room
+    SPOOL_UNREADABLE = "spool_unreadable"  # its file on disk was damaged and has been set aside
+    EXPIRED = "expired"  # on disk for longer than the server takes events (30 days)
 
 
 class Stats(dict[str, Any]):

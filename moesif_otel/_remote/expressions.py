@@ -22,18 +22,14 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MAX_EXPRESSION_CHARS: Final = 1_000
-"""A longer expression is refused."""
+MAX_EXPRESSION_CHARS: Final = 1_000  # a longer expression is refused
+# The most items that an expression may have after its counted repetitions are unrolled.
 MAX_UNROLLED_SIZE: Final = 2_000
-"""The most items that an expression may have after its counted repetitions are unrolled."""
-SEARCH_LIMIT_S: Final = 0.010
-"""The most CPU time of one search; an ordinary one takes 2 µs."""
-REQUEST_LIMIT_S: Final = 0.025
-"""The CPU time for all searches of one request, or of one sampling decision."""
+SEARCH_LIMIT_S: Final = 0.010  # the most CPU time of one search; an ordinary one takes 2 µs
+REQUEST_LIMIT_S: Final = 0.025  # the CPU time for all searches of one request, or of one sampling decision
+# Each search gets at least this: slow input for one expression must not switch the others off.
 LEAST_LIMIT_S: Final = 0.0005
-"""Each search gets at least this: slow input for one expression must not switch the others off."""
-SLOW_LIMIT_S: Final = 0.002
-"""The most CPU time of a search whose expression has run out of time within the last minute."""
+SLOW_LIMIT_S: Final = 0.002  # the most CPU time of a search whose expression has run out of time within the last minute
 
 _SLOW_FOR_S: Final = 60.0
 _WARM_UP: Final = "\0" * 8_192

@@ -28,8 +28,8 @@ _PLAIN_FIELDS: Final = {
     "request.ip": "ip_address",  # its name in the Python SDK
     "response.status": "status",  # sampling only: governance decides before there is a response
 }
+# `request.body.$unreadable` is why a body could not be read as JSON; missing if it could, or if there is no body.
 _UNREADABLE: Final = "$unreadable"
-"""`request.body.$unreadable` is why a body could not be read as JSON; missing if it could, or if there is no body."""
 _NOT_ASKED: Final = object()
 _SLASHES: Final = re.compile("//+")
 

@@ -31,8 +31,7 @@ _MAX_CONDITIONS: Final = 2_000  # distinct ones: compiling them holds the interp
 _MAX_USES: Final = 20_000  # of conditions in groups
 _MAX_HEADERS: Final = 100  # of one rule
 _MAX_BODY_BYTES: Final = 256 * 1024  # of one rule, as JSON, before tags are replaced
-MAX_VALUE_CHARS: Final = 1_000
-"""Longest text that a merge tag may be replaced by."""
+MAX_VALUE_CHARS: Final = 1_000  # longest text that a merge tag may be replaced by
 
 
 class MalformedError(ValueError):
