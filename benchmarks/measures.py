@@ -310,7 +310,7 @@ def tornado(plan: Plan) -> list[Line]:
 
 def asgi(plan: Plan) -> list[Line]:
     """Return what a saturated uvicorn with a FastAPI handler still serves."""
-    found = _turns("uvicorn", ["bare", "otel", "ours", "ours provider", "replaced"], plan)
+    found = _turns("uvicorn", ["bare", "bare provider", "otel", "ours", "ours provider", "replaced"], plan)
     return [
         Line(
             "FastAPI on uvicorn, requests/s over bare: moesif-otel",
@@ -319,8 +319,8 @@ def asgi(plan: Plan) -> list[Line]:
         ),
         Line("FastAPI on uvicorn, p99 over bare: moesif-otel", *_ratio(_p99s(found["ours"]), _p99s(found["bare"]))),
         Line(
-            "FastAPI on uvicorn, requests/s over OpenTelemetry alone: moesif-otel with it",
-            *_ratio(_rates(found["ours provider"]), _rates(found["otel"])),
+            "FastAPI on uvicorn, requests/s over FastAPI's own spans alone: moesif-otel with them",
+            *_ratio(_rates(found["ours provider"]), _rates(found["bare provider"])),
         ),
         Line(
             "FastAPI on uvicorn, requests/s over bare: OpenTelemetry alone",

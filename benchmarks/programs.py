@@ -105,6 +105,8 @@ def asgi():
         from moesifasgi import MoesifMiddleware
 
         app.add_middleware(MoesifMiddleware, settings=SETTINGS)
+    elif VARIANT == "bare provider":
+        _global_provider()  # FastAPI makes spans of its own then
     return app
 
 
