@@ -1,4 +1,4 @@
-"""What a processor, a middleware and a capture of outgoing calls have of a pipeline: its flush, end and counters."""
+"""The base of a processor, a middleware and a capture of outgoing calls: a pipeline's flush, shutdown and counters."""
 
 from __future__ import annotations
 
