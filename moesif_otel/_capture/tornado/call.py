@@ -50,9 +50,20 @@ class TornadoCall:
     Attributes:
         decision: Whose headers governance adds to those of the response.
         client_left: Whether nobody is there any more to get what is written.
+        had_coding: Whether the response had a content coding before it was seen; Tornado may add one afterwards.
     """
 
-    __slots__ = ("__weakref__", "client_left", "decision", "exchange", "guard", "handler", "hooks", "keeps_response")
+    __slots__ = (
+        "__weakref__",
+        "client_left",
+        "decision",
+        "exchange",
+        "guard",
+        "had_coding",
+        "handler",
+        "hooks",
+        "keeps_response",
+    )
 
     def __init__(self, exchange: Exchange, handler: RequestHandler) -> None:
         pipeline = exchange.pipeline
@@ -61,6 +72,7 @@ class TornadoCall:
         self.guard = pipeline.guard
         self.decision: Decision | None = None
         self.client_left = False
+        self.had_coding = True
         self.hooks: InstancePatches | None = None  # few calls need any
         settings = pipeline.settings
         # A HEAD response's body is dropped by Tornado after the transforms have seen it.
@@ -109,11 +121,14 @@ class TornadoCall:
         if exchange is not None and exchange.is_open:
             exchange.status = int(status)
             exchange.response_headers = list(headers.get_all())
+            body = exchange.response_body
+            if body is not None and not self.had_coding:
+                body.decoded = "Content-Encoding" in headers
             if status in _STATUSES_WITHOUT_BODY:
                 # A handler that writes one all the same breaks the protocol: no client takes it for a body.
                 self.keeps_response = False
-                if exchange.response_body is not None:
-                    exchange.response_body.restart()
+                if body is not None:
+                    body.restart()
 
     def response_piece(self, chunk: bytes) -> None:
         """Note a piece of the response body, if there is still somebody to get it."""
@@ -169,14 +184,13 @@ class HandlerCall(TornadoCall, OutputTransform):
         awaits_log: Whether its application calls our `log_event` at the end.
     """
 
-    __slots__ = ("_awaits_log", "_end", "_ended_response", "_had_coding", "_streamed")
+    __slots__ = ("_awaits_log", "_end", "_ended_response", "_streamed")
 
     def __init__(self, exchange: Exchange, handler: RequestHandler, *, awaits_log: bool) -> None:
         TornadoCall.__init__(self, exchange, handler)
         self._awaits_log = awaits_log
         self._end: tuple[Outcome, BaseException | None] | None = None  # which waits for the span to end
         self._ended_response = False
-        self._had_coding = False
         self._streamed = False
 
     def watch(self, exchange: Exchange, handler: RequestHandler) -> None:
@@ -200,7 +214,7 @@ class HandlerCall(TornadoCall, OutputTransform):
         try:
             if self.decision is not None:
                 self.add_decided_headers(headers)
-            self._had_coding = "Content-Encoding" in headers
+            self.had_coding = "Content-Encoding" in headers
             if not finishing:
                 self._streamed = True
                 self._look_at_headers()
@@ -247,13 +261,6 @@ class HandlerCall(TornadoCall, OutputTransform):
             return result
 
         self.hook(connection, "write_headers", write_and_note)
-
-    def headers_sent(self, status: int, headers: HTTPHeaders) -> None:
-        """Note status and headers as they left, and whether Tornado compressed what we saw before it."""
-        super().headers_sent(status, headers)
-        body = self.exchange.response_body if self.exchange is not None else None
-        if body is not None and not self._had_coding:
-            body.decoded = "Content-Encoding" in headers
 
     def _take_headers(self, exchange: Exchange, handler: RequestHandler) -> None:
         if exchange.status is None and exchange.is_open:
