@@ -25,24 +25,19 @@ class PieceSink(Protocol):
 
     def piece(self, piece: Any) -> None:
         """Note one piece that was read."""
-        ...
 
     def told(self, position: Any) -> None:
         """Note what `tell()` answered."""
-        ...
 
     def moved(self, position: Any, whence: Any) -> None:
         """Note a `seek`."""
-        ...
 
     def restarted(self) -> None:
         """Note that it is read from its beginning."""
-        ...
 
 
 # Special methods are looked up on the class, so a stand-in's class has exactly those of the body's class.
 _FORWARDED: Final = ("__len__", "__bool__", "__exit__", "__getitem__", "__contains__", "__fspath__")
-_TEED: Final = ("__iter__", "__next__", "__aiter__", "__enter__")
 
 
 class UploadSink:
@@ -113,7 +108,7 @@ def _lose(body: CapturedBody, size_bytes: int) -> None:
 
 
 class _StandIn:
-    """Base of all stand-ins; `_stand_in_class` adds the special methods that the body has."""
+    """Base of all stand-ins; `_stand_in_of` adds the special methods that the body has."""
 
     __slots__ = ("__weakref__", "_moesif_otel_body", "_moesif_otel_sink")
 
@@ -297,14 +292,6 @@ def _forward(name: str) -> Callable[..., Any]:
     return forwarded
 
 
-@lru_cache(maxsize=64)
-def _stand_in_class(special_methods: tuple[str, ...]) -> type[_StandIn]:
-    members: dict[str, Any] = {"__slots__": ()}
-    for name in special_methods:
-        members[name] = _SPECIAL.get(name) or _forward(name)
-    return type("_StandIn", (_StandIn,), members)
-
-
 def stand_in_for(body: Any, sink: PieceSink) -> Any | None:
     """Return an object that looks and behaves as `body` and tells `sink` what is read from it.
 
@@ -322,8 +309,10 @@ def stand_in_for(body: Any, sink: PieceSink) -> Any | None:
 
 @lru_cache(maxsize=64)
 def _stand_in_of(kind: Any) -> tuple[type[_StandIn], bool]:
-    special = tuple(name for name in (*_TEED, *_FORWARDED) if hasattr(kind, name))
-    return _stand_in_class(special), not {"__iter__", "__aiter__"}.isdisjoint(special)
+    """Return the class of a stand-in that has the special methods of `kind`, and whether that can be iterated."""
+    special = {name: _SPECIAL.get(name) or _forward(name) for name in (*_SPECIAL, *_FORWARDED) if hasattr(kind, name)}
+    is_iterable = "__iter__" in special or "__aiter__" in special
+    return type("_StandIn", (_StandIn,), {"__slots__": (), **special}), is_iterable
 
 
 def original_of(body: Any) -> Any:
