@@ -80,7 +80,7 @@ class Middleware(ProfileCalls):
 
     def ended(self) -> Any:
         """Wait for what was queued; return its counters."""
-        assert self.profiles.force_flush(10)
+        assert self.profiles.force_flush(30)
         stats = self.profiles.stats()
         self.profiles.shutdown(1)
         return stats

@@ -279,7 +279,7 @@ def governed(site: Any, sandbox: Sandbox) -> Iterator[Any]:
         ours = site(API_VERSION=str(time.monotonic_ns()), **options)
         pipeline = _pipelines()[-1]
         ours.ask("/long")
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while not pipeline.has_rules:
             assert time.monotonic() < deadline
             time.sleep(0.01)

@@ -38,8 +38,8 @@ def test_http_spans_become_events(sandbox: Any, kind_of_processor: Any) -> None:
     tracer.start_span("db", kind=SpanKind.CLIENT, attributes={"db.system": "x"}).end()
     tracer.start_span("work", attributes=HTTP).end()
     assert provider.force_flush()
-    assert exporter.force_flush(5_000)
-    events = sandbox.wait_for_events(2, 5)
+    assert exporter.force_flush(30_000)
+    events = sandbox.wait_for_events(2, 30)
     assert {(one["direction"], one["request"]["verb"]) for one in events} == {("Incoming", "GET"), ("Outgoing", "PUT")}
     assert (exporter.stats()["accepted"], exporter.stats()["delivered"]) == (2, 2)
     assert lawful(exporter.stats())
@@ -53,8 +53,8 @@ def test_a_second_export_of_a_span_is_the_same_event(sandbox: Any) -> None:
     for _ in range(2):
         provider.add_span_processor(SimpleSpanProcessor(exporter))
     provider.get_tracer("t").start_span("in", kind=SpanKind.SERVER, attributes=HTTP).end()
-    assert exporter.force_flush(5_000)
-    assert len(sandbox.wait_for_events(1, 5)) == 1
+    assert exporter.force_flush(30_000)
+    assert len(sandbox.wait_for_events(1, 30)) == 1
     assert exporter.stats()["delivered"] == 2
     exporter.shutdown()
 

@@ -232,7 +232,7 @@ def test_a_failed_call(upstream, sandbox):
             with pytest.raises(requests.ConnectionError):
                 requests.get(url)
         with pytest.raises(requests.ReadTimeout):
-            requests.get(upstream.url + "/silent", timeout=0.1)
+            requests.get(upstream.url + "/silent", timeout=(30, 0.1))
         with requests.Session() as session:
             session.max_redirects = 2
             with pytest.raises(requests.TooManyRedirects):

@@ -48,7 +48,7 @@ class Service:
         return exchange
 
     def events(self) -> list[dict[str, Any]]:
-        assert self.processor.force_flush(10_000)
+        assert self.processor.force_flush(30_000)
         stats = self.processor.stats()
         assert stats["accepted"] == stats["delivered"] + sum(stats["dropped"].values()) + stats["pending"]
         return self.sandbox.events()
@@ -286,7 +286,7 @@ def test_callbacks_in_steps(moesif: Sandbox) -> None:
         elif how == "closed":
             steps.close()
         else:
-            service.processor.force_flush(5_000)
+            service.processor.force_flush(30_000)
             with pytest.raises(StopIteration):
                 steps.send("too late")
     events = service.events()
@@ -350,7 +350,7 @@ def test_an_applications_flush_does_not_wait_for_moesif() -> None:
     processor.pipeline.opened(exchange)
     exchange.finish(Outcome.COMPLETE)
     started = time.monotonic()
-    assert provider.force_flush(3_000)
+    assert provider.force_flush(30_000)
     assert time.monotonic() - started < 1
     processor.shutdown(0)
 

@@ -69,7 +69,7 @@ class Service:
         return ask(self.app, *arguments, **values)
 
     def events(self) -> list[dict[str, Any]]:
-        assert self.app.force_flush(10_000)
+        assert self.app.force_flush(30_000)
         stats = self.app.stats()
         assert stats["accepted"] == stats["delivered"] + sum(stats["dropped"].values()) + stats["pending"]
         return self.sandbox.events()
@@ -136,11 +136,11 @@ def test_an_unknown_option_is_a_warning_with_the_nearest_name(caplog: pytest.Log
 
 def test_construction_and_import_start_nothing(sandbox: Sandbox) -> None:
     """Threads begin with the first request."""
-    before = {thread.name for thread in threading.enumerate()}
+    before = set(threading.enumerate())
     service = Service(sandbox)
-    assert {thread.name for thread in threading.enumerate()} == before
+    assert set(threading.enumerate()) <= before  # those of earlier tests may end
     service.ask()
-    assert any(thread.name.startswith("moesif-otel") for thread in threading.enumerate())
+    assert any(thread.name.startswith("moesif-otel") for thread in set(threading.enumerate()) - before)
     service.events()
 
 
@@ -345,7 +345,7 @@ def test_a_spans_ids_and_attributes_decorate_the_event(sandbox: Sandbox) -> None
         ask(middleware, body=b'{"password": "p"}')
     finally:
         wsgi_span._FRAMEWORK_INSTRUMENTORS = loaded  # type: ignore[misc]
-    assert middleware.force_flush(5_000)
+    assert middleware.force_flush(30_000)
     (event,) = sandbox.events()
     (span,) = spans.get_finished_spans()
     assert event["trace_id"] == f"{span.context.trace_id:032x}"
@@ -516,9 +516,9 @@ def test_processors_in_threads_of_their_own(sandbox: Sandbox, monkeypatch: pytes
     monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
     for _ in range(3):
         ask(middleware)
-    assert middleware.force_flush(5_000)
+    assert middleware.force_flush(30_000)
     provider.force_flush()
-    exporter.force_flush(5_000)
+    exporter.force_flush(30_000)
     spans = {f"{span.context.span_id:016x}" for span in finished.get_finished_spans()}
     assert len(spans) == 3
     assert sorted(event["span"]["id"] for event in sandbox.events()) == sorted(spans)

@@ -124,6 +124,6 @@ def test_the_exporter_without_an_application_id_takes_spans_for_nothing(caplog: 
     caplog.set_level(logging.ERROR)
     exporter = AutoSpanExporter()
     assert exporter.export([]) is SpanExportResult.SUCCESS
-    assert exporter.force_flush(10)
+    assert exporter.force_flush(30)
     exporter.shutdown()
     assert len(messages(caplog)) == 1

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import socket
 import struct
 import threading
+import time
+import weakref
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
@@ -42,11 +45,17 @@ class Upstream(ThreadingHTTPServer):
         self.may_go_on = threading.Event()
         self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True)
 
+    def wait_for_requests(self, number=1):
+        """Wait until it was sent so many requests: one that nobody waits for may arrive after its caller has left."""
+        while len(self.requests) < number:
+            time.sleep(0.005)
+
     def handle_error(self, request, client_address):
         pass  # clients that leave are part of the game
 
     def __enter__(self):
         self._thread.start()
+        _RUNNING[self.url] = self
         return self
 
     def __exit__(self, *_):
@@ -59,6 +68,15 @@ class Upstream(ThreadingHTTPServer):
     def url(self) -> str:
         host = "localhost" if self.scheme == "https" else "127.0.0.1"
         return f"{self.scheme}://{host}:{self.server_port}"
+
+
+_RUNNING: weakref.WeakValueDictionary[str, Upstream] = weakref.WeakValueDictionary()
+
+
+async def until_asked(url):
+    """Wait until the upstream at an address has been sent a request."""
+    while not _RUNNING[url].requests:  # noqa: ASYNC110 - they arrive on threads
+        await asyncio.sleep(0.005)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -23,7 +23,7 @@ def test_a_set_wakes_a_waiter() -> None:
     thread = threading.Thread(target=lambda: Clock().wait(event, None) and woken.set())
     thread.start()
     event.set()
-    thread.join(5)
+    thread.join(30)
     assert woken.is_set()
 
 

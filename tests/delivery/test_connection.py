@@ -90,7 +90,7 @@ def join(one, other) -> None:
     thread = threading.Thread(target=pump, args=(one, other), daemon=True)
     thread.start()
     pump(other, one)
-    thread.join(5)
+    thread.join(30)
 
 
 def test_interim_answers_are_no_answers() -> None:

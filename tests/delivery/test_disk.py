@@ -99,7 +99,7 @@ def test_fresh_events_go_before_files(spool) -> None:
     left_by_a_process(spool, [1])
     with Rig(transport(), clock=FakeClock(), spool_directory=spool) as rig:
         rig.submit(2)
-        assert rig.delivery.force_flush(5)
+        assert rig.delivery.force_flush(30)
         assert numbers(rig.transport.delivered) == [2]
         run_replay(rig)
         assert numbers(rig.transport.delivered) == [1, 2]
@@ -144,7 +144,7 @@ def test_full_memory_goes_to_disk_and_comes_back(spool) -> None:
         assert rig.stats.pending <= 100
         assert rig.stats.spooled >= 900
         rig.transport.then = None
-        assert rig.delivery.force_flush(5)
+        assert rig.delivery.force_flush(30)
         run_replay(rig, 2000)
         assert numbers(rig.transport.delivered) == list(range(1000))
         assert rig.stats.delivered == 1000
@@ -177,7 +177,7 @@ def test_disk_that_refuses_costs_nothing_but_room(spool) -> None:
         assert rig.stats.dropped == {"queue_full": 10}
         assert rig.stats.spool_errors == 1
         rig.transport.then = None
-        assert rig.delivery.force_flush(5)
+        assert rig.delivery.force_flush(30)
         assert rig.stats.delivered == 20
 
 
@@ -223,7 +223,7 @@ def test_threads_replay_by_themselves(tmp_path) -> None:
     done = threading.Event()
     with Rig(transport(then=lambda _: done.set()), spool_directory=str(tmp_path)) as rig:
         rig.delivery.ensure_started()
-        assert done.wait(5)
+        assert done.wait(30)
     assert rig.stats.delivered == 5
 
 

@@ -137,7 +137,7 @@ reader = InMemoryMetricReader()
 metrics.set_meter_provider(MeterProvider([reader]))
 for n in range(7):
     rig.submit(n)
-assert rig.delivery.force_flush(5)
+assert rig.delivery.force_flush(30)
 found = read(reader)
 assert found["moesif.events.delivered"] == 7, found
 assert found["moesif.export.duration"] == [1], found

@@ -107,14 +107,14 @@ def fork_then_both(rig) -> None:
 def fork_after_sending(rig) -> None:
     """The parent has sent, with threads and a connection open; children of children send as well."""
     submit(rig, 0)
-    assert rig.delivery.force_flush(5)
+    assert rig.delivery.force_flush(30)
     for generation in (1, 2, 3):
         pid = os.fork()
         if pid:
             assert os.waitpid(pid, 0)[1] == 0
             return
         submit(rig, generation * 100)
-        assert rig.delivery.force_flush(5)
+        assert rig.delivery.force_flush(30)
         stats = rig.ledger.snapshot()  # its own books, not its parent's
         assert (stats.accepted, stats.delivered, stats.errors) == (EVENTS, EVENTS, {})
 
@@ -168,7 +168,7 @@ def multiprocessing_fork(rig) -> None:
 def work_in_child(rig) -> None:
     submit(rig, 100)
     rig.delivery.ensure_started()
-    assert rig.delivery.force_flush(5)
+    assert rig.delivery.force_flush(30)
 
 
 def spool_writer(rig) -> None:

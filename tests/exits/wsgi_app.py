@@ -16,7 +16,7 @@ if os.environ.get("SEND_AT_IMPORT"):
     # Before the fork of `--preload`: threads, a connection and a lock each have been in use.
     rig.delivery.ensure_started()
     rig.submit(0)
-    assert rig.delivery.force_flush(5)
+    assert rig.delivery.force_flush(30)
 
 
 def application(environ, start_response):

@@ -167,7 +167,7 @@ class FaultServer:
         self._ended.set()
         self.refuse()
         for thread in self._threads:
-            thread.join(5)
+            thread.join(30)
 
     def __enter__(self):
         return self

@@ -62,7 +62,7 @@ def test_every_event_arrives_and_is_acknowledged_once(faults) -> None:
         rig.delivery.ensure_started()
         for n in range(35):
             rig.submit(n)
-        assert rig.delivery.force_flush(10)
+        assert rig.delivery.force_flush(30)
         assert sorted(server.acknowledged) == ids(range(35))
         assert rig.stats.delivered == 35
         assert rig.stats.retries >= len(faults) - 1
@@ -78,7 +78,7 @@ def test_refused_then_up_again() -> None:
         assert not rig.delivery.force_flush(0.3)
         assert rig.stats.pending == 20
         server.listen()
-        assert rig.delivery.force_flush(10)
+        assert rig.delivery.force_flush(30)
         assert sorted(server.acknowledged) == ids(range(20))
 
 
@@ -93,7 +93,7 @@ def test_413_above_a_size() -> None:
         rig.delivery.ensure_started()
         for n in range(30):
             rig.submit(payload(n, 100 if n % 7 else 3000))
-        assert rig.delivery.force_flush(10)
+        assert rig.delivery.force_flush(30)
         assert sorted(server.acknowledged) == ids(range(30))
         assert rig.stats.dropped == {}
 
@@ -108,7 +108,7 @@ def test_poison_among_good_events() -> None:
         rig.delivery.ensure_started()
         for n in range(30):
             rig.submit(n)
-        assert rig.delivery.force_flush(10)
+        assert rig.delivery.force_flush(30)
         assert sorted(server.acknowledged) == ids(n for n in range(30) if n != 13)
         assert rig.stats.dropped == {"rejected": 1}
 
@@ -139,7 +139,7 @@ def test_only_one_sender_probes_a_server_that_is_down() -> None:
             assert server.wait_for_requests(12)
             assert running[1] == 1
             server.then = Status(201)
-            assert rig.delivery.force_flush(10)
+            assert rig.delivery.force_flush(30)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_dripping_server_does_not_keep_a_sender() -> None:
     with FaultServer(Drip(0.02), Drip(0.02)) as server, rig_for(server, export_timeout=0.3, event_worker_count=1) as rig:
         rig.delivery.ensure_started()
         rig.submit(1)
-        assert rig.delivery.force_flush(10)
+        assert rig.delivery.force_flush(30)
         assert rig.stats.retries == 2
 
 
@@ -203,7 +203,7 @@ def test_server_that_comes_and_goes_with_a_spool(tmp_path) -> None:
                     time.sleep(0.005)
                 assert rig.submit(n)
             server.listen()
-            assert rig.delivery.force_flush(10)
+            assert rig.delivery.force_flush(30)
             assert server.wait_for_acknowledged(100)
         with rig_for(server, spool_directory=str(tmp_path)) as rig:
             rig.delivery.ensure_started()

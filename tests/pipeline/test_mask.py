@@ -42,7 +42,7 @@ def mask_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "moesif-otel-mask"]
 
 
-def until(true: Any, timeout_s: float = 10.0) -> bool:
+def until(true: Any, timeout_s: float = 30.0) -> bool:
     deadline_s = time.monotonic() + timeout_s
     while not true() and time.monotonic() < deadline_s:
         threading.Event().wait(0.01)
@@ -157,7 +157,6 @@ def test_a_mask_that_hangs_loses_its_event_and_stops_nobody() -> None:
     hanging[0] = False
     release.set()
     assert until(lambda: isinstance(masking.apply(event()), dict))
-    assert isinstance(masking.apply(event()), dict)
 
 
 def test_no_thread_outlives_its_work(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ def test_profiles_reach_moesif_waiting_or_not(kind: str) -> None:
         assert middleware.update_companies_batch([{"company_id": "c2"}], wait=False)
         assert middleware.update_subscription({"subscription_id": "s", "company_id": "c1", "status": "active"})
         assert middleware.send_action({"action_name": "Signed up", "request": {"uri": "http://a/b"}}, wait=False)
-        assert middleware.force_flush(5_000)
+        assert middleware.force_flush(30_000)
         assert {one["user_id"] for one in sandbox.profiles("users")} == {"u1", "u2", "u3"}
         assert {one["company_id"] for one in sandbox.profiles("companies")} == {"c1", "c2"}
         assert len(sandbox.profiles("subscriptions")) == len(sandbox.profiles("actions")) == 1
@@ -83,7 +83,7 @@ def test_the_documented_examples(kind: str, wait: bool) -> None:
         assert middleware.update_users_batch([{**DOCUMENTED_USER, "user_id": "54321"}, {"user_id": "1"}], wait=wait)
         assert middleware.update_company(DOCUMENTED_COMPANY, wait=wait)
         assert middleware.update_companies_batch([{**DOCUMENTED_COMPANY, "company_id": "09876"}], wait=wait)
-        assert middleware.force_flush(5_000)
+        assert middleware.force_flush(30_000)
         users = {one["user_id"]: one for one in sandbox.profiles("users")}
         companies = {one["company_id"]: one for one in sandbox.profiles("companies")}
         middleware.shutdown()
@@ -111,8 +111,8 @@ def test_outgoing_calls_are_captured_by_option_until_shutdown() -> None:
         middleware = make("wsgi", BASE_URI=sandbox.url, CAPTURE_OUTGOING_REQUESTS=True)
         answer = requests.get(upstream.url + "/health/probe", timeout=5)
         assert answer.status_code == 200
-        assert middleware.force_flush(5_000)
-        (event,) = sandbox.wait_for_events(1, 5)
+        assert middleware.force_flush(30_000)
+        (event,) = sandbox.wait_for_events(1, 30)
         assert (event["direction"], event["request"]["uri"]) == ("Outgoing", upstream.url + "/health/probe")
         (seen,) = upstream.requests("/health/probe")
         assert not {"traceparent", "baggage"} & {name.lower() for name in dict(seen["headers"])}

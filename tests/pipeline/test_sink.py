@@ -37,7 +37,7 @@ def hanging() -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
     # What hung ends now, in threads that a shutdown has not waited for.
-    deadline_s = time.monotonic() + 5
+    deadline_s = time.monotonic() + 30
     while any(thread.name.startswith("moesif-otel") for thread in threading.enumerate()) and time.monotonic() < deadline_s:
         time.sleep(0.01)
     for rig in Rig.made:
@@ -74,7 +74,7 @@ def test_a_small_call_is_converted_where_it_ends(sandbox: Sandbox) -> None:
     assert exchange.request_body is None
     assert 0 < rig.stats["held_bytes"] < 1_000
     rig.sink.ensure_started()
-    assert rig.sink.force_flush(5)
+    assert rig.sink.force_flush(30)
     (event,) = sandbox.wait_for_events(1)
     assert event["request"]["body"] == {"a": 1}
     assert rig.stats["held_bytes"] == 0
@@ -98,7 +98,7 @@ def test_other_calls_are_left_to_our_thread(sandbox: Sandbox, how: str) -> None:
     exchange = rig.call(request=body, request_headers=headers)
     (rig.sink.submit_later if how == "later" else rig.sink.submit)(exchange)
     assert rig.stats["held_bytes"] > len(body) + 50_000
-    assert rig.sink.force_flush(5)
+    assert rig.sink.force_flush(30)
     assert len(sandbox.wait_for_events(1)) == 1
     assert rig.stats["held_bytes"] == 0
     assert threads in ([], ["moesif-otel-mask"])
@@ -141,7 +141,7 @@ def test_event_queue_bytes_is_a_bound(hanging: str, make: Any, later: bool) -> N
             (rig.sink.submit_later if later else rig.sink.submit)(exchange)
             most = max(most, rig.stats["held_bytes"])
         del exchange
-        deadline_s = time.monotonic() + 20
+        deadline_s = time.monotonic() + 30
         held, _peak = tracemalloc.get_traced_memory()
         while held >= 4 * MIB and time.monotonic() < deadline_s:
             time.sleep(0.02)  # what our thread has in hand
@@ -154,7 +154,7 @@ def test_event_queue_bytes_is_a_bound(hanging: str, make: Any, later: bool) -> N
     assert stats["accepted"] == 40
     assert make is bombs or stats["dropped"]["queue_full"] > 5
     rig.sink.shutdown(0.2)
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + 30
     while rig.stats["held_bytes"] and time.monotonic() < deadline_s:
         time.sleep(0.01)  # the call that our thread has in hand
     assert rig.stats["held_bytes"] == 0
@@ -174,7 +174,7 @@ def test_an_event_that_is_too_large_keeps_the_smaller_body(sandbox: Sandbox) -> 
             response_headers=JSON,
         )
     )
-    assert rig.sink.force_flush(5)
+    assert rig.sink.force_flush(30)
     (event,) = sandbox.wait_for_events(1)
     assert "body" in event["request"]
     assert "body" not in event["response"]
@@ -214,13 +214,13 @@ def test_a_mask_that_flushes_loses_nothing(sandbox: Sandbox) -> None:
     said: list[bool] = []
 
     def mask(event: Any) -> Any:
-        said.append(rig.sink.force_flush(5))
+        said.append(rig.sink.force_flush(60))
         return event
 
     rig = Rig(BASE_URI=sandbox.url, MASK_EVENT_MODEL=mask)
     rig.sink.ensure_started()
     rig.sink.submit(rig.call())
-    assert rig.sink.force_flush(4)
+    assert rig.sink.force_flush(30)
     assert said == [False]
     assert len(sandbox.wait_for_events(1)) == 1
     assert rig.stats["dropped"] == {}
@@ -243,7 +243,7 @@ def test_a_mask_changes_the_event_alone(sandbox: Sandbox) -> None:
     settle(exchange)
     rig.sink.submit(exchange)
     metadata["n"] = 7
-    assert rig.sink.force_flush(5)
+    assert rig.sink.force_flush(30)
     (event,) = sandbox.wait_for_events(1)
     assert event["metadata"] == {"list": [1, 2], "n": 2}
     assert metadata == {"list": [1], "n": 7}
@@ -289,7 +289,7 @@ def test_metadata_is_what_the_callback_gave_for_that_call(sandbox: Sandbox, mask
         environ: dict[str, Any] = {}
         setup_testing_defaults(environ)
         assert list(middleware(environ, lambda *_: lambda _data: None)) == [b"x"]
-    assert middleware.force_flush(5_000)
+    assert middleware.force_flush(30_000)
     found = [event["metadata"] for event in sandbox.wait_for_events(5)]
     assert sorted((one["n"], one["inner"]["n"]) for one in found) == [(n, n) for n in range(1, 6)]
     assert all(one["inner"].get("masked", False) is masked for one in found)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from .planting import Case
 
-_GIVE_UP_S = 10
+_GIVE_UP_S = 30
 
 
 def wsgi_app(cases: Sequence[Case]) -> Callable[..., Any]:

@@ -163,7 +163,7 @@ def test_wsgi(watch: Watch, relay: Relay) -> None:
     middleware = MoesifMiddleware(wsgi_app(cases), _options(relay.url), watch.others.provider)
     with wsgi_server(middleware) as port:
         send_all(port, cases)
-    assert middleware.force_flush(10_000)
+    assert middleware.force_flush(30_000)
     watch.show(middleware, middleware.settings)
     middleware.shutdown()
     stats = middleware.stats()
@@ -179,7 +179,7 @@ def test_tornado(watch: Watch, relay: Relay) -> None:
     middleware = TornadoMiddleware(_options(relay.url), tracer_provider=watch.others.provider)
     with tornado_server(tornado_application(cases, log_function=middleware.log_event)) as port:
         send_all(port, cases)
-    assert middleware.force_flush(10_000)
+    assert middleware.force_flush(30_000)
     watch.show(middleware, middleware.settings)
     middleware.shutdown()
     stats = middleware.stats()
@@ -214,7 +214,7 @@ def test_outgoing(watch: Watch, relay: Relay) -> None:
             closed.bind(("127.0.0.1", 0))
             with pytest.raises(requests.ConnectionError):
                 session.get(f"http://127.0.0.1:{closed.getsockname()[1]}{refused.target}")
-        assert capture.force_flush(10_000)
+        assert capture.force_flush(30_000)
         watch.show(capture)
     _assert_wire(relay, [*cases, refused])
     watch.assert_silent([*cases, refused])
@@ -226,7 +226,7 @@ def test_outgoing_error_pages(watch: Watch, relay: Relay) -> None:
     with start_capture_outgoing(_options(relay.url)) as capture:
         with pytest.raises(requests.RequestException):
             requests.get(f"http://user:{case.header('a')}@127.0.0.1:1/x?password={case.url('b')}", timeout=5)
-        assert capture.force_flush(10_000)
+        assert capture.force_flush(30_000)
         watch.show(capture)
     assert_absent("the wire", [one.without_header("x-moesif-application-id") for one in relay.sent], case.secrets)
     watch.assert_silent([case])
@@ -271,7 +271,7 @@ def test_bare_spans(watch: Watch, relay: Relay, kind: SpanKind) -> None:
         with tracer.start_as_current_span(f"GET /x?token={case.url('name')}", kind=kind, attributes=_attributes(case)) as span:
             span.record_exception(ValueError(f"no login with password={case.url('exception')}"))
     others.provider.force_flush()
-    assert exporter.force_flush(10_000)
+    assert exporter.force_flush(30_000)
     watch.show(exporter, exporter.settings)
     others.provider.shutdown()
     assert exporter.stats()["delivered"] == len(cases)
@@ -304,7 +304,7 @@ def test_otlp_copies(watch: Watch, sandbox: Sandbox, relay: Relay) -> None:
     try:
         with wsgi_server(app) as port:
             send_all(port, cases)
-        assert processor.force_flush(10_000)
+        assert processor.force_flush(30_000)
         watch.show(processor, handle)
     finally:
         handle.stop()
@@ -369,7 +369,7 @@ def test_failing_masks(watch: Watch, relay: Relay, mask: Callable[[Any], Any]) -
     middleware = MoesifMiddleware(wsgi_app(cases), _options(relay.url, MASK_EVENT_MODEL=mask), watch.others.provider)
     with wsgi_server(middleware) as port:
         send_all(port, cases)
-    assert middleware.force_flush(10_000)
+    assert middleware.force_flush(30_000)
     watch.show(middleware)
     middleware.shutdown()
     stats = middleware.stats()

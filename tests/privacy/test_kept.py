@@ -113,7 +113,7 @@ def test_a_skipped_call_leaves_nothing(way_in: Callable[[dict[str, Any]], Any], 
     assert stats["held_bytes"] == 0
     assert stats["accepted"] == 0
     assert stats["skipped"] >= 1
-    assert ended.force_flush(5_000)
+    assert ended.force_flush(30_000)
     ended.shutdown()
     assert sandbox.events() == []
 
@@ -123,7 +123,7 @@ def test_a_delivered_call_leaves_nothing(way_in: Callable[[dict[str, Any]], Any]
     """The same look finds a body that is kept, and none once the event is delivered."""
     ended = way_in({"APPLICATION_ID": "kept", "BASE_URI": sandbox.url, "EVENT_BATCH_TIMEOUT": 30})
     assert _holders() != []
-    assert ended.force_flush(5_000)
+    assert ended.force_flush(30_000)
     assert ended.stats()["held_bytes"] == 0
     ended.shutdown()
     assert sandbox.events()
@@ -158,7 +158,7 @@ def test_no_byte_is_copied(
     ended = way_in(options)
     assert touched == []
     assert _holders() == []
-    assert ended.force_flush(5_000)
+    assert ended.force_flush(30_000)
     ended.shutdown()
     events = sandbox.events()
     assert events
@@ -202,6 +202,6 @@ def test_wsgi_objects_stay_the_servers(callbacks: dict[str, Any], sandbox: Sandb
         assert seen == [stream]
         assert seen[0] is stream
         assert _Bytes.copies == []
-        assert middleware.force_flush(5_000)
+        assert middleware.force_flush(30_000)
     finally:
         middleware.shutdown()

@@ -39,7 +39,7 @@ def _through_wsgi(options: dict[str, Any]) -> None:
     middleware = MoesifMiddleware(wsgi_app(cases), options)
     with wsgi_server(middleware) as port:
         send_all(port, cases)
-    assert middleware.force_flush(5_000)
+    assert middleware.force_flush(30_000)
     middleware.shutdown()
 
 
@@ -48,7 +48,7 @@ def _through_tornado(options: dict[str, Any]) -> None:
     middleware = TornadoMiddleware(options)
     with tornado_server(tornado_application(cases, log_function=middleware.log_event)) as port:
         send_all(port, cases)
-    assert middleware.force_flush(5_000)
+    assert middleware.force_flush(30_000)
     middleware.shutdown()
 
 
@@ -58,7 +58,7 @@ def _through_requests(options: dict[str, Any]) -> None:
         for number, case in enumerate(cases):
             headers = {**dict(case.request.headers), "X-Case": str(number)}
             assert session.post(f"http://127.0.0.1:{port}/", data=CONTENT, headers=headers).content == CONTENT
-        assert capture.force_flush(5_000)
+        assert capture.force_flush(30_000)
 
 
 WAYS_IN = pytest.mark.parametrize("way_in", [_through_wsgi, _through_tornado, _through_requests])

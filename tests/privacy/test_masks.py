@@ -65,7 +65,7 @@ def test_the_documented_mask(sandbox: Sandbox) -> None:
     environ: dict[str, Any] = {"HTTP_X_CASE": "0"}
     setup_testing_defaults(environ)
     middleware(environ, lambda *_: None)
-    assert middleware.force_flush(5_000)
+    assert middleware.force_flush(30_000)
     middleware.shutdown()
     with_body, without = sandbox.wait_for_events(2)
     assert with_body["request"]["body"] == {"pet": None, "note": "kept"}
@@ -87,7 +87,7 @@ def test_a_model_of_its_own(sandbox: Sandbox) -> None:
         )
 
     middleware = _served(sandbox, mask)
-    assert middleware.force_flush(5_000)
+    assert middleware.force_flush(30_000)
     middleware.shutdown()
     (event,) = sandbox.wait_for_events(1)
     assert event["request"]["uri"] == "https://masked.example/"
@@ -133,7 +133,7 @@ def test_nothing_passes_a_failing_mask(sandbox: Sandbox, tmp_path: Path, mask: A
     """Not to Moesif, not to the disk, not to the log."""
     with Logs().listening() as logs:
         middleware = _served(sandbox, mask, SPOOL_DIRECTORY=str(tmp_path / "spool"), DEBUG=True)
-        assert middleware.force_flush(5_000)
+        assert middleware.force_flush(30_000)
         middleware.shutdown()
     assert sandbox.events() == []
     assert middleware.stats()["dropped"] == {reason: 1}
@@ -162,9 +162,9 @@ def test_a_hanging_mask(sandbox: Sandbox) -> None:
     with Logs().listening() as logs, wsgi_server(middleware) as port:
         send(port, cases[0])
         send(port, cases[0])
-        assert middleware.force_flush(10_000)
+        assert middleware.force_flush(30_000)
         release.set()
-        assert answered.wait(5)
+        assert answered.wait(30)
     middleware.shutdown()
     assert middleware.stats()["dropped"] == {"mask_failed": 1}
     (event,) = sandbox.wait_for_events(1)
@@ -176,7 +176,7 @@ def test_a_mask_that_ends_its_thread(sandbox: Sandbox) -> None:
     """`sys.exit` in a mask ends neither the process nor the pipeline, and its event is not sent."""
     with Logs().listening() as logs:
         middleware = _served(sandbox, _exits)
-        assert middleware.force_flush(10_000)
+        assert middleware.force_flush(30_000)
     middleware.shutdown()
     assert sandbox.events() == []
     assert middleware.stats()["dropped"] == {"mask_failed": 1}
@@ -196,7 +196,7 @@ def test_spans_are_masked_too(sandbox: Sandbox) -> None:
     body = json.dumps({"pet": SECRET, "note": "kept"})
     attributes = {"http.request.method": "POST", "url.full": "https://x/", "http.request.body.content": body}
     provider.get_tracer("test").start_span("POST", kind=SpanKind.SERVER, attributes=attributes).end()
-    assert exporter.force_flush(5_000)
+    assert exporter.force_flush(30_000)
     provider.shutdown()
     (event,) = sandbox.wait_for_events(1)
     assert event["request"]["body"] == {"note": "kept"}

@@ -73,7 +73,7 @@ def _wsgi(options: dict[str, Any], sandbox: Sandbox) -> None:
         with wsgi_server(middleware) as port:
             for number, case in enumerate(CASES):
                 send(port, case, number)
-        assert middleware.force_flush(5_000)
+        assert middleware.force_flush(30_000)
     finally:
         middleware.shutdown()
 
@@ -84,7 +84,7 @@ def _tornado(options: dict[str, Any], sandbox: Sandbox) -> None:
         with tornado_server(tornado_application(CASES, log_function=middleware.log_event)) as port:
             for number, case in enumerate(CASES):
                 send(port, case, number)
-        assert middleware.force_flush(5_000)
+        assert middleware.force_flush(30_000)
     finally:
         middleware.shutdown()
 
@@ -94,7 +94,7 @@ def _outgoing(options: dict[str, Any], sandbox: Sandbox) -> None:
         for number, case in enumerate(CASES):
             headers = {**dict(case.request.headers), "X-Case": str(number)}
             session.post(f"http://127.0.0.1:{port}{case.target}", data=case.request.body, headers=headers)
-        assert capture.force_flush(5_000)
+        assert capture.force_flush(30_000)
 
 
 def _spans(kind: SpanKind) -> Callable[[dict[str, Any], Sandbox], None]:
@@ -109,7 +109,7 @@ def _spans(kind: SpanKind) -> Callable[[dict[str, Any], Sandbox], None]:
                 for name, value in message.headers:
                     attributes[f"http.{side}.header.{name.lower()}"] = [value]
             provider.get_tracer("test").start_span("POST", kind=kind, attributes=attributes).end()
-        assert exporter.force_flush(5_000)
+        assert exporter.force_flush(30_000)
         provider.shutdown()
 
     return run
@@ -123,7 +123,7 @@ def _otlp(options: dict[str, Any], sandbox: Sandbox) -> None:
         with wsgi_server(wsgi_app(CASES)) as port:
             for number, case in enumerate(CASES):
                 send(port, case, number)
-        assert processor.force_flush(5_000)
+        assert processor.force_flush(30_000)
     finally:
         handle.stop()
         processor.shutdown()
@@ -256,7 +256,7 @@ def test_what_skip_cannot_be_asked_about_is_said(sandbox: Sandbox) -> None:
         for kind in (SpanKind.SERVER, SpanKind.SERVER, SpanKind.CLIENT):
             attributes = {"http.request.method": "GET", "url.full": "https://x.example/"}
             provider.get_tracer("test").start_span("GET", kind=kind, attributes=attributes).end()
-        assert exporter.force_flush(5_000)
+        assert exporter.force_flush(30_000)
         provider.shutdown()
     stats = exporter.stats()
     assert (stats["dropped"], stats["delivered"]) == ({"skip_unknown": 2}, 1)

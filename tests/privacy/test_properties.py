@@ -62,7 +62,7 @@ class Way:
             pass
         if hasattr(result, "close"):
             result.close()
-        assert self.middleware.force_flush(10_000)
+        assert self.middleware.force_flush(30_000)
         sent = [one for one in tuple(self._server.requests)[before:] if one.method == "POST"]
         assert sent, "nothing was sent"
         for request in sent:

@@ -91,7 +91,7 @@ class Relay:
     def close(self) -> None:
         self._stopping.set()
         for thread in self._threads:
-            thread.join(5)
+            thread.join(30)
         self._listener.close()
 
 

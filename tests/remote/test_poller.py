@@ -98,7 +98,7 @@ def settings_of(application_id: str, base_uri: str = "http://127.0.0.1:9") -> Se
     return Settings.of({"APPLICATION_ID": application_id, "BASE_URI": base_uri, "EXPORT_TIMEOUT": 2})
 
 
-def wait_until(holds: Callable[[], bool], limit_s: float = 8.0) -> None:
+def wait_until(holds: Callable[[], bool], limit_s: float = 30.0) -> None:
     end_s = time.monotonic() + limit_s
     while not holds():
         assert time.monotonic() < end_s, "did not come true"

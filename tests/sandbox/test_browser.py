@@ -325,7 +325,7 @@ def test_a_rule_edited_on_the_page_blocks_the_next_call(sandbox, visit):
         area.fill(area.input_value().replace("403", "451"))
         save.click()
         expect(editor.locator(".faults")).to_contain_text("Saved and in force")
-        end_s = time.monotonic() + 20
+        end_s = time.monotonic() + 30
         while (status := ask()[0])[:3] != "451":
             assert time.monotonic() < end_s, status
             middleware.force_flush()

@@ -297,7 +297,7 @@ def test_told_to_hang_until_told_otherwise(sandbox, client):
         time.sleep(0.01)
     assert sandbox.events() == []
     sandbox.behave()
-    thread.join(10)
+    thread.join(30)
     assert answers[0].status_code == 201
 
 
@@ -405,7 +405,7 @@ def test_ends_with_open_and_hanging_connections(client):
         while not sandbox.stats()["misbehaved"]:
             time.sleep(0.01)
         sandbox.close()
-        thread.join(10)
+        thread.join(30)
         assert failed
         listening.close()
     assert set(threading.enumerate()) <= before

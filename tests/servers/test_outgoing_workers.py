@@ -86,7 +86,7 @@ def test_in_the_workers_of_gunicorn(tmp_path, arguments):
 
 
 def wait_for(port, service):
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 30
     while time.monotonic() < deadline and service.poll() is None:
         try:
             with socket.create_connection(("127.0.0.1", port), 1):

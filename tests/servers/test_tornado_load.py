@@ -135,7 +135,7 @@ def test_three_thousand_calls_at_full_speed_are_all_delivered():
                 await asyncio.gather(*(burst(port, n * 300, 300) for n in range(10)))
 
         run(serve())
-        assert middleware.force_flush(20_000)
+        assert middleware.force_flush(30_000)
         stats = middleware.stats()
         assert (stats["accepted"], stats["delivered"], stats["dropped"]) == (3000, 3000, {})
         events = sandbox.wait_for_events(3000)

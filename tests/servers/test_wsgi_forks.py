@@ -35,7 +35,7 @@ def child(middleware, name):
     for n in range(20):
         ask(middleware, f"{name}-{n}")
     # multiprocessing's children, and those that leave by os._exit, run no exit hooks.
-    assert middleware.force_flush(10_000)
+    assert middleware.force_flush(30_000)
     stats = middleware.stats()
     assert (stats["accepted"], stats["delivered"], stats["pending"]) == (20, 20, 0), stats
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).resolve().parent / "programs"
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 _ENTRY_POINTS = """\
 [opentelemetry_instrumentor]
@@ -144,10 +144,10 @@ class Program:
         """End it, and whatever it started (it leads a session of its own)."""
         self.ask_to_stop()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(8)
+            self.process.wait(20)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(8)
+        self.process.wait(20)
         if self._last_output is None:
             self._last_output = self.output
             self._log.unlink()

@@ -61,7 +61,7 @@ def tls_in_front_of(port: int) -> Iterator[int]:
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
-        serving.join(5)
+        serving.join(30)
         for end in ends:
             end.close()
 

@@ -22,7 +22,7 @@ from moesif_otel._capture import aiohttp as capture
 from moesif_otel._capture.client_spans import ClientSpans
 from moesif_otel._capture.exchange import Outcome
 from moesif_otel._capture.outgoing import remove_route
-from tests.capture.upstream import JSON, LINES, RecordingPipeline, Upstream, add, capturing
+from tests.capture.upstream import JSON, LINES, RecordingPipeline, Upstream, add, capturing, until_asked
 
 PLACES = [(aiohttp.ClientSession, "_request"), (ClientRequest, "send")]
 ORIGINALS = [vars(owner)[name] for owner, name in PLACES]
@@ -230,17 +230,17 @@ async def raised_status(session, url):
 
 
 async def timeout(session, url):
-    return await session.get(url + "/silent", timeout=aiohttp.ClientTimeout(total=0.05))
+    return await session.get(url + "/silent", timeout=aiohttp.ClientTimeout(total=0.5))
 
 
 async def timeout_of_a_body(session, url):
-    async with session.get(url + "/slow", timeout=aiohttp.ClientTimeout(total=0.2)) as response:
+    async with session.get(url + "/slow", timeout=aiohttp.ClientTimeout(total=1)) as response:
         return await response.read()
 
 
 async def cancelled(session, url):
     task = asyncio.create_task(session._request("GET", url + "/silent"))
-    await asyncio.sleep(0.05)
+    await until_asked(url)
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
@@ -248,12 +248,16 @@ async def cancelled(session, url):
 
 
 async def cancelled_while_reading(session, url):
+    has_head = asyncio.Event()
+
     async def read():
         async with session.get(url + "/slow") as response:
+            has_head.set()
             await response.read()
 
     task = asyncio.create_task(read())
-    await asyncio.sleep(0.1)
+    await has_head.wait()
+    await asyncio.sleep(0)
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
@@ -310,6 +314,8 @@ def run(scenario, upstream):
                 return type(error), str(error).replace(upstream.url, ""), causes
 
     result = asyncio.run(main())
+    if scenario is timeout:
+        upstream.wait_for_requests()
     sent = [(r["method"], r["path"], r["headers"], r["body"], r["connection"]) for r in upstream.requests]
     # Whether a connection is used again that was released unread is a race between the server and `release()`.
     released = scenario.__name__ in {"redirects", "redirect_with_a_body", "no_redirect", "nothing", "traced", "too_many"}

@@ -25,7 +25,7 @@ from moesif_otel._capture.client_spans import ClientSpans
 from moesif_otel._capture.exchange import Outcome
 from moesif_otel._capture.httpx import PATCHES
 from moesif_otel._capture.outgoing import remove_route
-from tests.capture.upstream import JSON, LINES, RecordingPipeline, Upstream, add, capturing
+from tests.capture.upstream import JSON, LINES, RecordingPipeline, Upstream, add, capturing, until_asked
 
 PLACES = [(client, name) for client in (httpx.Client, httpx.AsyncClient) for name in ("send", "_send_single_request")]
 ORIGINALS = [vars(client)[name] for client, name in PLACES]
@@ -159,7 +159,7 @@ def bad_scheme(client, _url):
 
 
 def timeout(client, url):
-    return client.get(url + "/silent", timeout=0.05)
+    return client.get(url + "/silent", timeout=httpx.Timeout(30, read=0.05))
 
 
 def raised_status(client, url):
@@ -277,6 +277,8 @@ def run_sync(scenario, upstream):
     upstream.requests.clear()
     with httpx.Client() as client:
         result = result_of(lambda: scenario(client, upstream.url))
+    if scenario is timeout:
+        upstream.wait_for_requests()
     connections = list(dict.fromkeys(r["connection"] for r in upstream.requests))
     return result, [
         (r["method"], r["path"], r["headers"], r["body"], connections.index(r["connection"])) for r in upstream.requests
@@ -388,12 +390,12 @@ async def a_nobody_there(client, _url):
 
 
 async def a_timeout(client, url):
-    return await client.get(url + "/silent", timeout=0.05)
+    return await client.get(url + "/silent", timeout=httpx.Timeout(30, read=0.05))
 
 
 async def a_cancelled(client, url):
     task = asyncio.create_task(client.get(url + "/silent"))
-    await asyncio.sleep(0.05)
+    await until_asked(url)
     task.cancel()
     try:
         await task
@@ -446,6 +448,8 @@ def run_async(scenario, upstream):
                 return type(error), str(error), [type(one) for one in (error.__cause__, error.__context__)]
 
     result = asyncio.run(main())
+    if scenario is a_timeout:
+        upstream.wait_for_requests()
     return result, sorted((r["method"], r["path"], r["headers"], r["body"]) for r in upstream.requests)
 
 

@@ -146,7 +146,7 @@ def test_redirects_followed_by_hand_are_calls_of_their_own(upstream):
     [
         ("http://127.0.0.1:1/", {}, "ConnectionError", "ConnectionRefusedError"),
         ("http://nonexistent.invalid/", {}, "ConnectionError", "gaierror"),
-        ("/silent", {"timeout": 0.1}, "ReadTimeout", "TimeoutError"),
+        ("/silent", {"timeout": (30, 0.1)}, "ReadTimeout", "TimeoutError"),
         ("/drop", {}, "ConnectionError", "RemoteDisconnected"),
         ("/redirect/9?status=302", {}, "TooManyRedirects", None),
         ("/redirect/1?to=http://127.0.0.1:1/gone", {}, "ConnectionError", "ConnectionRefusedError"),

@@ -19,7 +19,7 @@ from moesif_otel.settings import Settings
 if TYPE_CHECKING:
     from moesif_otel._capture.exchange import Exchange, Outcome
 
-GIVE_UP_S = 8.0
+GIVE_UP_S = 30.0
 
 
 @dataclass

@@ -40,6 +40,7 @@ async def main():
     for path in sys.argv[2:]:
         if not path.startswith("--"):
             tornado.autoreload.watch(path)
+    tornado.autoreload.add_reload_hook(lambda: print("restarting", flush=True))
     print("listening", flush=True)
     await asyncio.Event().wait()
 
