@@ -1,4 +1,7 @@
-"""What all tests share: hypothesis without stop-watches, a look at event loops, and a maker of calls.
+"""What all tests share: processes, hypothesis without stop-watches, a look at event loops, calls, and a server to call.
+
+`pytest` alone runs everything, in four processes, since most tests wait for servers and timers; `pytest -n0` or a path
+runs in this process.
 
 These machines are noisy, so no example has a deadline and slow drawing is no failure; in CI the examples are the same
 in each run, so that a red run tells of the change and not of the dice.
@@ -21,10 +24,46 @@ from tests.calls import Calls
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.capture.upstream import Upstream
+
 settings.register_profile(
     "moesif_otel", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
 )
 settings.load_profile("moesif_otel")
+
+
+_PROCESSES = 4
+# Each takes long for its number of tests, so it must not begin last.
+_FIRST = (
+    "docs/test_first_steps.py",
+    "sandbox/test_browser.py",
+    "servers/test_wsgi_servers.py",
+    "zero_code/",
+    "servers/",
+    "exits/",
+    "faults/",
+    "examples/",
+    "sandbox/",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run the whole suite in several processes, each file in one of them."""
+    if "PYTEST_XDIST_WORKER" in os.environ or not config.pluginmanager.has_plugin("xdist"):
+        return
+    if config.args_source is pytest.Config.ArgsSource.TESTPATHS and config.option.numprocesses is None:
+        config.option.numprocesses = _PROCESSES
+        config.option.dist = "loadfile"
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        path = item.nodeid.removeprefix("tests/")
+        return next((place for place, start in enumerate(_FIRST) if path.startswith(start)), len(_FIRST))
+
+    items.sort(key=place)
 
 
 class _Loops:
@@ -74,3 +113,12 @@ def _every_loop_is_closed() -> Iterator[None]:
 def calls() -> Calls:
     """Maker of calls; holds nothing between tests."""
     return Calls()
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Upstream]:
+    """A server that outgoing calls go to."""
+    from tests.capture.upstream import Upstream
+
+    with Upstream() as server:
+        yield server

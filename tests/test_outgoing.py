@@ -35,16 +35,10 @@ from moesif_otel.processor import MoesifSpanProcessor
 from moesif_otel.sandbox.server import Sandbox
 from moesif_otel.settings import Settings
 from moesif_otel.wsgi import MoesifMiddleware
-from tests.capture.upstream import JSON, LINES, Upstream
+from tests.capture.upstream import JSON, LINES
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 ORIGINAL = requests.Session.__dict__["send"]
-
-
-@pytest.fixture(scope="module")
-def upstream():
-    with Upstream() as server:
-        yield server
 
 
 @pytest.fixture

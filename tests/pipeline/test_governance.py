@@ -230,11 +230,11 @@ def test_what_an_applications_parser_takes_hides_nothing(body: bytes) -> None:
         (None, True, {"content_length": "200000"}, "too_large"),
         (None, True, {"transfer_encoding": "chunked"}, "too_large"),
         (b"\x1f\x8bno", True, {"content_encoding": "gzip"}, "encoded"),
-        (gzip.compress(b" " * 1_000_000 + b"{}"), True, {"content_encoding": "gzip"}, "encoded"),
+        (gzip.compress(b" " * 1_000_000 + b"{}", mtime=0), True, {"content_encoding": "gzip"}, "encoded"),
         (b"\x00\xff\x01", True, {"content_encoding": "rot13"}, "encoded"),
         (b"", True, {"content_length": "0"}, None),
         (None, True, {}, None),
-        (gzip.compress(b'{"role": "user"}'), True, {"content_encoding": "gzip"}, None),
+        (gzip.compress(b'{"role": "user"}', mtime=0), True, {"content_encoding": "gzip"}, None),
     ],
 )
 def test_a_body_that_cannot_be_read_can_be_blocked_and_is_counted(

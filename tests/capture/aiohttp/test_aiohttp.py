@@ -22,19 +22,13 @@ from moesif_otel._capture import aiohttp as capture
 from moesif_otel._capture.client_spans import ClientSpans
 from moesif_otel._capture.exchange import Outcome
 from moesif_otel._capture.outgoing import remove_route
-from tests.capture.upstream import JSON, LINES, RecordingPipeline, Upstream, add, capturing, until_asked
+from tests.capture.upstream import JSON, LINES, RecordingPipeline, add, capturing, until_asked
 
 PLACES = [(aiohttp.ClientSession, "_request"), (ClientRequest, "send")]
 ORIGINALS = [vars(owner)[name] for owner, name in PLACES]
 
 # Sessions and responses are left to the garbage collector here, and Python says so, with us or without.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning")
-
-
-@pytest.fixture(scope="module")
-def upstream():
-    with Upstream() as server:
-        yield server
 
 
 @pytest.fixture(autouse=True)

@@ -25,16 +25,10 @@ from moesif_otel._capture.client_spans import ClientSpans
 from moesif_otel._capture.exchange import Outcome
 from moesif_otel._capture.httpx import PATCHES
 from moesif_otel._capture.outgoing import remove_route
-from tests.capture.upstream import JSON, LINES, RecordingPipeline, Upstream, add, capturing, until_asked
+from tests.capture.upstream import JSON, LINES, RecordingPipeline, add, capturing, until_asked
 
 PLACES = [(client, name) for client in (httpx.Client, httpx.AsyncClient) for name in ("send", "_send_single_request")]
 ORIGINALS = [vars(client)[name] for client, name in PLACES]
-
-
-@pytest.fixture(scope="module")
-def upstream():
-    with Upstream() as server:
-        yield server
 
 
 @pytest.fixture(autouse=True)

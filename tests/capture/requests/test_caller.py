@@ -16,7 +16,7 @@ from requests.adapters import HTTPAdapter
 
 from moesif_otel._capture.exchange import Outcome
 from moesif_otel._capture.outgoing import remove_route
-from tests.capture.upstream import JSON, LINES, URLLIB3_1, RecordingPipeline, Upstream, add, capturing
+from tests.capture.upstream import JSON, LINES, URLLIB3_1, RecordingPipeline, add, capturing
 
 # Some callers here leave responses and sessions to the garbage collector, and Python says so, with us or without.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
@@ -227,12 +227,6 @@ SCENARIOS = {
 if URLLIB3_1:  # which waits for the other side's end at `read(-1)`, mixes reads and takes short bodies without a word
     for name in ("raw.read of pieces", "decoded and not", "short"):
         del SCENARIOS[name]
-
-
-@pytest.fixture(scope="module")
-def upstream():
-    with Upstream() as server:
-        yield server
 
 
 def run(scenario, upstream):

@@ -16,16 +16,10 @@ from opentelemetry.instrumentation.requests import RequestsInstrumentor
 from urllib3.response import HTTPResponse
 
 from moesif_otel._capture.requests import facts
-from tests.capture.upstream import LINES, Upstream
+from tests.capture.upstream import LINES
 
 # Callers here leave responses to the garbage collector, and Python says so, with us or without.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
-
-
-@pytest.fixture(scope="module")
-def upstream():
-    with Upstream() as server:
-        yield server
 
 
 def test_response_content_members(upstream):

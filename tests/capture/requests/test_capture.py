@@ -35,12 +35,6 @@ from tests.capture.upstream import (
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 
 
-@pytest.fixture(scope="module")
-def upstream():
-    with Upstream() as server:
-        yield server
-
-
 def test_a_plain_call(upstream):
     """Method, URL, headers as sent, body, status, headers with repetitions apart, response body, times, callbacks."""
     with capturing() as pipeline:

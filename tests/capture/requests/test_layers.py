@@ -25,18 +25,12 @@ from opentelemetry.trace import SpanKind
 from moesif_otel._capture.client_spans import ClientSpans
 from moesif_otel._capture.outgoing import remove_route
 from moesif_otel._capture.requests.capture import PATCHES
-from tests.capture.upstream import RecordingPipeline, Upstream, add, capturing
+from tests.capture.upstream import RecordingPipeline, add, capturing
 
 ORIGINAL = requests.Session.__dict__["send"]
 
 # Callers here leave responses to the garbage collector, and Python says so, with us or without.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
-
-
-@pytest.fixture(scope="module")
-def upstream():
-    with Upstream() as server:
-        yield server
 
 
 @pytest.fixture(autouse=True)

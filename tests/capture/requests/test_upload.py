@@ -25,12 +25,6 @@ from tests.capture.upstream import URLLIB3_1, RecordingPipeline, Upstream, captu
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 
 
-@pytest.fixture(scope="module")
-def upstream():
-    with Upstream() as server:
-        yield server
-
-
 class Unseekable:
     """A file that can only be read, and says how long it is, as requests-toolbelt's encoder does."""
 

@@ -15,16 +15,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from moesif_otel._capture.exchange import Outcome
-from tests.capture.upstream import JSON, LINES, Upstream, capturing
+from tests.capture.upstream import JSON, LINES, capturing
 
 ORIGINAL = vars(urllib3.HTTPConnectionPool)["urlopen"]
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
-
-
-@pytest.fixture(scope="module")
-def upstream():
-    with Upstream() as server:
-        yield server
 
 
 @pytest.fixture(autouse=True)
