@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 import time
 import weakref
@@ -85,7 +86,9 @@ class _Loops:
         """Return those that neither run nor are closed."""
         with self._lock:
             made = list(self._made)
-        return [loop for loop in made if not (loop.is_running() or loop.is_closed())]
+        # Twisted's reactor, which Daphne's import makes, keeps its own as long as the process lives.
+        kept = getattr(sys.modules.get("twisted.internet.reactor"), "_asyncioEventloop", None)
+        return [loop for loop in made if not (loop is kept or loop.is_running() or loop.is_closed())]
 
     def forget(self, loop: asyncio.BaseEventLoop) -> None:
         with self._lock:

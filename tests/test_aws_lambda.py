@@ -61,8 +61,8 @@ def sandbox() -> Iterator[Sandbox]:
         yield sandbox
 
 
-@pytest.fixture
-def lambda_loop() -> Iterator[None]:
+@pytest.fixture(autouse=True)
+def _lambda_loop() -> Iterator[None]:
     """The event loop that a process on Lambda keeps between its calls; Mangum takes the thread's, and never closes it."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
@@ -71,7 +71,6 @@ def lambda_loop() -> Iterator[None]:
     loop.close()
 
 
-@pytest.mark.usefixtures("lambda_loop")
 def test_a_call_through_mangum_is_there_when_the_handler_returns(sandbox: Sandbox) -> None:
     """Also what an asynchronous callback says: no event loop runs between two calls."""
 

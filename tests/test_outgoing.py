@@ -234,13 +234,13 @@ def test_a_failed_call(upstream, sandbox):
     events = sandbox.events()
     assert seen == [None] * 4
     assert not any("response" in event for event in events)
-    assert [event["metadata"]["moesif_otel"]["error_type"] for event in events] == [
+    assert sorted(event["metadata"]["moesif_otel"]["error_type"] for event in events) == [
         "ConnectionError",
         "ConnectionError",
         "ReadTimeout",
         "TooManyRedirects",
     ]
-    assert events[0]["user_id"] == "http://127.0.0.1:1/x"
+    assert "http://127.0.0.1:1/x" in {event["user_id"] for event in events}
 
 
 def test_bodies_in_every_coding_arrive_readable(upstream, sandbox):

@@ -12,10 +12,14 @@ _SLOW = re.compile(r"^Executing .* took [\d.]+ seconds\n", re.MULTILINE)
 
 
 def start(*arguments):
-    """Start the command, its output unbuffered and in text; every warning is an error."""
+    """Start the command, its output unbuffered, in text, and as wide as a usual terminal; every warning is an error."""
     command = [sys.executable, "-X", "dev", "-W", "error", "-m", "moesif_otel", *arguments]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "120"},
     )
 
 
