@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import importlib
 import inspect
 import os
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from wsgiref.util import setup_testing_defaults
 
@@ -266,10 +269,13 @@ def test_a_layer_has_the_signature_of_what_it_wraps(sandbox: Sandbox, row: Any) 
     assert layer.__code__.co_argcount == original.__code__.co_argcount
 
 
-def test_falcons_asgi_applications_are_captured_under_any_server(sandbox: Sandbox) -> None:
+def test_falcons_asgi_applications_are_captured_under_any_server(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its own test client among them, which looks at the signature that it calls."""
     import falcon.asgi
     import falcon.testing
+    import falcon.util.sync
 
     class Items:
         async def on_post(self, request: Any, response: Any) -> None:
@@ -278,7 +284,11 @@ def test_falcons_asgi_applications_are_captured_under_any_server(sandbox: Sandbo
     handle = moesif_otel.instrument(settings(sandbox))
     app = falcon.asgi.App()
     app.add_route("/items", Items())
-    assert falcon.testing.TestClient(app).simulate_post("/items", json={"n": 1}).json == {"n": 1}
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        # Its test client would keep an event loop of its own as long as the process lives.
+        runner = SimpleNamespace(run=loop.run_until_complete)
+        monkeypatch.setattr(falcon.util.sync, "_active_runner", lambda: runner)
+        assert falcon.testing.TestClient(app).simulate_post("/items", json={"n": 1}).json == {"n": 1}
     assert handle.force_flush()
     (event,) = sandbox.events()
     assert (event["request"]["body"], event["response"]["body"]) == ({"n": 1}, {"n": 1})
