@@ -64,9 +64,9 @@ class ByteBudget:
         self._held.add("bytes", -count_bytes)
         return False
 
-    def has_room(self, count_bytes: int) -> bool:
+    def has_room(self, count_bytes: int, limit_bytes: int | None = None) -> bool:
         """Tell whether `count_bytes` more would fit; far from the limit without adding up what others have added."""
-        held, left_bytes = self._held, self.limit_bytes - count_bytes
+        held, left_bytes = self._held, (self.limit_bytes if limit_bytes is None else limit_bytes) - count_bytes
         return held.is_surely_below("bytes", left_bytes, _LARGEST_BYTES) or held.get("bytes") <= left_bytes
 
     def charge(self, count_bytes: int) -> None:

@@ -18,6 +18,10 @@ class Clock:
         """Return seconds since the epoch."""
         return time.time()
 
+    def sleep(self, duration_s: float) -> None:
+        """Let other threads run."""
+        time.sleep(duration_s)
+
     def wait(self, signal: WakeEvent | threading.Condition, timeout_s: float | None) -> bool:
         """Wait for a signal (a condition's lock is held), at most `timeout_s` seconds; whether it came."""
         # `Lock.acquire` refuses more than `TIMEOUT_MAX`.

@@ -132,6 +132,7 @@ class ProcessState(Generic[T]):
         self.in_hand: list[tuple[T, int]] = []
         self.intake_idle = False  # sleeps until it is woken
         self.intake_gathers = False  # is awake, or will be in a moment
+        self.gathers_first = False  # was woken by an item that may wait for others
         self.starting = threading.Lock()
         self.start_again_at_s = 0.0
         self.started = closed
@@ -154,6 +155,11 @@ class ProcessState(Generic[T]):
             self.threads.remove(thread)
             raise
         self.running += 1
+
+    def wake(self) -> None:
+        """Have the intake make a pass at once; never blocks, so that finalizers may call it."""
+        self.gathers_first = False
+        self.wake_intake.set()
 
     def note_batch(self) -> None:
         """Wake one sender: a batch is ready. Call with `lock` held."""

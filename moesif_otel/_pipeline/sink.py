@@ -1,7 +1,7 @@
-"""Makes the calls of a pipeline into events: sampling, conversion, mask, then delivery.
+"""Turns the calls of a pipeline into events: sampling, conversion, mask, then delivery.
 
-Small events without a mask are made at once, in the thread that ends the call; the others on delivery's intake thread.
-Nothing waits or raises here, and an event whose mask failed is never sent.
+Events are made on delivery's intake thread, many in a row; where it falls behind, small ones in the threads that end
+their calls. Nothing waits or raises here, and an event whose mask failed is never sent.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ _HEADER_OVERHEAD_BYTES: Final = 160
 _MAX_EVENT_BYTES: Final = 1_000_000  # Moesif's limit of one event (API documentation, "limits")
 
 _AT_ONCE_BYTES: Final = 16_384
-"""A call that has captured more, or compressed bodies, is not converted in its own thread.
+"""A call that has captured more, or compressed bodies, is never converted in its own thread: that thread may run an
+event loop, and a client can make 16 KB cost some milliseconds, what they decompress to 0.1 s."""
 
-There it makes this one call wait for as long as it takes; on a thread of ours every call waits for it, by whole switch
-intervals of the interpreter (p99 at saturation: half as much when converted at once, with 2, 8 and 40 KB bodies). But
-that thread may run an event loop, and a client can make 16 KB cost some milliseconds, what they decompress to 0.1 s.
-"""
+_FEW_WAITING: Final = 500
+"""Beyond so many calls that wait for our thread, which then gets too little of the interpreter, small ones are
+converted in the threads that end them: every call pays for itself, and none is lost."""
 
 _CONTENT_ENCODING: Final = "content-encoding"
 _CONTENT_ENCODING_CHARACTERS: Final = len(_CONTENT_ENCODING)
@@ -108,9 +108,9 @@ class Sink:
     def _submit(self, item: Any, held_bytes: int) -> None:
         """Hand an item to delivery, within the bound of memory: bodies go first, calls last."""
         self.budget.charge(held_bytes)
-        if self.budget.held_bytes > self.settings.event_queue_bytes:
+        if not self.budget.has_room(0, self.settings.event_queue_bytes):
             self._leave_bodies_out(item)
-            if self.budget.held_bytes > self.settings.event_queue_bytes:
+            if not self.budget.has_room(0, self.settings.event_queue_bytes):
                 self.budget.release(held_bytes)
                 self._discard(item)
                 self._drop(DropReason.QUEUE_FULL)
@@ -210,21 +210,29 @@ class EventSink(Sink):
     # Taking calls.
 
     def submit(self, exchange: Exchange) -> None:
-        """Take over a finished call: a small one is made an event at once, others on our thread."""
+        """Take over a finished call: our thread makes it an event, its own thread where ours has too much to do."""
+        kept_bytes = exchange.kept_bytes
+        bodies = self._unprepared
         try:
-            if self._mask is not None or _may_take_long(exchange):
-                self.submit_later(exchange)
-            else:
+            behind = bodies.held_bytes + kept_bytes > bodies.limit_bytes // 2
+            if behind:
+                self.delivery.wake()  # it gathers otherwise
+            behind = behind or self.delivery.waiting_items > _FEW_WAITING
+            if behind and self._mask is None and not _may_take_long(exchange):
                 self._make_now(exchange)
+            else:
+                self.submit_later(exchange)
         except Exception as exc:
             self._give_up(exchange, exc)
-        self.delivery.settle_at_exit()
+        finally:
+            self.delivery.settle_at_exit()
 
     def submit_later(self, exchange: Exchange) -> None:
         """Take over a finished call as `submit` does, leaving all work to our thread; a finalizer may call it."""
         try:
             held_bytes = EVENT_OVERHEAD_BYTES + held_by_texts(exchange)
-            self._hold_unprepared(exchange)
+            if exchange.kept_bytes and not self._unprepared.reserve(exchange.kept_bytes):
+                exchange.leave_bodies_out(LeftOut.MEMORY)
         except Exception as exc:
             self._give_up(exchange, exc)
         else:
@@ -256,16 +264,6 @@ class EventSink(Sink):
             self.delivery.submit_prepared(made)
         else:
             self._drop(made)
-
-    def _hold_unprepared(self, exchange: Exchange) -> None:
-        kept_bytes = exchange.kept_bytes
-        waiting_bytes, limit_bytes = self._unprepared.held_bytes + kept_bytes, self._unprepared.limit_bytes
-        if waiting_bytes > limit_bytes // 2:
-            self.delivery.wake()  # it gathers otherwise
-        if kept_bytes and waiting_bytes > limit_bytes:
-            exchange.leave_bodies_out(LeftOut.MEMORY)
-            return
-        self._unprepared.charge(kept_bytes)
 
     def _leave_bodies_out(self, item: Exchange | ReadableSpan) -> None:
         if isinstance(item, Exchange):
@@ -412,8 +410,11 @@ def held_by_texts(exchange: Exchange) -> int:
     """Return about what URL, headers and metadata of a call hold."""
     held_bytes = len(exchange.url)
     for headers in (exchange.request_headers, exchange.response_headers):
-        for name, value in headers:
-            held_bytes += _HEADER_OVERHEAD_BYTES + len(name) + (len(value) if isinstance(value, str) else 0)
+        held_bytes += _HEADER_OVERHEAD_BYTES * len(headers)
+        try:
+            held_bytes += sum([len(name) + len(value) for name, value in headers])
+        except (TypeError, ValueError):
+            held_bytes += sum(len(part) for pair in headers for part in pair if isinstance(part, (str, bytes)))
     return held_bytes + (0 if exchange.metadata is None else json_bytes(exchange.metadata))
 
 

@@ -35,6 +35,9 @@ class FakeClock:
     def time(self) -> float:
         return 1_800_000_000.0 + self.now_s
 
+    def sleep(self, duration_s: float) -> None:
+        self.now_s += duration_s
+
     def wait(self, signal, timeout_s):
         came = signal.wait(0)
         if not came and timeout_s:
