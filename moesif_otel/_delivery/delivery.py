@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# How long the intake lets unprepared items gather: a wake-up for each would take the interpreter away from the requests,
-# and an item that is prepared after others like it costs half as much (the processor's caches are warm).
+# How long the intake lets unprepared items gather: a wake-up for each would take the interpreter away from the
+# requests, and an item that is prepared after others like it costs half as much (the processor's caches are warm).
 _GATHER_S: Final = 0.1
 # The intake prepares for so long at a time, then sleeps: a request waits no longer than that for the interpreter, where
 # it would wait for a whole switch interval (5 ms).
