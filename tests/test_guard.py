@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 
 import pytest
 
-from moesif_otel._guard import Guard, place_of
+from moesif_otel._guard import ForkSafeLock, Guard, place_of
 
 
 def fail() -> None:
@@ -73,3 +74,15 @@ def test_a_finalizer_inside_a_fold_does_not_deadlock() -> None:
 def test_place_of_an_exception_that_was_never_raised() -> None:
     """There is no place to tell, and no error in telling so."""
     assert place_of(ValueError()) == "unknown place"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows does not fork")
+def test_a_lock_is_free_in_a_forked_child() -> None:
+    """Whoever holds it at the fork: the child gets it at once, and may leave the block that the parent entered."""
+    lock = ForkSafeLock()
+    with lock.current:
+        child = os.fork()
+        if child == 0:
+            free = lock.current.acquire(timeout=5)
+            os._exit(0 if free else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -14,8 +14,9 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
-from moesif_otel._capture.exchange import Outcome
+from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
 from moesif_otel._capture.outgoing import remove_route
+from moesif_otel._capture.requests import download, facts
 from tests.capture.upstream import JSON, LINES, URLLIB3_1, RecordingPipeline, add, capturing
 
 # Some callers here leave responses and sessions to the garbage collector, and Python says so, with us or without.
@@ -405,6 +406,39 @@ def test_what_is_no_response_passes(upstream):
         requests.Session.send = original
     assert pipeline.guard.counts() == {"capture of an outgoing response": 1}
     assert (pipeline.only.status, pipeline.only.is_open) == (None, False)
+
+
+def test_a_call_keeps_the_call_around_it_when_its_body_cannot_be_taken(upstream, monkeypatch):
+    """An error of ours after the response has come is counted; the caller reads, and the call stays in its request."""
+    pipeline = RecordingPipeline()
+    serving = Exchange(pipeline, "Incoming", "GET")
+    around = []
+    pipeline.while_callbacks_run = lambda *_: around.append(pipeline.open[-1].outer)
+    route, token = add(pipeline), current_exchange.set(serving)
+    monkeypatch.setattr(facts, "content_of", lambda response: 1 / 0)
+    try:
+        assert requests.get(upstream.url + "/json").content == JSON
+    finally:
+        current_exchange.reset(token)
+        remove_route(route)
+    assert around == [serving]
+    assert pipeline.guard.counts() == {"capture of an outgoing response": 1}
+    assert (pipeline.only.outcome, pipeline.only.status) == (Outcome.COMPLETE, 200)
+
+
+def test_what_cannot_be_seen_at_a_close_is_counted(upstream, monkeypatch):
+    """A look at a response that fails while it is closed: it is closed, the call ends, the error is counted."""
+    pipeline = RecordingPipeline()
+    route = add(pipeline)
+    try:
+        response = requests.get(upstream.url + "/lines", stream=True)
+        monkeypatch.setattr(download, "nothing_left", lambda raw: 1 / 0)
+        response.close()
+    finally:
+        remove_route(route)
+    assert response.raw.closed
+    assert pipeline.guard.counts() == {"capture of an outgoing response body": 1}
+    assert pipeline.only.outcome is Outcome.ABORTED
 
 
 def test_json_still_is_json(upstream):
