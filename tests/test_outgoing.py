@@ -27,7 +27,6 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcess
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
-import moesif_otel.outgoing as outgoing_module
 from moesif_otel._capture.body import CapturedBody
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.outgoing import StartCapture, start_capture_for, start_capture_outgoing
@@ -390,7 +389,7 @@ def test_a_provider_set_later_is_found(upstream, sandbox, monkeypatch):
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     with start_capture_outgoing(options(sandbox)) as capture:
         requests.get(upstream.url + "/json?1")
-        monkeypatch.setattr(outgoing_module.trace, "get_tracer_provider", lambda: provider)
+        monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
         requests.get(upstream.url + "/json?2")
         assert exporter.get_finished_spans() == ()
         RequestsInstrumentor().instrument(tracer_provider=provider)
@@ -477,8 +476,3 @@ def test_delivered_at_exit(upstream, sandbox):
     )  # fmt: skip
     assert (done.stdout, done.stderr) == ("", "")
     assert {event["request"]["uri"].rpartition("/")[2] for event in sandbox.wait_for_events(2)} == {"json", "lines"}
-
-
-def test_the_global_provider_is_the_default():
-    """What `_watch_global_provider` looks at is OpenTelemetry's own function."""
-    assert outgoing_module.trace is trace

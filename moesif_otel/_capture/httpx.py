@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
@@ -108,10 +109,7 @@ def _begin(request: Any = None, *_: Any, **_more: Any) -> _HttpxCall | None:
         return None
     call = begin_call(_HttpxCall, request.method, str(request.url), request.headers, request)
     if call is not None:
-        call.request = request
-        for exchange in call.exchanges:
-            # Until the response is there only a capture that stops midway looks.
-            exchange.request_headers = lambda: _headers(request)
+        call.sends(request, partial(_headers, request))
     return call
 
 

@@ -279,6 +279,12 @@ class OutgoingCall:
 
     # While the client sends.
 
+    def sends(self, request: Any, headers: Headers | Callable[[], Headers]) -> None:
+        """Take what is about to be sent; only a capture that stops before the response looks at these headers."""
+        self.request = request
+        for exchange in self.exchanges:
+            exchange.request_headers = headers
+
     def __enter__(self) -> None:
         """Make the call current in this thread or task. Never raises."""
         try:

@@ -39,7 +39,7 @@ def _send(send: Any, session: Any, /, *args: Any, **kwargs: Any) -> Any:
         )
     if call is None:
         return send(session, *args, **kwargs)
-    call.begin(request)
+    call.sends(request, partial(facts.request_headers, request))
     with call:
         response = send(session, *args, **kwargs)
     return call.answered(response)
@@ -69,15 +69,8 @@ class _RequestsCall(OutgoingCall):
         # `Session.resolve_redirects` sends each hop through the same session, as a new request, and follows itself.
         return request is sent or (session is sending_session and allow_redirects is False)
 
-    def begin(self, request: PreparedRequest) -> None:
-        """Take the request."""
-        self.request = request
-        self._has_stand_in = False
-        for exchange in self.exchanges:
-            # Until `send` returns only a capture that stops midway looks.
-            exchange.request_headers = partial(facts.request_headers, request)
-
     def _see_upload(self) -> None:
+        self._has_stand_in = False
         request = self.request
         if is_plain(request.body) or not self.request_bodies:
             return
