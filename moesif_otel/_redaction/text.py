@@ -27,10 +27,10 @@ _PLAIN_QUERY: Final = re.compile(r"(?:[A-Za-z0-9_.\-]{1,64}(?:=[A-Za-z0-9_.,\-]*
 _LONE_URL: Final = re.compile(r"\s*(?:[A-Za-z][A-Za-z0-9+.\-]{0,19}://|//|[/?#])[^\s\"<>{}]*\Z")
 
 
-def redact_text(rules: Rules, text: str, *, card: bool = False) -> str:
+def redact_text(rules: Rules, text: str) -> str:
     """Return a text of any kind with everything hidden; all of it, if it cannot be inspected within the bounds."""
     try:
-        return inspect_text(Inspection(rules, inspect_text), text, card)
+        return Inspection(rules, inspect_text).inspect(text)
     except OverBudget:
         return HIDDEN
 
