@@ -140,7 +140,7 @@ def test_no_client_is_imported_for_a_capture(sandbox):
         assert not hasattr(aiohttp.ClientSession._request, "__wrapped__")
     """
     root = Path(__file__).parents[1]
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=root, env={"PYTHONPATH": str(root)}, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=root, env={"PYTHONPATH": str(root)}, check=True, timeout=200)
 
 
 @pytest.mark.parametrize("name", ["requests", "httpx", "aiohttp"])
@@ -471,7 +471,7 @@ def test_delivered_at_exit(upstream, sandbox):
     """
     root = Path(__file__).parents[1]
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], cwd=root, env={"PYTHONPATH": str(root)}, check=True, timeout=60,
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=root, env={"PYTHONPATH": str(root)}, check=True, timeout=200,
         capture_output=True, text=True,
     )  # fmt: skip
     assert (done.stdout, done.stderr) == ("", "")

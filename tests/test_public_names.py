@@ -45,5 +45,5 @@ def test_the_package_alone_imports_nothing_heavy() -> None:
         "import sys, moesif_otel; "
         "print(sorted({'requests', 'moesifapi', 'orjson', 'opentelemetry', 'tornado', 'flask'} & set(sys.modules)))"
     )
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30).stdout
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=200).stdout
     assert shown.strip() == "[]"

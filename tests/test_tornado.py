@@ -475,7 +475,7 @@ def test_the_global_provider_is_used_if_it_is_one_of_the_sdk(sandbox):
         [sys.executable, "-c", textwrap.dedent(program), sandbox.url],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=True,
     )
     assert json.loads(done.stdout.splitlines()[-1]) == [["SERVER"], [], 2, True, True]

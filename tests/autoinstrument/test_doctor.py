@@ -57,7 +57,7 @@ class Doctor:
             env={name: value for name, value in environ.items() if value},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=200,
             check=False,
         )
         assert ended.stderr == ""

@@ -72,7 +72,7 @@ def run_command(**values: str) -> subprocess.CompletedProcess[str]:
         env=environ | {"PYTHONWARNINGS": "ignore"} | values,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=True,
     )
 

@@ -144,6 +144,6 @@ assert found["moesif.export.duration"] == [1], found
 rig.delivery.shutdown(5)
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=200, check=False
     )
     assert done.returncode == 0, done.stderr

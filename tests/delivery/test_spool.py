@@ -166,7 +166,7 @@ def in_another_process(directory, expression) -> str:
         f"print({expression}, flush=True)\n"
         "os._exit(0)\n"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, cwd=Path(__file__).parents[2])
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False, cwd=Path(__file__).parents[2])
     assert run.returncode == 0, run.stderr
     return run.stdout.strip()
 

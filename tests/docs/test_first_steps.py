@@ -85,7 +85,7 @@ class Newcomer:
     def end(self, process: subprocess.Popen[str]) -> str:
         """Press Ctrl-C."""
         os.killpg(process.pid, signal.SIGINT)
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=200)
         return output
 
     def leave(self) -> None:

@@ -59,7 +59,7 @@ class Service:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
         try:
-            _, self.errors = self.process.communicate(timeout=20)
+            _, self.errors = self.process.communicate(timeout=200)
         finally:
             if self.process.poll() is None:
                 self.process.kill()

@@ -21,7 +21,7 @@ def run_example(name, upstream, sandbox):
         "PYTHONPATH": str(_ROOT),
     }
     command = [sys.executable, str(_ROOT / "examples" / "outgoing" / name), upstream.url + "/echo"]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

@@ -46,7 +46,7 @@ def test_the_notes_service_is_recorded():
             assert sent == {"size_bytes": len(file), "sha256": hashlib.sha256(file).hexdigest()}
         finally:
             service.terminate()
-            _, _ = service.communicate(timeout=20)
+            _, _ = service.communicate(timeout=200)
         assert service.returncode == 0
         events = {event["request"]["uri"].removeprefix(here): event for event in sandbox.wait_for_events(4)}
     assert set(events) == {"/notes", "/notes/7", "/notes/stream", "/upload"}

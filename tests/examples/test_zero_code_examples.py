@@ -27,7 +27,7 @@ def engine_runs() -> bool:
     except ImportError:
         return False
     words = [str(Path(rotel.__file__).with_name("rotel-agent")), "--help"]
-    return subprocess.run(words, capture_output=True, check=False, timeout=30).returncode == 0
+    return subprocess.run(words, capture_output=True, check=False, timeout=200).returncode == 0
 
 
 @pytest.fixture(scope="module")

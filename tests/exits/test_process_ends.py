@@ -33,7 +33,7 @@ def start(url, way, *arguments, **environment) -> subprocess.Popen:
 
 def run(url, way, *arguments) -> tuple[int, str]:
     process = start(url, way, *arguments)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=200)
     return process.returncode, errors
 
 
@@ -150,7 +150,7 @@ def test_kill_9_in_a_loop(tmp_path) -> None:
             assert process.stdout.readline() == "ready\n"
             time.sleep(0.1 + dice.random() * 0.4)
             process.send_signal(signal.SIGKILL)
-            process.communicate(timeout=30)
+            process.communicate(timeout=200)
             assert process.returncode == -signal.SIGKILL
         for path in tmp_path.glob("*.batch"):
             on_disk |= ids_in(path)
@@ -182,7 +182,7 @@ def test_kill_9_while_files_are_written_and_sent(tmp_path) -> None:
                 time.sleep(dice.random() * 0.1)
             for process in pair:
                 process.send_signal(signal.SIGKILL)
-                process.communicate(timeout=30)
+                process.communicate(timeout=200)
         on_disk = {i for path in tmp_path.glob("*.batch") for i in ids_in(path)}
         assert on_disk
         before = set(server.acknowledged)
@@ -214,7 +214,7 @@ def test_what_comes_after_our_exit_handler(way, server_is_there) -> None:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=200,
             check=False,
         )
         assert done.returncode == 0, done.stderr

@@ -103,7 +103,7 @@ def test_gunicorn_stops(worker, preload) -> None:
         with serving(gunicorn_command(port, *options), server.url, port, **extra) as process:
             made = get_from_each(port, 2, 30)
             process.send_signal(signal.SIGTERM)
-            errors = process.communicate(timeout=30)[1]
+            errors = process.communicate(timeout=200)[1]
         assert sorted(server.acknowledged) == ids(range(0 if preload else 1, made + 1)), errors
         assert "Traceback" not in errors
 
@@ -117,7 +117,7 @@ def test_gunicorn_recycles() -> None:
             for n in range(30):
                 get(port, n)
             process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=30)
+            process.communicate(timeout=200)
         assert sorted(server.acknowledged) == ids(range(30))
 
 
@@ -133,7 +133,7 @@ def test_gunicorn_times_a_worker_out() -> None:
                 get(port, "5&hang")
             assert server.wait_for_acknowledged(6, timeout=20)
             process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=30)
+            process.communicate(timeout=200)
         assert sorted(server.acknowledged) == ids(range(6))
 
 
@@ -155,7 +155,7 @@ def test_uwsgi_stops(mode) -> None:
         with serving(command, server.url, port, **extra) as process:
             made = get_from_each(port, 2, 30)
             process.send_signal(signal.SIGTERM)
-            errors = process.communicate(timeout=30)[1]
+            errors = process.communicate(timeout=200)[1]
         assert sorted(server.acknowledged) == ids(range(1 if mode else 0, made + 1)), errors
 
 
@@ -175,6 +175,6 @@ def test_gevent_workers_with_preload_and_posts_that_overlap() -> None:
             for n in range(1, 151):
                 get(port, n)
             process.send_signal(signal.SIGTERM)
-            errors = process.communicate(timeout=30)[1]
+            errors = process.communicate(timeout=200)[1]
         assert sorted(server.acknowledged) == ids(range(151)), errors
         assert "Traceback" not in errors

@@ -158,7 +158,7 @@ def test_a_hanging_mask(sandbox: Sandbox) -> None:
     cases = [_case()]
     settings = {"APPLICATION_ID": "masks", "BASE_URI": sandbox.url, "MASK_EVENT_MODEL": mask}
     middleware = MoesifMiddleware(wsgi_app(cases), settings)
-    middleware._pipeline.sink._mask._timeout_s = 0.2  # type: ignore[union-attr] # five seconds otherwise
+    middleware._pipeline.sink._mask._timeout_s = 1.0  # type: ignore[union-attr] # five seconds otherwise
     with Logs().listening() as logs, wsgi_server(middleware) as port:
         send(port, cases[0])
         send(port, cases[0])

@@ -25,7 +25,7 @@ def path_of(text):
 def test_once_shows_every_call_and_ends_with_0():
     """`--once` prints a row for each call that it sent, totals, no noise, and ends with status 0."""
     with start("demo", "--once", "--port", "0") as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=200)
     assert (process.returncode, complaints(err)) == (0, "")
     every = [line.split() for line in out.splitlines() if re.match(r"\d\d:\d\d:\d\d ", line)]
     rows = [(row[3], row[4], row[1], row) for row in every if row[2] == "in"]
@@ -57,7 +57,7 @@ def test_once_shows_every_call_and_ends_with_0():
 def test_once_shows_one_event_whole():
     """After the table one event is shown readably, with what was hidden and by what, and how to look further."""
     with start("demo", "--once", "--port", "0") as process:
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=200)
     table, _, whole = out.partition("One of these events, whole")
     assert "/orders/1001/pay" in table
     for words in (
@@ -82,7 +82,7 @@ def test_live_until_it_is_ended():
         assert "/users" in requests.get(url + "/", timeout=10).text
         process.send_signal(signal.SIGINT)
         rest, err = process.stdout.read(), process.stderr.read()
-        process.wait(30)
+        process.wait(60)
     assert (process.returncode, complaints(err)) == (0, "")
     assert re.search(r"(\d+) calls sent, \1 captured", rest)
 

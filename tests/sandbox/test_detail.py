@@ -134,7 +134,7 @@ def test_hidden_places_are_found_in_every_form():
 def run_curl(command):
     """Give the arguments that a shell would pass to curl."""
     script = "curl() { printf '%s\\0' \"$@\"; }\n" + command
-    done = subprocess.run(["bash", "-c", script], capture_output=True, timeout=20, check=True)
+    done = subprocess.run(["bash", "-c", script], capture_output=True, timeout=200, check=True)
     assert done.stderr == b""
     return done.stdout.split(b"\0")[:-1]
 

@@ -19,8 +19,8 @@ from tests.ports import free_port
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = Path(__file__).with_name("launch.py")
 BIN = Path(sys.executable).parent
-START_PATIENCE_S = 30.0
-ANSWER_PATIENCE_S = 30.0
+START_PATIENCE_S = 60.0
+ANSWER_PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class RunningServer:
     def said(self) -> str:
         return self.output.read_text(errors="replace")
 
-    def stop(self, how: signal.Signals = signal.SIGTERM, patience_s: float = 20.0) -> int:
+    def stop(self, how: signal.Signals = signal.SIGTERM, patience_s: float = 60.0) -> int:
         """End the process and its children, and give its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(how)
@@ -210,7 +210,7 @@ def leave(client: socket.socket) -> None:
     client.close()
 
 
-def eventually(question, patience_s: float = 20.0):
+def eventually(question, patience_s: float = 60.0):
     """Ask until the answer is true, and give it; the last answer when patience ends."""
     deadline = time.monotonic() + patience_s
     while not (answer := question()) and time.monotonic() < deadline:

@@ -22,7 +22,7 @@ ARRANGEMENTS = (
 def recorded() -> dict[tuple[str, str, bool], Any]:
     """What was recorded, by arrangement, sampler, and whether we were there."""
     words = [sys.executable, "-m", "tests.servers.asgi_own_telemetry"]
-    done = subprocess.run(words, cwd=ROOT, env=clean_environ(), capture_output=True, text=True, check=True, timeout=100)
+    done = subprocess.run(words, cwd=ROOT, env=clean_environ(), capture_output=True, text=True, check=True, timeout=200)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     return {(name, sampler, with_us): found for name, sampler, with_us, found in lines}
 

@@ -71,7 +71,7 @@ def test_in_the_workers_of_gunicorn(tmp_path, arguments):
             assert answers == [f"{n} 2590" for n in range(12)]
         finally:
             service.send_signal(signal.SIGTERM)
-            _, errors = service.communicate(timeout=20)
+            _, errors = service.communicate(timeout=200)
         assert "Traceback" not in errors, errors
         sandbox.wait_for_events(36)
         made, served = (sandbox.events(application_id=name) for name in ("calls", "served"))

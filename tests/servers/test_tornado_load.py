@@ -95,7 +95,7 @@ def test_a_large_transfer_grows_the_process_by_little(way):
             [sys.executable, "-c", textwrap.dedent(_TRANSFER), way, sandbox.url],
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=200,
             check=True,
             cwd=_ROOT,
         )

@@ -62,7 +62,7 @@ def test_a_graceful_stop_delivers_what_was_pending(name: str, sandbox: Sandbox, 
         assert sandbox.events() == []
         if more:
             fifo.write_text("q")
-            server.process.wait(20)
+            server.process.wait(60)
     assert _numbers(sandbox.events()) == list(range(7))
 
 

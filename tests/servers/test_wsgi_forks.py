@@ -95,7 +95,7 @@ def test_parent_and_children_deliver_their_own_calls_once(when: str, how: str) -
     with Sandbox(max_events=500_000) as sandbox:
         command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PROGRAM, when, how, sandbox.url]
         done = subprocess.run(
-            command, cwd=ROOT, env=clean_environ(), capture_output=True, text=True, timeout=60, check=False
+            command, cwd=ROOT, env=clean_environ(), capture_output=True, text=True, timeout=200, check=False
         )
         assert done.returncode == 0, done.stderr[-3_000:]
         queries = [event["request"]["uri"].partition("?")[2] for event in sandbox.events()]

@@ -21,7 +21,7 @@ def recorded() -> dict[tuple[Any, ...], Any]:
     # The SDK's own span metrics are part of what must not change.
     env = {**clean_environ(), "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED": "true"}
     command = [sys.executable, "-m", "tests.servers.own_telemetry"]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-3_000:]
     return {tuple(key): found for key, found in map(json.loads, done.stdout.splitlines())}
 

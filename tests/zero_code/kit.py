@@ -144,10 +144,10 @@ class Program:
         """End it, and whatever it started (it leads a session of its own)."""
         self.ask_to_stop()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(20)
+            self.process.wait(60)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(20)
+        self.process.wait(60)
         if self._last_output is None:
             self._last_output = self.output
             self._log.unlink()

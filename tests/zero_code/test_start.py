@@ -209,7 +209,7 @@ def test_without_a_tracer_provider_calls_are_captured_all_the_same(runs: dict[st
 def test_help_shows_every_option() -> None:
     """`opentelemetry-instrument --help` lists our options as flags."""
     shown = subprocess.run(
-        command("--help"), env=environment("http://127.0.0.1:9"), capture_output=True, text=True, check=True, timeout=30
+        command("--help"), env=environment("http://127.0.0.1:9"), capture_output=True, text=True, check=True, timeout=200
     ).stdout
     for name in OPTIONS:
         assert f"--moesif_{name.lower()}" in shown

@@ -514,7 +514,7 @@ def run_python(code):
     root = Path(__file__).parents[3]
     result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], cwd=root, env={"PYTHONPATH": str(root)}, capture_output=True,
-        text=True, timeout=60, check=False,
+        text=True, timeout=200, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
 
