@@ -40,8 +40,7 @@ _SECRET: Final = frozenset({"APPLICATION_ID"})
 # The longer prefix first: `opentelemetry-instrument --moesif_…` sets it, and the command line takes precedence.
 _PREFIXES: Final = ("OTEL_MOESIF_", "MOESIF_")
 _OLD_NAMES: Final = {"LOCAL_MOESIF_BASEURL": "BASE_URI", "DISABLE_TRANSACTION_ID": "DISABLED_TRANSACTION_ID"}
-# Options of the packages we replace that have no effect here: ignored without a warning.
-_FORGOTTEN: Final = frozenset({"LOCAL_DEBUG"})
+_FORGOTTEN: Final = frozenset({"LOCAL_DEBUG"})  # of the packages we replace; ignored without a warning
 
 # Converters: each takes a value and returns it in the option's type, or raises ValueError or TypeError.
 
@@ -147,10 +146,7 @@ class ImportedCallback:
     """A callback named by its import path, imported at its first call. Thread-safe.
 
     Args:
-        path: `package.module:attribute`, absolute; the attribute may be dotted.
-
-    Raises:
-        ValueError: The path is relative or has another form.
+        path: `package.module:attribute`, absolute; the attribute may be dotted. Another form is a ValueError.
     """
 
     def __init__(self, path: str) -> None:
