@@ -39,6 +39,7 @@ EXCHANGES_KEY: Final = "moesif_otel.exchanges"
 
 _CALLS: Final = frozenset({"http", "websocket"})
 _NO_BODY_STATUSES: Final = frozenset({204, 304})
+_BYTES: Final = (bytes, bytearray, memoryview)
 _FILES: Final = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
 _STARTS: Final = frozenset({"http.response.start", "websocket.http.response.start", "websocket.accept"})
 
@@ -350,6 +351,8 @@ class HttpCall:
     def _sent_body(self, data: Any, exchange: Exchange) -> None:
         # One that a shutdown has ended has been sent.
         if data and self._keeps_bodies and (exchange.response_body is not None or exchange.is_open):
+            if not isinstance(data, _BYTES):
+                return  # only the server can say whether it takes that, and as what
             if exchange.response_body is None:
                 pipeline = exchange.pipeline
                 exchange.response_body = CapturedBody(pipeline.settings.response_max_body_size, pipeline.budget)

@@ -216,6 +216,21 @@ def test_a_body_that_no_client_sees_is_not_recorded(method: str, status: int) ->
     assert (pipeline.calls[0].response_body is not None) == (method == "GET" and status == 200)
 
 
+@pytest.mark.parametrize("piece", ["text", 5, ["a"], {"a": 1}])
+def test_a_piece_that_is_no_bytes_is_noted_as_nothing(piece: Any) -> None:
+    """Some servers take it (granian takes text); it is no error of ours, and the response is complete."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        await send({"type": "http.response.body", "body": piece})
+
+    pipeline = RecordingPipeline()
+    assert call(captured(pipeline, app)).seen == call(app).seen
+    (exchange,) = pipeline.calls
+    assert (exchange.response_body, exchange.outcome) == (None, Outcome.COMPLETE)
+    assert pipeline.guard.counts() == {}
+
+
 def test_without_log_body_no_body_is_kept() -> None:
     """LOG_BODY false: neither side's."""
     pipeline = RecordingPipeline(LOG_BODY=False)
