@@ -39,7 +39,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Sandbox, 
         with running(programs):
             pids["workers"] = [pid_of(programs["workers"]) for _ in range(CALLS)]
             pids["reload"] = [pid_of(programs["reload"])]
-            change_until_seen(folder / "reloaded_asgi_app.py", programs["reload"], "application made", 2)
+            change_until_seen(folder / "reloaded_asgi_app.py", programs["reload"], "detected changes", "application made", 2)
             pids["reload"].append(pid_of(programs["reload"].wait_until_it_listens()))
         yield sandbox, pids, programs
 
