@@ -9,6 +9,8 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 
 from moesif_otel._capture.body import ByteBudget, CapturedBody
 from moesif_otel._capture.exchange import Exchange, Outcome
+from moesif_otel._events.build import builder_for
+from moesif_otel._events.spans import call_of_span, weight_of_span
 from moesif_otel._guard import Guard
 from moesif_otel.settings import Settings
 
@@ -114,3 +116,15 @@ class Calls:
             start_time=start_time,
             end_time=end_time,
         )
+
+
+def build_event(call: Any, span: Any, settings: Settings, *, parse_bodies: bool) -> dict[str, Any] | None:
+    """Build one event as a sink does: of a call, with the span that decorates it, or of a bare span."""
+    weight = 1
+    if call is None and span is not None:
+        call, weight = call_of_span(span, settings), weight_of_span(span)
+    elif span is not None:
+        call.span = span
+    if call is None:
+        return None
+    return builder_for(settings).build(call, parse_bodies=parse_bodies, weigh=lambda *_: weight)

@@ -18,7 +18,7 @@ from moesif_otel._capture.exchange import Outcome
 from moesif_otel._events.body import is_plain_json, read_body
 from moesif_otel._events.caller import ADDRESS_HEADERS, client_address, user_from_headers
 from moesif_otel._events.serialize import OUR_KEY, as_mapping, plain, text_of
-from moesif_otel._events.spans import SpanFacts, call_of_span, facts_of_span, weight_of_span
+from moesif_otel._events.spans import SpanFacts, facts_of_span
 from moesif_otel._guard import LATE_IMPORTS
 from moesif_otel._redaction.budget import MAX_HEADER_BYTES, Inspection
 from moesif_otel._redaction.headers import bounded_headers, redact_header
@@ -29,8 +29,6 @@ from moesif_otel._redaction.text import inspect_text, redact_text, redact_url, r
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from opentelemetry.sdk.trace import ReadableSpan
 
     from moesif_otel._capture.body import CapturedBody
     from moesif_otel._capture.exchange import Exchange, Headers
@@ -476,27 +474,3 @@ def _metadata(given: Any, ours: dict[str, Any]) -> Any:
 def builder_for(settings: Settings) -> EventBuilder:
     """Return the builder of a settings value; made once for equal ones."""
     return EventBuilder(settings)
-
-
-def build_event(
-    call: Exchange | None, span: ReadableSpan | None, settings: Settings, *, parse_bodies: bool
-) -> dict[str, Any] | None:
-    """Build one event without the rest of a pipeline; see `EventBuilder.build`.
-
-    Args:
-        call: The finished Exchange; None for a bare span.
-        span: The span that decorates it, or the bare HTTP span of any instrumentation.
-        settings: What to hide, who the user is, what tag the events have.
-        parse_bodies: Give JSON bodies as Python values.
-
-    Returns:
-        The event; None for a span that is no HTTP call.
-    """
-    weight = 1
-    if call is None and span is not None:
-        call, weight = call_of_span(span, settings), weight_of_span(span)
-    elif call is not None and span is not None:
-        call.span = span
-    if call is None:
-        return None
-    return builder_for(settings).build(call, parse_bodies=parse_bodies, weigh=lambda *_: weight)

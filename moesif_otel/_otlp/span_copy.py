@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from moesif_otel._events.build import build_event
+from moesif_otel._events.build import builder_for
 from moesif_otel._events.serialize import OUR_KEY, plain, sound_text, text_of
 from moesif_otel._events.spans import attributes_of
 from moesif_otel._redaction.bodies import names_in
@@ -101,7 +101,7 @@ def redacted_attributes(exchange: Exchange, hide: Hide) -> dict[str, Any]:
     """
     own = {} if exchange.span is None else attributes_of(exchange.span)
     attributes = hide.attributes({name: value for name, value in own.items() if not name.startswith(_REPLACED)})
-    event = build_event(exchange, None, hide.settings, parse_bodies=False)
+    event = builder_for(hide.settings).build(exchange)
     if event is None:
         return attributes
     for name, value in _from_metadata(event, hide):

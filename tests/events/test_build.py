@@ -16,9 +16,9 @@ from opentelemetry.sdk.trace import Event
 from opentelemetry.trace import Link, SpanContext, StatusCode, TraceFlags
 
 from moesif_otel._capture.exchange import Outcome
-from moesif_otel._events.build import build_event, moesif_time, transaction_id_for
+from moesif_otel._events.build import moesif_time, transaction_id_for
 from moesif_otel._events.serialize import serialize
-from tests.calls import Calls
+from tests.calls import Calls, build_event
 
 JSON = [("Content-Type", "application/json")]
 

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from opentelemetry.sdk.trace import Event
 from opentelemetry.trace import SpanKind, StatusCode
 
-from moesif_otel._events.build import build_event
 from moesif_otel._events.serialize import serialize
 from moesif_otel._events.spans import weight_of
-from tests.calls import Calls
+from tests.calls import Calls, build_event
 
 OLD = {
     "http.method": "GET",

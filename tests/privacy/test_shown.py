@@ -15,14 +15,13 @@ from moesif_otel._autoinstrument.instrumentor import MoesifOptions
 from moesif_otel._capture.body import ByteBudget, CapturedBody
 from moesif_otel._delivery.queue import Prepared
 from moesif_otel._events.body import Body
-from moesif_otel._events.build import build_event
 from moesif_otel._events.codings import decode_content
 from moesif_otel.errors import MoesifConfigError, MoesifDeliveryError, MoesifError
 from moesif_otel.outgoing import start_capture_outgoing
 from moesif_otel.sandbox import Sandbox
 from moesif_otel.settings import OPTIONS, Settings
 from moesif_otel.tornado import MoesifMiddleware as TornadoMiddleware
-from tests.calls import Calls
+from tests.calls import Calls, build_event
 
 from .planting import Case, text_for
 from .serving import send, wsgi_app, wsgi_server

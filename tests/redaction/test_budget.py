@@ -180,7 +180,7 @@ def test_the_work_of_headers_is_bounded(headers: list[tuple[str, str]]) -> None:
 
 def test_an_event_says_what_was_left_out(calls: Calls) -> None:
     """Of headers and of a body; the event itself is never lost."""
-    from moesif_otel._events.build import build_event
+    from tests.calls import build_event
 
     exchange = calls.exchange(
         request_headers=[("Content-Type", "application/json"), ("X-Large", "x" * MAX_HEADER_BYTES)],

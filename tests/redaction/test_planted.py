@@ -11,10 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moesif_otel._capture.body import CapturedBody
-from moesif_otel._events.build import build_event
 from moesif_otel._events.serialize import serialize
 from moesif_otel._otlp.span_copy import Hide, redacted_attributes
-from tests.calls import Calls
+from tests.calls import Calls, build_event
 from tests.secrets import CODINGS, MASK, SECRET, bodies, holds, json_texts, names, urls
 
 CALLS = Calls()

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from moesif_otel._events.build import build_event
 from moesif_otel._events.serialize import serialize
 from moesif_otel._redaction.cards import has_card_number
 from moesif_otel._redaction.names import CARD_NAMES, SENSITIVE_NAMES
 from moesif_otel._redaction.rules import Rules, redaction_for
 from moesif_otel._redaction.text import redact_text, redact_url
+from tests.calls import build_event
 
 if TYPE_CHECKING:
     from tests.calls import Calls
