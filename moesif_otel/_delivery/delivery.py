@@ -42,6 +42,7 @@ _GATHER_S: Final = 0.1
 # it would wait for a whole switch interval (5 ms).
 _SLICE_S: Final = 0.001
 _PAUSE_S: Final = 0.000_1
+_WAKE_AT_ITEMS: Final = 200  # unprepared ones beyond this do not gather any longer
 _WAKE_AT_BYTES: Final = 512 * 1024  # prepared payloads beyond this are batched at once
 _AGAIN_S: Final = 1.0  # after the system refused a thread, after an error of ours; to see whether all is settled
 _JOIN_S: Final = 0.2  # idle threads end at once; one inside a POST is left to end by itself
@@ -128,7 +129,7 @@ class Delivery(Generic[T]):
         if not state.intake_gathers:
             state.intake_gathers = state.gathers_first = True
             state.wake_intake.set()
-        elif len(submitted) == self.settings.batch_size:
+        elif len(submitted) == _WAKE_AT_ITEMS:
             state.wake()
         if state.ended:  # a shutdown swept the queue between the two looks
             self._drop_submitted(state)
