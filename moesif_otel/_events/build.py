@@ -425,18 +425,23 @@ class _Names:
             if is_scanned:
                 scanned.append(value)
             if concerned or not stays:
+                if not isinstance(value, str):
+                    raise TypeError
                 if look is None:
                     look = Inspection(self._rules, inspect_text)
                 value = redact_header(look, key, value, concerned=concerned)  # noqa: PLW2901 - the same value, hidden
             spelled = spelling.setdefault(key, spelled)
             if spelled in shown:
                 # RFC 9113 section 8.2.3: pieces of one cookie header are joined with a semicolon.
-                shown[spelled] += f"; {value}" if key == "cookie" else f", {value}"
+                # Not `+=`: a value may be a list of the application's, until the end tells that it is no text.
+                shown[spelled] = f"{shown[spelled]}; {value}" if key == "cookie" else f"{shown[spelled]}, {value}"
             else:
                 shown[spelled] = value
         return shown, wanted, "\n".join(scanned)
 
     def _learn(self, name: str) -> _Name:
+        if not isinstance(name, str):
+            raise TypeError
         key = name.lower()
         rules = self._rules
         hides = rules.active or rules.header_masks_given

@@ -269,6 +269,28 @@ def test_parsed_bodies_are_for_masks(calls: Calls) -> None:
     assert orjson.dumps(fragment) == b'{"a" : 1.0}'
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        ("X-List", ["a"]),
+        ("Cookie", ["a"]),
+        ("Set-Cookie", ("a", "b")),
+        ("Authorization", {"password": "x"}),
+        (("X", "Y"), "a"),
+        (b"X-Bytes", b"a"),
+    ],
+)
+def test_headers_that_are_no_text_cost_no_event_and_stay_as_they_are(calls: Calls, odd: Any) -> None:
+    """A value or name of another type is shown as text; the application's own object is not changed."""
+    before = repr(odd)
+    pairs: Any = [("X-Plain", "a"), odd, (odd[0], "b")]
+    exchange = calls.exchange(request_headers=pairs, response_headers=pairs)
+    event = sent(calls, exchange)
+    assert repr(odd) == before
+    assert event["request"]["headers"]["X-Plain"] == "a"
+    assert len(event["response"]["headers"]) == 2
+
+
 def test_odd_text_of_wsgi_survives(calls: Calls) -> None:
     """Latin-1 texts and undecodable bytes in URL, header and method become valid JSON."""
     found = sent(
