@@ -131,6 +131,10 @@ class CapturedBody:
         self._budget.release(self.kept_bytes)
         self._parts, self.kept_bytes, self.total_bytes, self.left_out = [], 0, 0, None
 
+    def seal(self) -> None:
+        """Keep nothing more; what still passes (an application that reads on after its response) is counted only."""
+        self.max_bytes = self.kept_bytes
+
     def data(self) -> bytes:
         """Return the kept part as one piece."""
         parts = self._parts

@@ -231,6 +231,9 @@ class EventSink(Sink):
         """Take over a finished call as `submit` does, leaving all work to our thread; a finalizer may call it."""
         try:
             held_bytes = EVENT_OVERHEAD_BYTES + held_by_texts(exchange)
+            for body in (exchange.request_body, exchange.response_body):
+                if body is not None:
+                    body.seal()  # what is given back when the call is converted is what is reserved here
             if exchange.kept_bytes and not self._unprepared.reserve(exchange.kept_bytes):
                 exchange.leave_bodies_out(LeftOut.MEMORY)
         except Exception as exc:

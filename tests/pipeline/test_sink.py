@@ -112,6 +112,23 @@ def test_other_calls_are_left_to_our_thread(sandbox: Sandbox, how: str) -> None:
     rig.sink.shutdown(1)
 
 
+def test_what_an_application_reads_after_its_response_does_not_move_the_bound(sandbox: Sandbox) -> None:
+    """A call that waits for our thread keeps no more of a body; what was reserved for it is what is given back."""
+    rig = Rig(BASE_URI=sandbox.url, EVENT_QUEUE_BYTES=MIB)
+    for number in range(3):
+        exchange = rig.call(request=b'{"a": 1}', request_headers=JSON)
+        exchange.span_id += number
+        body = exchange.request_body
+        body.max_bytes = MIB
+        rig.sink.submit(exchange)
+        body.add(b"x" * 10_000)
+    assert rig.sink.force_flush(30)
+    assert rig.stats["held_bytes"] == 0
+    assert rig.sink._unprepared.held_bytes == 0
+    assert all("body" in event["request"] for event in sandbox.wait_for_events(3))
+    rig.sink.shutdown(1)
+
+
 def bombs(rig: Rig, number: int) -> Iterator[Any]:
     data = gzip.compress(json.dumps({"a": ["word"] * 40_000}).encode(), 9)
     headers = [*JSON, ("Content-Encoding", "gzip")]
