@@ -127,7 +127,8 @@ class Delivery(Generic[T]):
         submitted = state.submitted
         submitted.append((item, held_bytes))
         if not state.intake_gathers:
-            state.intake_gathers = state.gathers_first = True
+            state.intake_gathers = True
+            state.keeper = self
             state.wake_intake.set()
         elif len(submitted) == _WAKE_AT_ITEMS:
             state.wake()
@@ -151,6 +152,7 @@ class Delivery(Generic[T]):
         if state.intake_idle or len(submitted) == self.settings.batch_size or state.submitted_bytes > _WAKE_AT_BYTES:
             state.submitted_bytes = 0
             state.intake_idle = False
+            state.keeper = self
             state.wake()
         if state.ended:  # as above
             self._drop_submitted(state)
@@ -570,6 +572,7 @@ def _run_intake(reference: weakref.ref[Delivery[Any]], state: ProcessState[Any],
             delivery = keep or reference()
             if delivery is None:
                 break
+            state.keeper, state.hurried = None, False
             state.intake_gathers, state.intake_idle = True, False
             state.submitted_bytes = 0
             try:
@@ -577,20 +580,19 @@ def _run_intake(reference: weakref.ref[Delivery[Any]], state: ProcessState[Any],
             except BaseException as exc:  # a callback's SystemExit must not end the thread
                 delivery.guard.caught("preparing events", exc)
                 wait_s = _AGAIN_S
-            # With anything pending the delivery must outlive its last user; with nothing, this thread must not be what
-            # keeps it alive.
-            keep = delivery if state.has_work else None
-            del delivery
             state.intake_gathers = wait_s is not None and wait_s <= _GATHER_S
             state.intake_idle = wait_s is None
+            # With anything pending, or an item to come that does not wake us, the delivery must outlive its last user;
+            # with nothing, this thread must not be what keeps it alive.
+            keep = delivery if state.has_work or state.intake_gathers else None
+            del delivery
             if state.submitted and not state.intake_gathers:  # came before these were set, and did not wake us
                 wait_s = _GATHER_S
             if keep is not None:  # a sender that settles the last batch does not wake us
                 wait_s = _AGAIN_S if wait_s is None else min(wait_s, _AGAIN_S)
-            if clock.wait(state.wake_intake, wait_s) and state.gathers_first:
-                state.gathers_first = False
+            if clock.wait(state.wake_intake, wait_s) and not state.hurried:
                 clock.wait(state.wake_intake, _GATHER_S)
-    state.stopped = True
+    state.stopped, state.keeper = True, None
     state.wake_poller.set()
     with state.lock:
         state.note_change()

@@ -132,7 +132,9 @@ class ProcessState(Generic[T]):
         self.in_hand: list[tuple[T, int]] = []
         self.intake_idle = False  # sleeps until it is woken
         self.intake_gathers = False  # is awake, or will be in a moment
-        self.gathers_first = False  # was woken by an item that may wait for others
+        self.hurried = False  # was woken by what must not wait for others
+        # The delivery, from an item that wakes the intake until the pass that takes it: its last user may go meanwhile.
+        self.keeper: object = None
         self.starting = threading.Lock()
         self.start_again_at_s = 0.0
         self.started = closed
@@ -158,7 +160,7 @@ class ProcessState(Generic[T]):
 
     def wake(self) -> None:
         """Have the intake make a pass at once; never blocks, so that finalizers may call it."""
-        self.gathers_first = False
+        self.hurried = True
         self.wake_intake.set()
 
     def note_batch(self) -> None:

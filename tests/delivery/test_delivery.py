@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import sys
 import threading
 import time
 import weakref
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from moesif_otel._delivery.clock import Clock
 from moesif_otel._delivery.outcome import BatchOutcome, PostAnswer
 from moesif_otel._delivery.queue import Prepared
 from moesif_otel._delivery.stats import DropReason
@@ -473,6 +475,70 @@ def test_delivery_with_events_outlives_its_user() -> None:
     del rig
     gc.collect()
     assert done.wait(30)
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_an_event_is_delivered_though_its_delivery_is_forgotten_at_once(prepared: bool) -> None:
+    """Whoever submits to an idle delivery and lets go of it in the same moment loses nothing."""
+    before = ours()
+    idle, done = threading.Event(), threading.Event()
+
+    class IdleClock(Clock):
+        def wait(self, signal, timeout_s):
+            if threading.current_thread().name == "moesif-otel-intake" and timeout_s is None:
+                idle.set()
+            return super().wait(signal, timeout_s)
+
+    transport = MemoryTransport(then=lambda _: done.set() or PostAnswer(BatchOutcome.DELIVERED, 201))
+    rig = Rig(transport, event_batch_timeout=0.01, clock=IdleClock())
+    rig.delivery.ensure_started()
+    assert idle.wait(30)
+    reference = weakref.ref(rig.delivery)
+    switch_s = sys.getswitchinterval()
+    sys.setswitchinterval(1)  # the intake does not run before we have let go
+    try:
+        if prepared:
+            rig.delivery.submit_prepared(payload(1))
+        else:
+            rig.submit(1)
+        del rig
+    finally:
+        sys.setswitchinterval(switch_s)
+    assert done.wait(30)
+    for _ in range(200):
+        gc.collect()
+        if reference() is None and ours() <= before:
+            break
+        time.sleep(0.05)
+    assert reference() is None
+    assert ours() <= before
+
+
+def test_a_flush_is_not_kept_waiting_by_a_call_of_the_same_moment() -> None:
+    """The intake gathers when an item wakes it, not when a flush does, in whichever order the two come."""
+    waits: list[float | None] = []
+
+    class Racing(Clock):
+        def wait(self, signal, timeout_s):
+            if signal is not rig.delivery._state.wake_intake:
+                return super().wait(signal, timeout_s)
+            waits.append(timeout_s)
+            if len(waits) == 1:  # idle: a flush wakes it, and an item that had seen it idle sets its flags afterwards
+                rig.delivery.wake()
+                rig.submit(1)
+            return super().wait(signal, timeout_s)
+
+    prepared_after: list[int] = []
+
+    def prepare(item):
+        prepared_after.append(len(waits))
+        return DropReason.SAMPLED_OUT
+
+    rig = Rig(MemoryTransport(), prepare=prepare, clock=Racing())
+    rig.delivery.ensure_started()
+    assert rig.delivery.force_flush(30)
+    rig.delivery.shutdown(5)
+    assert prepared_after == [1]
 
 
 def test_a_forgotten_delivery_goes_away_once_its_last_batch_is_delivered() -> None:
