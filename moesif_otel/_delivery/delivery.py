@@ -158,12 +158,6 @@ class Delivery(Generic[T]):
             self._drop_submitted(state)
         return True
 
-    @property
-    def waiting_items(self) -> int:
-        """How many items wait for the intake; cheap."""
-        state = self._slot.get("state")
-        return 0 if state is None else len(state.submitted)
-
     def _accept(self, state: ProcessState[T]) -> bool:
         ledger = self.ledger
         ledger.accept()
