@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import threading
 import time
@@ -46,6 +47,12 @@ _FIRST = (
     "examples/",
     "sandbox/",
 )
+
+
+# A shell starts what runs in its background with SIGINT ignored, and children inherit that: the servers that tests start
+# would not hear Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
