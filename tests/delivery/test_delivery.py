@@ -26,6 +26,15 @@ def ours() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name.startswith("moesif-otel")}
 
 
+def until_it_is_gone(reference: weakref.ref[object], threads_before: set[threading.Thread]) -> None:
+    """Wait, for some seconds at most, until nothing holds it and its threads have ended."""
+    for _ in range(200):
+        gc.collect()
+        if reference() is None and ours() <= threads_before:
+            break
+        time.sleep(0.05)
+
+
 class Gate(MemoryTransport):
     """Holds every send until it is opened."""
 
@@ -455,11 +464,7 @@ def test_idle_delivery_can_be_collected() -> None:
     assert exporter.rig.delivery.force_flush(30)
     reference = weakref.ref(exporter.rig.delivery)
     del exporter
-    for _ in range(100):
-        gc.collect()
-        if reference() is None and ours() <= before:
-            break
-        time.sleep(0.05)
+    until_it_is_gone(reference, before)
     assert reference() is None
     assert ours() <= before
 
@@ -505,11 +510,7 @@ def test_an_event_is_delivered_though_its_delivery_is_forgotten_at_once(prepared
     finally:
         sys.setswitchinterval(switch_s)
     assert done.wait(30)
-    for _ in range(200):
-        gc.collect()
-        if reference() is None and ours() <= before:
-            break
-        time.sleep(0.05)
+    until_it_is_gone(reference, before)
     assert reference() is None
     assert ours() <= before
 

@@ -39,6 +39,14 @@ class ServerKind:
         return [*self.command.format(port=port, app=app, py=sys.executable, bin=BIN, launch=LAUNCH).split(), *extra]
 
 
+ASGI_SERVERS = (
+    ServerKind("uvicorn", "{py} -m uvicorn {app} --port {port} --log-level warning"),
+    ServerKind("hypercorn", "{py} -m hypercorn {app} -b 127.0.0.1:{port} --log-level warning"),
+    ServerKind("daphne", "{py} -m daphne {app} -b 127.0.0.1 -p {port} -v 0"),
+    ServerKind("granian", "{py} -m granian --interface asgi {app} --host 127.0.0.1 --port {port} --log-level warning"),
+)
+
+
 def _gunicorn(worker: str, *, preload: bool) -> ServerKind:
     flags = " --preload" if preload else ""
     threads = " --threads 4" if worker == "gthread" else ""

@@ -11,7 +11,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from moesif_otel.sandbox import Sandbox
-from tests.servers.harness import ServerKind, eventually, read_all, read_until, request, spawn, until_it_listens
+from tests.servers.harness import ASGI_SERVERS, eventually, read_all, read_until, request, spawn, until_it_listens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,15 +19,7 @@ if TYPE_CHECKING:
     from tests.servers.harness import RunningServer
 
 APP = "tests.servers.governed_asgi:application"
-SERVERS = {
-    kind.name: kind
-    for kind in (
-        ServerKind("uvicorn", "{py} -m uvicorn {app} --port {port} --log-level warning"),
-        ServerKind("hypercorn", "{py} -m hypercorn {app} -b 127.0.0.1:{port} --log-level warning"),
-        ServerKind("daphne", "{py} -m daphne {app} -b 127.0.0.1 -p {port} -v 0"),
-        ServerKind("granian", "{py} -m granian --interface asgi {app} --host 127.0.0.1 --port {port} --log-level warning"),
-    )
-}  # fmt: skip
+SERVERS = {kind.name: kind for kind in ASGI_SERVERS}
 # The others know only one way to refuse a handshake: 403 without a body.
 TELLS_THE_RULES_ANSWER = ("uvicorn", "hypercorn", "granian")
 # The others leave out what an application sends with `websocket.accept`.

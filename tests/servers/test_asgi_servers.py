@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from moesif_otel.sandbox import Sandbox
-from tests.servers.harness import RunningServer, ServerKind, leave, read_until, request, spawn, until_it_listens
+from tests.servers.harness import (
+    ASGI_SERVERS,
+    RunningServer,
+    ServerKind,
+    leave,
+    read_until,
+    request,
+    spawn,
+    until_it_listens,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,11 +28,8 @@ APP = "tests.servers.asgi_composite:application"
 SERVERS = {
     kind.name: kind
     for kind in (
-        ServerKind("uvicorn", "{py} -m uvicorn {app} --port {port} --log-level warning"),
-        ServerKind("hypercorn", "{py} -m hypercorn {app} -b 127.0.0.1:{port} --log-level warning"),
+        *ASGI_SERVERS,
         ServerKind("hypercorn-trio", "{py} -m hypercorn {app} -b 127.0.0.1:{port} --log-level warning -k trio"),
-        ServerKind("daphne", "{py} -m daphne {app} -b 127.0.0.1 -p {port} -v 0"),
-        ServerKind("granian", "{py} -m granian --interface asgi {app} --host 127.0.0.1 --port {port} --log-level warning"),
         ServerKind("gunicorn", "{py} -m gunicorn {app} -k uvicorn_worker.UvicornWorker -b 127.0.0.1:{port} --log-level warning --no-control-socket"),
     )
 }  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
@@ -45,23 +45,12 @@ def _build_url(  # noqa: PLR0917 - the variables of PEP 3333's reconstruction, i
     scheme: Any, host: Any, server_name: Any, server_port: Any, script_name: Any, path_info: Any, query: Any
 ) -> str:
     scheme = str(scheme or "http")
-    authority = _authority(scheme, str(host or ""), server_name, server_port)
+    authority = _quoted(authority_of(scheme, str(host or ""), server_name, server_port), _QUERY_SAFE)
     path = _quoted(script_name, _PATH_SAFE) + _quoted(path_info, _PATH_SAFE)
     if not path.startswith("/"):
         path = "/" + path
     url = f"{scheme}://{authority}{path}"
     return f"{url}?{_quoted(query, _QUERY_SAFE)}" if query else url
-
-
-def _authority(scheme: str, host: str, server_name: Any, server_port: Any) -> str:
-    if len(host) > _MAX_NAME_CHARACTERS:
-        return _quoted(authority_of(scheme, host, server_name, server_port), _QUERY_SAFE)
-    return _known_authority(scheme, host, str(server_name or ""), str(server_port or ""))
-
-
-@lru_cache(maxsize=256)  # a service has a few names; clients who invent some push out others
-def _known_authority(scheme: str, host: str, server_name: str, server_port: str) -> str:
-    return _quoted(authority_of(scheme, host, server_name, server_port), _QUERY_SAFE)
 
 
 def _quoted(given: Any, safe: str) -> str:
