@@ -72,7 +72,7 @@ def test_the_example_captures_each_call_once(runs: Any) -> None:
     ]
     (echo,) = [event for event in events if event["request"]["uri"].endswith("/echo")]
     assert echo["user_id"] == "mary"
-    assert echo["request"]["body"] == {"card": "4711"}
+    assert echo["request"]["body"] == {"card": "plum 4711"}
 
 
 def test_the_exporter_delivers_at_exit_what_its_batch_processor_held(runs: Any) -> None:

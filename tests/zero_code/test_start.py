@@ -185,7 +185,7 @@ def test_other_exporters_get_no_body_and_no_identity(runs: dict[str, Ended]) -> 
     console = runs["exporter console"].beside_answers
     assert console.count('"kind": "SpanKind.SERVER"') == 3
     assert console.count('"kind": "SpanKind.CLIENT"') == 1
-    for secret in ("4711", "mary", "secret_answer", "moesif", "user.id"):
+    for secret in ("plum", "mary", "secret_answer", "moesif", "user.id"):
         assert secret not in console
     other = runs["other backend"]
     assert len(other.events) == 4

@@ -47,7 +47,7 @@ def call(method, path, body=None, **headers):
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 CALLS = {
-    "echo": lambda: call("POST", "/echo", '{"card": "4711"}', **{"Content-Type": "application/json", "X-User": "mary"}),
+    "echo": lambda: call("POST", "/echo", '{"card": "plum 4711"}', **{"Content-Type": "application/json", "X-User": "mary"}),
     "traced": lambda: call("POST", "/echo", '{"card": 1}', **{"Content-Type": "application/json", "traceparent": TRACE}),
     "fetch": lambda: call("GET", "/fetch"),
 }
