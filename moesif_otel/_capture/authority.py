@@ -1,6 +1,7 @@
-"""The host of a request's URL: clients write anything into a `Host` header, and servers into their own name.
+"""The host of a request's URL, and the encoding of what may not stand in one.
 
-`Host: x?` would turn `/admin` into the query of `http://x?/admin`, which no rule on `^/admin` matches.
+Clients write anything into a `Host` header, and servers into their own name: `Host: x?` would turn `/admin` into the
+query of `http://x?/admin`, which no rule on `^/admin` matches.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import re
 from functools import lru_cache
 from ipaddress import IPv6Address
 from typing import Any, Final
+from urllib.parse import quote
 
 _MOST_REMEMBERED_CHARACTERS: Final = 255
 _DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
@@ -66,3 +68,12 @@ def _found(scheme: str, host: str, name: str, port: str) -> str:
 
 # A service has few names; what else clients write is bounded by its length and its number.
 _remembered: Final = lru_cache(maxsize=128)(_found)
+
+
+def percent_encoded(text: str, safe: str) -> str:
+    """Return a part of a URL whose bytes were decoded as latin-1 (WSGI, Tornado), with all but `safe` encoded."""
+    try:
+        raw = text.encode("latin-1")
+    except UnicodeEncodeError:
+        raw = text.encode("utf-8", "surrogatepass")
+    return quote(raw, safe=safe)

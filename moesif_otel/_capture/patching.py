@@ -222,11 +222,14 @@ def layer_around(original: Any, around: Callable[..., Any]) -> Any:
     inner = original if is_function else functools.partial(_call_bound, original)
     layer = _compile(signature, is_async=inspect.iscoroutinefunction(original))(around, inner)
     functools.update_wrapper(layer, original)
-    layer.__defaults__ = tuple(
-        p.default
-        for p in signature.parameters.values()
-        if p.default is not p.empty and p.kind is not Parameter.KEYWORD_ONLY
-    ) or None
+    layer.__defaults__ = (
+        tuple(
+            p.default
+            for p in signature.parameters.values()
+            if p.default is not p.empty and p.kind is not Parameter.KEYWORD_ONLY
+        )
+        or None
+    )
     layer.__kwdefaults__ = {
         p.name: p.default
         for p in signature.parameters.values()

@@ -178,9 +178,7 @@ def _looks_like_key(name: str) -> bool:
     if len(kinds) < _KEY_CHARACTERS:
         return False
     # A capital before a small letter begins a word.
-    switches = sum(
-        before != after and before + after != "Aa" for before, after in pairwise(kinds)
-    )
+    switches = sum(before != after and before + after != "Aa" for before, after in pairwise(kinds))
     return switches * _KEY_SWITCHES >= len(kinds) and "0" in kinds
 
 

@@ -10,6 +10,7 @@ import orjson
 
 from moesif_otel._guard import LATE_IMPORTS
 from moesif_otel._redaction.budget import MAX_DEPTH
+from moesif_otel._redaction.text import is_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +41,7 @@ def is_embeddable(data: bytes) -> bool:
     At most `MAX_DEPTH` levels deep, then. Never raises.
     """
     if len(data) < _SHORT_BYTES or not _validators:
-        return _builds(data) and not is_too_deep(data)
+        return is_json(data) and not is_too_deep(data)
     if not data.isascii():
         # msgspec does not look at the encoding inside of strings.
         try:
@@ -52,17 +53,9 @@ def is_embeddable(data: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     shape = data.translate(_SHAPE, b"+")
-    if (_VAST_EXPONENT in shape or _VAST_DIGITS in shape) and not _builds(data):
+    if (_VAST_EXPONENT in shape or _VAST_DIGITS in shape) and not is_json(data):
         return False
     return shape.count(b"[") <= MAX_DEPTH or not is_too_deep(data)
-
-
-def _builds(data: bytes) -> bool:
-    try:
-        orjson.loads(data)
-    except ValueError:
-        return False
-    return True
 
 
 def is_too_deep(data: bytes) -> bool:

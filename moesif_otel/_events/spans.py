@@ -91,9 +91,7 @@ def call_of_span(span: ReadableSpan, settings: Settings) -> Exchange | None:
     client = sound_address(_text(attributes, "client.address", "http.client_ip") or "") if incoming else None
     call.peer_address = client or peer
     if settings.log_body if incoming else settings.log_body_outgoing:
-        call.request_body = _body(
-            attributes, "request", "http.request_content_length", settings.request_max_body_size
-        )
+        call.request_body = _body(attributes, "request", "http.request_content_length", settings.request_max_body_size)
         call.response_body = _body(
             attributes, "response", "http.response_content_length", settings.response_max_body_size
         )

@@ -76,7 +76,7 @@ def inspect_text(look: Inspection, text: str, card: bool) -> str:
     look.nesting += 1
     try:
         if text.lstrip()[:1] in {"{", "["} and is_json_text(text):
-            return redact_json(look, text, card=card, cut=not _is_valid(text))
+            return redact_json(look, text, card=card, cut=not is_json(text))
         if _LONE_URL.match(text) is not None:
             return inspect_url(look, text)
         return inspect_prose(look, text, card=card)
@@ -93,7 +93,8 @@ def inspect_prose(look: Inspection, text: str, *, card: bool = False, cut: bool 
     return redact_prose(look, text, card=card, cut=cut)
 
 
-def _is_valid(text: str) -> bool:
+def is_json(text: str | bytes) -> bool:
+    """Tell whether a text is one JSON text that orjson takes (in UTF-8, numbers within a float's range)."""
     try:
         orjson.loads(text)
     except ValueError:

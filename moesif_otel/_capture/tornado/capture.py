@@ -12,11 +12,10 @@ from __future__ import annotations
 import functools
 import weakref
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote
 
 from tornado.web import Application, FallbackHandler, GZipContentEncoding, RequestHandler
 
-from moesif_otel._capture.authority import authority_of, is_authority
+from moesif_otel._capture.authority import authority_of, is_authority, percent_encoded
 from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
 from moesif_otel._capture.patching import Patch, PatchSet
 from moesif_otel._capture.tornado.call import HandlerCall, TornadoCall
@@ -214,14 +213,7 @@ def _full_url(protocol: Any, host: Any, uri: Any) -> str:
 
 def _quoted(text: Any) -> str:
     string = str(text or "")
-    if string.isascii() and string.isprintable():
-        return string
-    try:
-        # Tornado decodes the request line as latin-1.
-        raw = string.encode("latin-1")
-    except UnicodeEncodeError:
-        raw = string.encode("utf-8", "surrogatepass")
-    return quote(raw, safe=_URL_SAFE)
+    return string if string.isascii() and string.isprintable() else percent_encoded(string, _URL_SAFE)
 
 
 # Which captures capture what.

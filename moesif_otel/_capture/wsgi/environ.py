@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote
 
-from moesif_otel._capture.authority import authority_of
+from moesif_otel._capture.authority import authority_of, percent_encoded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,14 +54,7 @@ def _build_url(  # noqa: PLR0917 - the variables of PEP 3333's reconstruction, i
 
 def _quoted(given: Any, safe: str) -> str:
     text = str(given) if given else ""
-    if _PLAIN.fullmatch(text) is not None:
-        return text
-    try:
-        # WSGI strings are bytes decoded as latin-1 (PEP 3333, "Unicode Issues").
-        raw = text.encode("latin-1")
-    except UnicodeEncodeError:
-        raw = text.encode("utf-8", "surrogatepass")
-    return quote(raw, safe=safe)
+    return text if _PLAIN.fullmatch(text) is not None else percent_encoded(text, safe)
 
 
 class _HeaderNames(dict[Any, str]):
