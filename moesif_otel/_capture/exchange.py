@@ -371,9 +371,9 @@ class Exchange:
         if self.close(outcome, error):
             self.pipeline.finished(self)
 
-    def finish_from_finalizer(self, outcome: Outcome = Outcome.DROPPED) -> None:
+    def finish_from_finalizer(self, outcome: Outcome = Outcome.DROPPED, error: BaseException | None = None) -> None:
         """End the Exchange from `__del__` or a weakref callback: lock-free; callbacks run later on our own thread."""
-        if self.close(outcome):
+        if self.close(outcome, error):
             self.pipeline.finished_late(self)
 
     def close(self, outcome: Outcome, error: BaseException | None = None) -> bool:
@@ -498,8 +498,12 @@ def identify(
             exchange.company_id = company_id
         if session_token is not None:
             exchange.session_token = session_token
-        if metadata:
-            exchange.metadata = {**(exchange.metadata or {}), **snapshot(metadata)}
+        exchange.pipeline.guard.run("metadata of identify()", _add_metadata, exchange, metadata)
+
+
+def _add_metadata(exchange: Exchange, metadata: Mapping[str, Any] | None) -> None:
+    if metadata:
+        exchange.metadata = {**(exchange.metadata or {}), **snapshot(metadata)}
 
 
 def _being_served() -> Iterator[Exchange]:
@@ -515,14 +519,27 @@ def _being_served() -> Iterator[Exchange]:
 _MOST_LEVELS: Final = 100
 
 
-def snapshot(value: Any, _level: int = 0) -> Any:
-    """Copy the dicts and lists of a value: what the application does to its own ones later is not of this call."""
-    if _level < _MOST_LEVELS:
-        if isinstance(value, Mapping):
-            return {key: snapshot(one, _level + 1) for key, one in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [snapshot(one, _level + 1) for one in value]
-    return value
+def snapshot(value: Any) -> Any:
+    """Copy the dicts and lists of a value: what the application does to its own ones later is not of this call.
+
+    Each is copied once, wherever it occurs: one that contains itself twice would double the work with each level.
+    """
+    return _copy(value, {}, 0)
+
+
+def _copy(value: Any, copies: dict[int, tuple[Any, Any]], level: int) -> Any:
+    if level >= _MOST_LEVELS or not isinstance(value, (Mapping, list, tuple)):
+        return value
+    known = copies.get(id(value))
+    if known is not None:
+        return known[1]
+    copy: Any = {} if isinstance(value, Mapping) else []
+    copies[id(value)] = value, copy  # with the original: as long as that lives, its id is its own
+    if isinstance(value, Mapping):
+        copy.update((key, _copy(one, copies, level + 1)) for key, one in value.items())
+    else:
+        copy.extend(_copy(one, copies, level + 1) for one in value)
+    return copy
 
 
 _random: list[tuple[int, random.Random]] = []

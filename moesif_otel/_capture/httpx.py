@@ -45,14 +45,19 @@ class _Reading:
             self._calls.append((call, end))
         return self._is_open
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        destroyed = isinstance(error, GeneratorExit)  # perhaps by garbage collection, in the midst of anything else
         try:
             _reading.reset(self._token)
         except ValueError:  # the call came back in another context than it went out from
-            _reading.set(None)
+            if not destroyed:
+                _reading.set(None)
         self._is_open = False
         for call, end in self._calls:
-            call.finish(*end)
+            if destroyed:
+                call.dropped(*end[2:])
+            else:
+                call.finish(*end)
 
 
 _reading: ContextVar[_Reading | None] = ContextVar("moesif_otel_httpx_reading", default=None)
@@ -200,12 +205,21 @@ class _StreamWatch:
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         if isinstance(error, (StopIteration, StopAsyncIteration)):
             self.ended(Outcome.COMPLETE)
+        elif isinstance(error, GeneratorExit):
+            self.destroyed(error)
         elif error is not None:
             self.ended(Outcome.FAILED, error)
 
     def closed(self) -> None:
         """Note that the stream was closed: with all of the body, or before it came."""
         self.ended(Outcome.ABORTED if self._length is None or self._length > 0 else Outcome.COMPLETE)
+
+    def destroyed(self, error: GeneratorExit) -> None:
+        """End the call of a task that was destroyed, perhaps by garbage collection."""
+        call, self._call = self._call, None
+        if call is not None:
+            self._finalizer.detach()
+            call.dropped(Outcome.FAILED, error)
 
     def ended(self, outcome: Outcome, error: BaseException | None = None) -> None:
         """End the call, or note its end where the content is being read; the first end counts. Never raises."""
@@ -263,6 +277,9 @@ class _AsyncStream(_Stream, httpx.AsyncByteStream):
     async def aclose(self) -> None:
         try:
             await self._stream.aclose()
+        except GeneratorExit as exc:
+            self._watch.destroyed(exc)
+            raise
         finally:
             self._watch.closed()
 

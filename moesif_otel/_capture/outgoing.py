@@ -324,6 +324,11 @@ class OutgoingCall:
             self._note_failure(error)
         except Exception as exc:
             self.caught("capture of a failed outgoing call", exc)
+        if isinstance(error, GeneratorExit):
+            # The task was destroyed, perhaps by garbage collection in the midst of anything else.
+            self._leave_context(destroyed=True)
+            self.dropped(Outcome.FAILED, error)
+            return
         self.leave(error)
         self.finish(self.request, None, Outcome.FAILED, error)
 
@@ -347,6 +352,9 @@ class OutgoingCall:
             return
         if self._spans:
             self._make_spans(error)
+        self._leave_context()
+
+    def _leave_context(self, *, destroyed: bool = False) -> None:
         self.is_being_sent = False
         self.identity = ()
         while self._tokens:
@@ -354,7 +362,8 @@ class OutgoingCall:
             try:
                 variable.reset(token)
             except ValueError:  # the call came back in another context than it went out from
-                variable.set(before)
+                if not destroyed:  # else this is the context of somebody else
+                    variable.set(before)
         around, self._around = self._around, None
         for exchange in self.exchanges:
             exchange.outer = None if around is None else _nearest(exchange.pipeline, around)
@@ -435,10 +444,10 @@ class OutgoingCall:
             _innermost.set(before)
             self.runs_callbacks = False
 
-    def dropped(self, outcome: Outcome = Outcome.DROPPED) -> None:
-        """End a call whose response was garbage; runs in a finalizer."""
+    def dropped(self, outcome: Outcome = Outcome.DROPPED, error: BaseException | None = None) -> None:
+        """End a call whose response, or whose task, was garbage; runs in a finalizer."""
         for exchange in self.exchanges:
-            exchange.finish_from_finalizer(outcome)
+            exchange.finish_from_finalizer(outcome, error)
 
     def drop_with(self, carrier: Any, dropped: Callable[[], None] | None = None) -> weakref.finalize[..., Any]:
         """End the call as dropped when garbage collection takes what carries the body, unless that is detached."""

@@ -311,6 +311,8 @@ async def _execute(
             transforms = _with_tee(transforms, call)
     try:
         result = await execute(handler, transforms, *args, **kwargs)
+    except GeneratorExit:
+        raise  # the task was destroyed, perhaps by garbage collection: the call's own finalizer ends it
     except BaseException as exc:
         for call in calls:
             _executed(call, exc)

@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from moesif_otel._capture.client_spans import ClientSpans
-from moesif_otel._capture.exchange import Outcome
+from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
 from moesif_otel._capture.httpx import PATCHES
 from moesif_otel._capture.outgoing import remove_route
 from tests.capture.upstream import JSON, LINES, RecordingPipeline, add, capturing, until_asked
@@ -847,3 +847,57 @@ def test_layers_go_with_the_last_route():
     remove_route(second)
     assert [vars(client)[name] for client, name in PLACES] == ORIGINALS
     assert len(PATCHES._patches) == 4
+
+
+class _Forever:
+    def __await__(self):
+        yield
+
+
+class _Hanging(httpx.AsyncBaseTransport, httpx.AsyncByteStream):
+    """A transport whose answer, or whose body, never comes."""
+
+    def __init__(self, where):
+        self.where = where
+
+    async def handle_async_request(self, request):
+        if self.where == "answer":
+            await _Forever()
+        return httpx.Response(200, stream=self)
+
+    async def __aiter__(self):
+        if self.where == "body":
+            await _Forever()
+        yield b"one"
+
+    async def aclose(self):
+        if self.where == "close":
+            await _Forever()
+
+
+@pytest.mark.parametrize("where", ["answer", "body", "close"])
+def test_a_task_that_is_destroyed(where):
+    """Its end may come in the midst of anything: it runs no callback there, and leaves the context there alone."""
+    responses = []
+
+    async def use(client):
+        responses.append(await client.send(client.build_request("GET", "http://shop.example/"), stream=True))
+        if where == "body":
+            await responses[0].aread()
+        await responses[0].aclose()
+
+    with watching() as pipeline:
+        client = httpx.AsyncClient(transport=_Hanging(where))
+        context = contextvars.copy_context()
+        context.run(current_exchange.set, Exchange(pipeline, "Incoming", "GET"))
+        coroutine = use(client)
+        context.run(coroutine.send, None)
+
+        served = Exchange(pipeline, "Incoming", "POST")
+        token = current_exchange.set(served)
+        coroutine.close()
+        assert current_exchange.get() is served
+        current_exchange.reset(token)
+        assert pipeline.exchanges == pipeline.seen_by_callbacks == []
+        assert [exchange.outcome for exchange in pipeline.late] == [Outcome.FAILED]
+        assert {exchange.error_type for exchange in pipeline.late} == {"GeneratorExit"}

@@ -693,6 +693,30 @@ def test_a_handler_that_never_finishes_is_recorded_when_it_is_collected():
         assert capture.pipeline.seen == []
 
 
+def test_a_task_that_is_destroyed_is_not_ended_there():
+    """Garbage collection may do it in the midst of anything: no callback runs there. The connection's end ends the call."""
+    tasks = []
+
+    class Waiting(web.RequestHandler):
+        async def get(self) -> None:
+            tasks.append(asyncio.current_task())
+            await asyncio.Future()
+
+    async def serve(capture: TornadoCapture) -> None:
+        async with serving(web.Application([("/", Waiting)], log_function=capture.log_event)) as port:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(get("/"))
+            await eventually(lambda: tasks)
+            tasks.pop().get_coro().close()
+            assert capture.pipeline.seen == []
+            writer.close()
+            await eventually(lambda: capture.pipeline.seen)
+
+    with capturing() as capture:
+        run(serve(capture))
+    assert one(capture.pipeline).outcome is Outcome.ABORTED
+
+
 # Which applications.
 
 
