@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from moesif_otel._capture.asgi.capture import EXCHANGES_KEY, AsgiCapture
+from moesif_otel._capture.asgi.capture import EXCHANGES_KEY, AsgiCapture, is_over
 from moesif_otel._capture.callbacks import check_signatures, takes
 from moesif_otel._pipeline.middleware import Middleware
 from moesif_otel.errors import MoesifConfigError
@@ -83,7 +83,7 @@ class MoesifMiddleware(Middleware):
         pipeline = self._pipeline
         present: tuple[Exchange, ...] = scope.get(EXCHANGES_KEY, ())
         for exchange in present:
-            if exchange.pipeline is pipeline and not exchange.provisional:
+            if exchange.pipeline is pipeline and not exchange.provisional and not is_over(exchange):
                 return exchange
         return None
 
@@ -95,13 +95,16 @@ class MoesifMiddleware(Middleware):
         self._seen_app = app
         try:
             stack = getattr(app, "middleware_stack", None)
-            if stack is not None and type(stack) is not _Outermost and self._is_inside(stack):
+            if stack is not None and self._is_inside(stack):
                 app.middleware_stack = _Outermost(stack, self)
         except Exception as exc:
             self._pipeline.guard.caught("becoming the outermost middleware", exc)
 
     def _is_inside(self, layer: Any) -> bool:
+        """Tell whether we are in these layers, and not around them already; so may be one of another application id."""
         for _ in range(_MAX_LAYERS):
+            if type(layer) is _Outermost and layer._middleware is self:
+                return False
             if layer is self:
                 return True
             layer = getattr(layer, "app", None)

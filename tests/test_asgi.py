@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import functools
 import sys
 import time
@@ -383,6 +385,51 @@ def test_other_middlewares_around_and_inside(sandbox: Sandbox) -> None:
     assert any(event["response"]["headers"].get("x-outer") == "1" for event in events)  # from the second call on we stand outside of it
 
 
+def test_two_middlewares_of_different_ids_both_see_what_the_client_gets(sandbox: Sandbox) -> None:
+    """Also the answer of the error handling around all middlewares."""
+
+    async def fail(request: Any) -> PlainTextResponse:
+        raise LookupError
+
+    async def unavailable(request: Any, exc: Exception) -> PlainTextResponse:
+        return PlainTextResponse("sorry", 503)
+
+    options = {"BASE_URI": sandbox.url, "EVENT_BATCH_TIMEOUT": 0.02}
+    app = Starlette(
+        routes=[Route("/", fail)],
+        middleware=[Middleware(MoesifMiddleware, settings={"APPLICATION_ID": one, **options}) for one in ("first", "second")],
+        exception_handlers={Exception: unavailable},
+    )
+    for expected in (None, (503, 503, 503, 503)):  # at the first call they are still inside of it
+        statuses = [answer(asyncio.run(Connection(request()).serve(app, http_scope(path="/"))))[0] for _ in range(2 if expected else 1)]
+        assert set(statuses) == {503}
+        events = sandbox.wait_for_events(2 * len(statuses))
+        assert expected is None or tuple(event["response"]["status"] for event in events) == expected
+        sandbox.clear()
+
+
+def test_each_try_of_an_outer_retrying_middleware_is_a_call(wrap: Any, sandbox: Sandbox) -> None:
+    """The scope carries the mark of the first try."""
+    tries: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        tries.append(scope)
+        if len(tries) == 1:
+            raise LookupError
+        await echo(scope, receive, send)
+
+    middleware = wrap(app)
+
+    async def retry(scope: Any, receive: Any, send: Any) -> None:
+        with contextlib.suppress(LookupError):
+            await middleware(scope, receive, send)
+        await middleware(scope, receive, send)
+
+    assert answer(call(retry, request(b"{}")))[0] == 201
+    assert middleware.force_flush(30_000)
+    assert sorted(event["response"]["status"] for event in sandbox.events()) == [201, 500]
+
+
 def test_a_wsgi_application_in_an_asgi_one_is_captured_once(sandbox: Sandbox) -> None:
     """Adapters pass no mark on: the call is known by its method and URL."""
     flask_app = flask.Flask("mounted")
@@ -625,6 +672,27 @@ def test_a_provider_that_was_given_gets_a_server_span(sandbox: Sandbox, monkeypa
         assert repr(connection.ended[1]) == "LookupError('secret')"
     event = event_of(middleware, sandbox)
     assert (event["trace_id"], event["span"]["id"]) == ("1" * 32, f"{server.context.span_id:016x}")
+
+
+def test_the_span_of_a_destroyed_task_leaves_other_contexts_alone(sandbox: Sandbox, monkeypatch: Any, caplog: Any) -> None:
+    """Garbage collection ends it anywhere; OpenTelemetry would log that its context cannot be detached there."""
+    monkeypatch.setattr(span, "_FRAMEWORK_INSTRUMENTATIONS", ())
+    provider, memory = provider_with_memory()
+
+    class Forever:
+        def __await__(self) -> Any:
+            yield
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await Forever()
+
+    middleware = MoesifMiddleware(app, {"APPLICATION_ID": "asgi", "BASE_URI": sandbox.url}, provider)
+    coroutine = middleware(http_scope(), Connection().receive, Connection().send)
+    contextvars.copy_context().run(coroutine.send, None)
+    coroutine.close()
+    assert middleware.force_flush(30_000)
+    assert [record.name for record in caplog.records if record.name.startswith("opentelemetry")] == []
+    assert [one.kind for one in memory.get_finished_spans()] == [SpanKind.SERVER]
 
 
 def test_spans_of_calls_at_once_do_not_mix(sandbox: Sandbox, monkeypatch: Any) -> None:

@@ -21,7 +21,7 @@ from moesif_otel._capture.asgi.lifespan import Lifespan, deliver_at_shutdown
 from moesif_otel._capture.asgi.scope import header_source, peer_address, repeatable, url_source
 from moesif_otel._capture.body import CapturedBody
 from moesif_otel._capture.callbacks import await_steps
-from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
+from moesif_otel._capture.exchange import Exchange, Outcome, chain, current_exchange
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
@@ -174,12 +174,17 @@ class AsgiCapture:
     def _takes_over(self, present: tuple[Exchange, ...]) -> bool:
         key = self._pipeline.settings.pipeline_key
         for exchange in present:
-            if exchange.pipeline.settings.pipeline_key != key:
+            if exchange.pipeline.settings.pipeline_key != key or is_over(exchange):
                 continue
             if not exchange.provisional or self._provisional:
                 return False
             exchange.supersede()
         return True
+
+
+def is_over(exchange: Exchange) -> bool:
+    """Tell whether a call in a scope was another try, by a middleware that calls the application again."""
+    return not exchange.is_open and exchange not in chain(current_exchange.get())
 
 
 class HttpCall:
@@ -277,9 +282,9 @@ class HttpCall:
             raise
         finally:
             try:
+                current_exchange.reset(token)
                 if attached is not None:
                     otel_context.detach(attached)
-                current_exchange.reset(token)
             except ValueError:
                 pass  # closed in another context than it ran in
 

@@ -528,3 +528,36 @@ def test_a_scope_with_parts_missing_costs_what_is_missing() -> None:
         assert pipeline.guard.counts() == {}
     assert seen == [list("none"), [(b"a", b"b")]]
     assert [next(once["client"]), next(once["server"])] == ["10.0.0.9", "shop.example"]
+
+
+def test_each_try_of_a_retrying_middleware_is_a_call() -> None:
+    """A scope that has been used before is captured again once the first try is over."""
+    pipeline, tries = RecordingPipeline(), []
+
+    async def app(scope, receive, send):
+        tries.append(await receive())
+        if len(tries) == 1:
+            raise LookupError
+        await send(dict(START))
+        await send(dict(BODY))
+
+    async def retry(scope, receive, send):
+        with contextlib.suppress(LookupError):
+            await captured(pipeline, app)(scope, receive, send)
+        await captured(pipeline, app)(scope, receive, send)
+
+    call(retry, request(b"a"), request(b"b"))
+    assert [(one.outcome, one.status) for one in pipeline.calls] == [(Outcome.FAILED, None), (Outcome.COMPLETE, 200)]
+    assert [one.request_body.data() for one in pipeline.calls] == [b"a", b"b"]
+
+
+def test_a_call_that_is_over_is_no_other_try_further_inside() -> None:
+    """The client has left while an outer middleware read; what is called then is still the same call."""
+    pipeline = RecordingPipeline()
+
+    async def reads_first(scope, receive, send):
+        await receive()
+        await captured(pipeline, hello)(scope, receive, send)
+
+    call(captured(pipeline, reads_first), DISCONNECT, DISCONNECT)
+    assert [one.outcome for one in pipeline.calls] == [Outcome.ABORTED]
