@@ -171,10 +171,11 @@ class _AiohttpCall(OutgoingCall):
 class _ReaderWatch:
     """The state of a body while it is being read; it holds neither the response nor anything that refers to it."""
 
-    __slots__ = ("_finalizer", "_info", "_response", "call", "error")
+    __slots__ = ("_call", "_finalizer", "_info", "_position_bytes", "_response", "error")
 
     def __init__(self, call: OutgoingCall, response: Any) -> None:
-        self.call = call
+        self._call = call
+        self._position_bytes: int = response.content._cursor
         self.error: BaseException | None = None  # what ended the reading, before the response is closed for it
         self._info: aiohttp.RequestInfo = call.request
         self._response = weakref.ref(response)
@@ -182,10 +183,20 @@ class _ReaderWatch:
             call.set_arguments(call.request, _without_stream(call.request, response))
         self._finalizer = call.drop_with(response, partial(_dropped, id(response.content), call))
 
+    def piece(self, piece: bytes, position_bytes: int) -> None:
+        """Note a piece that leaves the reader up to a position. Never raises.
+
+        What has left it before is not new: a multipart reader puts back what it has read beyond a boundary.
+        """
+        new_bytes = position_bytes - self._position_bytes
+        if new_bytes > 0:
+            self._position_bytes = position_bytes
+            self._call.take_piece(piece if new_bytes >= len(piece) else piece[-new_bytes:])
+
     def ended(self, outcome: Outcome, error: BaseException | None = None) -> None:
         """End the call. Never raises."""
         self._finalizer.detach()
-        self.call.finish(self._info, self._response(), outcome, error)
+        self._call.finish(self._info, self._response(), outcome, error)
 
 
 def _without_stream(info: aiohttp.RequestInfo, response: Any) -> SimpleNamespace:
@@ -218,7 +229,7 @@ class _TeedReader(StreamReader):
         piece = StreamReader._read_nowait_chunk(self, n)
         watch = _watches.get(id(self))
         if watch is not None:
-            watch.call.take_piece(piece)
+            watch.piece(piece, self._cursor)
             if self._eof and not self._buffer:
                 _end(self, Outcome.COMPLETE)
         return piece

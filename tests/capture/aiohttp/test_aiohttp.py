@@ -389,6 +389,21 @@ def test_a_call_is_captured(upstream):
     assert (type(response), response.status) == (aiohttp.ClientResponse, 200)
 
 
+def test_what_is_put_back_into_the_stream_is_no_new_part_of_the_body(upstream):
+    """A multipart reader puts back what it has read beyond a boundary, and reads it again."""
+
+    async def read(response):
+        for _ in range(3):
+            piece = await response.content.read(100)
+            response.content.unread_data(piece[40:])
+        return await response.read()
+
+    with watching() as pipeline:
+        assert call(upstream, "/lines", read) == LINES[120:]
+    body = pipeline.only.response_body
+    assert (body.data(), body.total_bytes) == (LINES, len(LINES))
+
+
 def test_redirects_are_inside_of_a_call(upstream):
     """One event, with the last hop's request and response; a body that is sent again is not counted twice."""
     with watching() as pipeline:
