@@ -12,7 +12,6 @@ from io import IOBase
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
-import wrapt
 
 from moesif_otel._capture.body import CapturedBody
 from moesif_otel._capture.exchange import Exchange, Outcome, chain, current_exchange
@@ -366,7 +365,8 @@ class _WsgiCall:
 
     def closed(self) -> None:
         """Note that the server is done; before the end of the body that is the client leaving."""
-        self._finish(Outcome.COMPLETE if self._is_whole() else Outcome.ABORTED)
+        is_whole = self._exchange.pipeline.guard.run("capture of the end of a response", self._is_whole)
+        self._finish(Outcome.COMPLETE if is_whole else Outcome.ABORTED)
 
     def failed(self, exc: BaseException, environ: dict[str, Any] | None = None) -> None:
         """Note that the application raised."""
@@ -389,7 +389,7 @@ class _WsgiCall:
             # Kept alive until our thread ends it: garbage collection of the middleware's generator would end the
             # span in a foreign context, which OpenTelemetry reports as an error.
             exchange.closing = span.end
-        self._note_headers()
+        exchange.pipeline.guard.run("capture of response headers", self._note_headers)
         exchange.finish_from_finalizer()
 
     def _is_whole(self) -> bool:
@@ -454,7 +454,7 @@ class ResponseStream:
         iterable: What the application returned.
     """
 
-    __slots__ = ("_call", "_has_begun", "_iterable", "_next")
+    __slots__ = ("__weakref__", "_call", "_has_begun", "_iterable", "_next")
 
     def __init__(self, call: _WsgiCall, iterable: Any) -> None:
         self._call = call
@@ -564,16 +564,11 @@ def _offer_to_callbacks(exchange: Exchange, path_info: Any, script_name: Any) ->
         "SCRIPT_NAME": script_name,
         "moesif.response_headers": headers,
         "moesif.response_body_chunks": [response.data()] if response is not None else [],
-        # Parsed only if a callback looks at it: parsing is no work for the request path.
-        "moesif.request_body": None if request is None else _lazily(partial(_parsed, request.data())),
+        # A value of its own and no proxy that parses later: callbacks serialize it, copy it, and return it as metadata.
+        "moesif.request_body": None if request is None else _parsed(request.data()),
     }
     exchange.callback_arguments = (app, environ)
     exchange.identify_arguments = (app, environ, headers)
-
-
-def _lazily(make: Callable[[], Any]) -> Any:
-    proxy = getattr(wrapt, "LazyObjectProxy", None)  # wrapt 2
-    return make() if proxy is None else proxy(make)
 
 
 def _parsed(data: bytes) -> Any:

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 from moesif_otel._capture.streams import original_of, stand_in_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from moesif_otel._capture.body import CapturedBody
     from moesif_otel._guard import Guard
 
@@ -106,14 +104,19 @@ def _seek_back(stream: Any, size_bytes: int) -> bool:
     return True
 
 
-class PrefixedInput:
-    """A `wsgi.input` of which the first part has been read: gives that part, then the rest."""
+class PrefixedInput(io.BufferedIOBase):
+    """A `wsgi.input` of which the first part has been read: gives that part, then the rest.
 
-    __slots__ = ("_prefix", "_rest")
+    A file like any other (`io.TextIOWrapper` takes it), as those of wsgiref and Werkzeug are.
+    """
 
     def __init__(self, prefix: bytes, rest: Any) -> None:
         self._prefix = io.BytesIO(prefix)
         self._rest = rest
+
+    def readable(self) -> bool:
+        """Tell that it can be read."""
+        return True
 
     def read(self, *size: Any) -> bytes:
         """Read as PEP 3333 says; the rest is asked only for what the first part does not give."""
@@ -125,6 +128,11 @@ class PrefixedInput:
             part += self._rest.read(size[0] - len(part))
         return part
 
+    def read1(self, *size: Any) -> bytes:
+        """Read once: from the first part, else from the rest."""
+        data: bytes = self._prefix.read(*size) or getattr(self._rest, "read1", self._rest.read)(*size)
+        return data
+
     def readline(self, *size: Any) -> bytes:
         """Read a line, which may begin in the first part and end in the rest."""
         limit = size[0] if size and size[0] is not None and size[0] >= 0 else None
@@ -133,18 +141,3 @@ class PrefixedInput:
             return line
         rest: bytes = self._rest.readline() if limit is None else self._rest.readline(limit - len(line))
         return line + rest
-
-    def readlines(self, *hint: Any) -> list[bytes]:
-        """Read lines to the end; the hint may be ignored (PEP 3333)."""
-        del hint
-        return list(self)
-
-    def __iter__(self) -> Iterator[bytes]:
-        while line := self.readline():
-            yield line
-
-    def __next__(self) -> bytes:
-        line = self.readline()
-        if not line:
-            raise StopIteration
-        return line

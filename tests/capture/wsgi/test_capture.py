@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import gc
 import io
+import json
+import weakref
 from typing import Any
 from wsgiref.handlers import SimpleHandler
 from wsgiref.util import FileWrapper, setup_testing_defaults
@@ -898,3 +901,48 @@ def test_a_call_leaves_no_garbage(spans: Any) -> None:
             assert gc.collect() == (0 if spans is None else pytest.approx(0, abs=30))
         finally:
             gc.enable()
+
+
+@pytest.mark.parametrize("headers", [[("Content-Length", "9" * 5_000)], [("a", "b", "c")], [("a",)], [5]])
+def test_headers_that_are_none_never_reach_the_server_as_an_error_of_ours(headers: Any) -> None:
+    """What a server makes of them is its own affair: `close`, and garbage collection, end the call as ever."""
+    pipeline = RecordingPipeline()
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", headers)
+        yield b"a"
+        yield b"b"
+
+    result = captured(app, pipeline)(make_environ(), Server().start_response)
+    next(result)
+    result.close()
+    assert [one.outcome for one in pipeline.calls] == [Outcome.ABORTED]
+
+    result = captured(app, pipeline)(make_environ(), Server().start_response)
+    next(result)
+    del result
+    gc.collect()
+    assert [one.outcome for one in pipeline.late_calls()] == [Outcome.DROPPED]
+
+
+def test_a_stream_can_be_referred_to_weakly() -> None:
+    """As a generator can: middlewares attach to a response's end like that."""
+    result = captured(lambda environ, start_response: (b"" for _ in ()), RecordingPipeline())(make_environ(), Server().start_response)
+    assert weakref.ref(result)() is result
+
+
+@pytest.mark.parametrize("body", [b'{"name": "n"}', b"no json", b"7", b"null"])
+def test_the_parsed_body_of_callbacks_is_a_plain_value(body: bytes) -> None:
+    """Callbacks serialize it, copy it, and return it as metadata."""
+    pipeline = RecordingPipeline()
+    pipeline.callbacks_wanted = True
+
+    def app(environ: Any, start_response: Any) -> Any:
+        environ["wsgi.input"].read()
+        start_response("200 OK", [])
+        return []
+
+    Server().run(captured(app, pipeline), make_environ(body))
+    found = pipeline.calls[0].callback_arguments[1]["moesif.request_body"]
+    assert type(found) in {dict, str, int, type(None)}
+    assert json.loads(json.dumps(found)) == copy.deepcopy(found)

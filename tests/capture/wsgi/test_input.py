@@ -79,3 +79,14 @@ def test_a_chunked_body_is_read_up_to_the_cap() -> None:
     environ["wsgi.input"] = Socket(b"z" * 150)
     assert read_ahead(environ, 100) is None
     assert environ["wsgi.input"].read() == b"z" * 150
+
+
+@pytest.mark.parametrize("rest", [Socket, io.BytesIO])
+def test_a_prefixed_input_is_a_file(rest: Any) -> None:
+    """Applications wrap the files of wsgiref and Werkzeug, or read them into buffers of their own."""
+    assert io.TextIOWrapper(PrefixedInput(b"a\nb", rest(b"c\nd"))).readlines() == ["a\n", "bc\n", "d"]
+    buffer = bytearray(4)
+    stream = PrefixedInput(b"ab", rest(b"cdef"))
+    assert (stream.readinto(buffer), bytes(buffer), stream.read1(1), stream.read1()) == (4, b"abcd", b"e", b"f")
+    with PrefixedInput(b"ab", rest(b"")) as stream:
+        assert next(stream) == b"ab"
