@@ -96,10 +96,11 @@ def deliver_before_freeze(handler: _Handler) -> _Handler:
     """
 
     @functools.wraps(handler, updated=())
-    def wrapped(event: Any, context: Any = None, *arguments: Any, **keywords: Any) -> Any:
+    def wrapped(*arguments: Any, **keywords: Any) -> Any:
         try:
-            return handler(event, context, *arguments, **keywords)
+            return handler(*arguments, **keywords)
         finally:
+            context = arguments[1] if len(arguments) > 1 else keywords.get("context")
             PROCESS_GUARD.run("delivery at the end of a Lambda call", _deliver, context)
 
     return cast("_Handler", wrapped)

@@ -425,3 +425,10 @@ def test_wrong_options_are_named() -> None:
         MoesifLogger({})
     with pytest.raises(MoesifConfigError, match=r"IDENTIFY_USER.*\(event, context\)"):
         MoesifLogger({"APPLICATION_ID": "l", "IDENTIFY_USER": lambda event: "mary"})
+
+
+def test_a_handler_is_called_as_it_was_called() -> None:
+    """In tests of their own handlers people name parameters, and leave out those that have defaults."""
+    assert deliver_before_freeze(lambda event: event)("alone") == "alone"
+    assert deliver_before_freeze(lambda evt, ctx="default": (evt, ctx))(evt=1) == (1, "default")
+    assert deliver_before_freeze(lambda event, context: context)(event=1, context=Context(-5)).remaining_millis == -5
