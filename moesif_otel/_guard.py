@@ -9,14 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import traceback
 import weakref
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from moesif_otel._counters import Counters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _T = TypeVar("_T")
 
@@ -44,6 +43,31 @@ class ForkSafeLock:
     def __init__(self) -> None:
         self.current = threading.RLock()
         _fork_safe_locks.add(self)
+
+
+class LiveSet(Generic[_T]):
+    """A set that keeps nothing alive, and that one thread may go over while others add to it.
+
+    Going over a `WeakSet` raises `RuntimeError` then (before Python 3.14).
+    """
+
+    def __init__(self) -> None:
+        self._members: weakref.WeakValueDictionary[int, _T] = weakref.WeakValueDictionary()
+
+    def add(self, member: _T) -> None:
+        """Add an object."""
+        self._members[id(member)] = member
+
+    def discard(self, member: _T) -> None:
+        """Remove an object, if it is there."""
+        self._members.pop(id(member), None)
+
+    def __iter__(self) -> Iterator[_T]:
+        """Go over the objects that were there at the beginning and are alive."""
+        for reference in self._members.valuerefs():  # a list, made in one step
+            member = reference()
+            if member is not None:
+                yield member
 
 
 _fork_safe_locks: Final[weakref.WeakSet[ForkSafeLock]] = weakref.WeakSet()
@@ -119,11 +143,13 @@ _MAX_KINDS: Final = 1_000
 
 def place_of(exc: BaseException) -> str:
     """Return where an exception was raised, as `file.py:line in function`, without any of its data."""
-    frames = traceback.extract_tb(exc.__traceback__)
-    if not frames:
+    last = exc.__traceback__
+    if last is None:
         return "unknown place"
-    last = frames[-1]
-    return f"{last.filename.replace(chr(92), '/').rsplit('/', 1)[-1]}:{last.lineno} in {last.name}"
+    while last.tb_next is not None:
+        last = last.tb_next
+    code = last.tb_frame.f_code
+    return f"{code.co_filename.replace(chr(92), '/').rsplit('/', 1)[-1]}:{last.tb_lineno} in {code.co_name}"
 
 
 class Guard:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import linecache
 import logging
 import os
+import re
+import sys
 import threading
 
 import pytest
 
-from moesif_otel._guard import ForkSafeLock, Guard, place_of
+from moesif_otel._guard import ForkSafeLock, Guard, LiveSet, place_of
 
 
 def fail() -> None:
@@ -86,3 +89,29 @@ def test_a_lock_is_free_in_a_forked_child() -> None:
             free = lock.current.acquire(timeout=5)
             os._exit(0 if free else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_set_of_live_objects_may_be_gone_over_while_others_add_to_it() -> None:
+    """As threads do that make middlewares at the same time; an object that is gone, or removed, is not in it."""
+    members: LiveSet[ForkSafeLock] = LiveSet()
+    kept, gone = [ForkSafeLock(), ForkSafeLock(), ForkSafeLock()], ForkSafeLock()
+    for member in (*kept, gone):
+        members.add(member)
+    del member, gone
+    members.discard(kept.pop())
+    members.discard(ForkSafeLock())
+    seen = []
+    for member in members:
+        seen.append(member)
+        kept.append(ForkSafeLock())
+        members.add(kept[-1])
+    assert seen == kept[:2]
+
+
+def test_the_place_of_an_error_needs_no_source_and_no_limit_of_tracebacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read off the traceback alone: nothing is read from disk in a request, whatever `sys.tracebacklimit` is."""
+    monkeypatch.setattr(sys, "tracebacklimit", 0, raising=False)
+    monkeypatch.setattr(linecache, "getlines", fail)
+    with pytest.raises(ValueError, match="secret") as caught:
+        fail()
+    assert re.fullmatch(r"test_guard\.py:\d+ in fail", place_of(caught.value))

@@ -10,14 +10,13 @@ import atexit
 import os
 import sys
 import threading
-import weakref
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from moesif_otel._delivery.clock import WakeEvent
 from moesif_otel._delivery.health import ServerHealth
-from moesif_otel._guard import PROCESS_GUARD
+from moesif_otel._guard import PROCESS_GUARD, LiveSet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -194,7 +193,7 @@ class ProcessState(Generic[T]):
 FORKS_TELL: Final = hasattr(os, "register_at_fork") and "uwsgi" not in (*sys.builtin_module_names, *sys.modules)
 """True if every fork runs Python's at-fork hooks. uWSGI forks without them: there the process id must be compared."""
 
-LIVE_DELIVERIES: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
+LIVE_DELIVERIES: Final[LiveSet[Any]] = LiveSet()
 
 
 def _at_exit() -> None:
@@ -207,7 +206,7 @@ def _at_exit() -> None:
 
 
 def _in_child() -> None:
-    for delivery in list(LIVE_DELIVERIES):
+    for delivery in LIVE_DELIVERIES:
         PROCESS_GUARD.run("starting again after a fork", delivery.after_fork)
 
 

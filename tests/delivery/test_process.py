@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from weakref import WeakSet
-
 import pytest
 
 from moesif_otel._delivery import process
+from moesif_otel._guard import LiveSet
 
 
 class Watched:
@@ -28,13 +27,14 @@ class Watched:
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch) -> None:
-    monkeypatch.setattr(process, "LIVE_DELIVERIES", WeakSet())
+    monkeypatch.setattr(process, "LIVE_DELIVERIES", LiveSet())
 
 
 def test_all_begin_to_end_before_one_is_waited_for() -> None:
     """At exit every delivery is told to begin, then each is waited for; one that raises does not stop the others."""
     watched = [Watched(), Watched()]
-    process.LIVE_DELIVERIES.update(watched)
+    for one in watched:
+        process.LIVE_DELIVERIES.add(one)
     process._at_exit()
     process._in_child()
     assert [one.told for one in watched] == [["begin", "finish", "fork"]] * 2

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from moesif_otel._capture.asgi import INTERNAL
 from moesif_otel._capture.patching import Patch, PatchSet
-from moesif_otel._guard import PROCESS_GUARD
+from moesif_otel._guard import PROCESS_GUARD, LiveSet
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
@@ -78,7 +78,7 @@ async def _shut_down(shutdown: Any, server: Any, /, *args: Any, **kwargs: Any) -
     """Do a server's own shutdown, then deliver what no lifespan has."""
     result = await shutdown(server, *args, **kwargs)
     if not getattr(server, INTERNAL, False):
-        for pipeline in tuple(_pipelines):
+        for pipeline in _pipelines:
             await _deliver(pipeline)
     return result
 
@@ -89,7 +89,7 @@ _shutdowns: Final = PatchSet(
         Patch("granian.asgi", "LifespanProtocol.shutdown", _shut_down),
     ]
 )
-_pipelines: Final[weakref.WeakSet[CapturePipeline]] = weakref.WeakSet()
+_pipelines: Final[LiveSet[CapturePipeline]] = LiveSet()
 
 
 def deliver_at_shutdown(pipeline: CapturePipeline) -> None:
