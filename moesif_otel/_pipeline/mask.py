@@ -13,7 +13,6 @@ import inspect
 import os
 import queue
 import threading
-import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from moesifapi.models import EventModel
@@ -21,7 +20,7 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from moesif_otel._delivery.stats import DropReason
 from moesif_otel._events.model import MoesifEvent, as_dictionary, hide_absent_bodies, show_absent_bodies
-from moesif_otel._guard import PROCESS_GUARD, get_logger
+from moesif_otel._guard import PROCESS_GUARD, LiveSet, get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -112,6 +111,7 @@ class EventMask:
                 return asyncio.run(_awaited(masked, self._timeout_s)) if inspect.isawaitable(masked) else masked
         answer = thread.run(model)
         if answer is None:
+            self._thread = None  # not used again: its late answer would be taken for that to the next event
             self._hung.append(thread)
             raise MaskHungError
         masked, error = answer
@@ -139,11 +139,11 @@ class EventMask:
         _masks.discard(self)
 
 
-_masks: Final[weakref.WeakSet[EventMask]] = weakref.WeakSet()
+_masks: Final[LiveSet[EventMask]] = LiveSet()
 
 
 def _tell_at_exit() -> None:
-    for mask in tuple(_masks):
+    for mask in _masks:
         PROCESS_GUARD.run("logging at exit", mask.tell_end)
 
 

@@ -257,3 +257,26 @@ def test_a_forked_child_has_a_thread_of_its_own() -> None:
     assert os.read(reading, 1) == b"1"
     os.close(reading)
     os.close(writing)
+
+
+def test_a_late_answer_of_a_mask_that_hung_is_not_taken_for_the_next_event() -> None:
+    """The event whose mask took too long is dropped; the one after it gets its own answer, not the late one."""
+    go_on = threading.Event()
+
+    def mask(model: Any) -> Any:
+        if model.request.uri == "http://slow/":
+            go_on.wait(30)
+        return model
+
+    masking = EventMask(mask, Guard(), timeout_s=0.05)
+    slow = event()
+    slow["request"]["uri"] = "http://slow/"
+    assert masking.apply(slow) is DropReason.MASK_FAILED
+    (hung,) = masking._hung
+    masking._timeout_s = 30.0
+    go_on.set()
+    assert until(lambda: hung._free)
+    for n in range(3):
+        made = event()
+        made["request"]["uri"] = f"http://next/{n}"
+        assert masking.apply(made)["request"]["uri"] == f"http://next/{n}"
