@@ -143,11 +143,12 @@ class MoesifTransport:
         attempt = _Attempt(self, timeout_s)
         try:
             _Controller(attempt).create_events_batch(payloads)
-        except APIException:
-            pass  # the answer is kept
         except _NO_ANSWER as exc:
             if attempt.tried:
                 return PostAnswer(BatchOutcome.RETRY, detail=describe(exc))
+        except Exception:
+            if attempt.tried and attempt.answer is None:
+                raise  # a defect of ours
         if attempt.answer is None:
             # `Configuration.BASE_URI` is no address: the application's affair, not ours.
             return self.post_json(_EVENTS_BATCH, b"[" + b",".join(payloads) + b"]", timeout_s)

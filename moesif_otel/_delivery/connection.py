@@ -200,7 +200,9 @@ class Connections:
         connection = self._take(deadline_s)
         reusable = False
         try:
-            connection.send(self._head(connection, method, path, headers, len(body)) + body)
+            whole = self._head(connection, method, path, headers, len(body)) + body
+            with contextlib.suppress(ConnectionError):  # a server that refuses a long body may answer before its end
+                connection.send(whole)
             answer = connection.answer(method)
             found = CaseInsensitiveDict(answer.headers.items())
             try:
@@ -275,15 +277,10 @@ class Connections:
 
     def _connect(self, deadline_s: float) -> _Connection:
         server, proxy = self._server, self._proxy()
-        left_s = deadline_s - time.monotonic()
-        if left_s <= 0:
-            raise TimeoutError("the deadline of this request is over")
-        timeout_s = min(_CONNECT_TIMEOUT_S, left_s)
         if proxy is not None and proxy.scheme.startswith("socks"):
-            sock = _socks_connection(proxy, server, timeout_s)
+            sock = _socks_connection(proxy, server, _time_to_connect(deadline_s))
         else:
-            nearest = proxy or server
-            sock = socket.create_connection((nearest.host, nearest.port), timeout_s)
+            sock = _socket_to(proxy or server, deadline_s)
         connection = _Connection(sock, deadline_s)
         try:
             with contextlib.suppress(OSError):
@@ -335,6 +332,23 @@ def _encoded(first_line: str, headers: Mapping[str, str]) -> bytes:
     if any("\r" in line or "\n" in line for line in lines):
         raise ValueError("a line break in a header")
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+def _time_to_connect(deadline_s: float) -> float:
+    left_s = deadline_s - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutError("the deadline of this request is over")
+    return min(_CONNECT_TIMEOUT_S, left_s)
+
+
+def _socket_to(address: _Address, deadline_s: float) -> socket.socket:
+    """Connect to the first address of a host that takes it; the deadline is that of all of them together."""
+    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    *others, last = ((str(place[0]), address.port) for *_, place in found)
+    for one in others:
+        with contextlib.suppress(OSError):
+            return socket.create_connection(one, _time_to_connect(deadline_s))
+    return socket.create_connection(last, _time_to_connect(deadline_s))
 
 
 def _tunnel(connection: _Connection, proxy: _Address, server: _Address) -> None:

@@ -105,8 +105,9 @@ class DeliveryLog:
             )
             return
         asked = f" and asks to wait {answer.retry_after_s:.0f} s" if answer.retry_after_s is not None else ""
+        advice = "; redirects are not followed: check BASE_URI" if answer.status // 100 == 3 else ""
         self.failure(
-            f"status {answer.status}", f"{self.address} answered with status {answer.status}{asked}: {waiting}"
+            f"status {answer.status}", f"{self.address} answered with status {answer.status}{asked}: {waiting}{advice}"
         )
 
     def refused(self, events: int, status: int | None) -> None:

@@ -2,8 +2,9 @@
 
 Senders run it, or who flushes where there are none. It never waits, and never holds the state's lock while it sends.
 
-A failure (5xx, no answer) says nothing about the batch as long as everything fails. A batch that fails while the server
-takes others steps behind them, is halved, and in the end its one bad event is given up: it must not hold up the rest.
+A failure (5xx, a redirect, no answer) says nothing about the batch as long as everything fails. A batch that fails
+while the server takes others steps behind them, is halved, and in the end its one bad event is given up: it must not
+hold up the rest.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ HOPELESS_EVENTS: Final = 200
 From then on a refused batch is taken apart only if the server takes one of a few events of it."""
 
 _SAMPLES: Final = 3
+# A proxy wants credentials, the server wants less or a new connection: no answer to what is in the batch.
+_NOT_ITS_FAULT: Final = frozenset({407, 425, 429})
 _STRIKES_TO_HALVE: Final = 2
 _STRIKES_TO_GIVE_UP: Final = 5
 # Answers of a server that worked on the batch, other than a gateway's that found none: now and then it is halved, also
@@ -177,14 +180,14 @@ class Sender:
             return there
 
     def _retry(self, state: ProcessState[Any], batch: Batch, answer: PostAnswer) -> None:
-        if answer is _INTERRUPTED or (answer.status is not None and answer.status < 500):
-            self._put_back(state, batch)  # the server's state, not the batch's fault
+        if answer is _INTERRUPTED or answer.status in _NOT_ITS_FAULT:
+            self._put_back(state, batch)
             return
         batch.failures += 1
         if batch.failures > 1 and state.queue.deliveries > batch.deliveries_before:
             batch.strikes += 1
         batch.deliveries_before = state.queue.deliveries
-        worked_on = answer.status is not None and answer.status not in _GATEWAY_STATUSES
+        worked_on = answer.status is not None and answer.status >= 500 and answer.status not in _GATEWAY_STATUSES
         if len(batch) == 1 and (
             batch.strikes >= _STRIKES_TO_GIVE_UP
             or (worked_on and batch.strikes >= _STRIKES_TO_HALVE and batch.failures >= _FAILURES_TO_GIVE_UP)

@@ -68,7 +68,7 @@ def test_base_uri_keeps_its_path(server, prefix) -> None:
 
 def test_process_wide_configuration_is_neither_obeyed_nor_changed(server, transport, monkeypatch) -> None:
     """What the application sets for its own use of `moesifapi`, an unusable address included, does not reach us."""
-    for address in ("http://127.0.0.1:1", "not an address"):
+    for address in ("http://127.0.0.1:1", "not an address", "http://[", "", None, 5, b"x"):
         monkeypatch.setattr(Configuration, "BASE_URI", address)
         monkeypatch.setattr(Configuration, "application_id", "somebody-else")
         assert transport.send([payload(1)], 5).outcome is BatchOutcome.DELIVERED

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import http.client
+import io
 import socket
 import ssl
 import struct
@@ -339,3 +340,60 @@ def test_a_reset_is_no_answer() -> None:
 
     with Raw(serve) as server, pytest.raises((OSError, http.client.HTTPException)):
         post(Connections(server.url, 1))
+
+
+def test_an_answer_before_the_end_of_the_request_is_read(monkeypatch) -> None:
+    """A server that refuses a long body, answers and hangs up before it has read it: 413, and not "no answer"."""
+    answer = io.BytesIO(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+    class Broken:
+        def settimeout(self, timeout_s) -> None:
+            pass
+
+        def send(self, data):
+            raise BrokenPipeError(32, "Broken pipe")
+
+        def recv_into(self, buffer):
+            return answer.readinto(buffer)
+
+        def close(self) -> None:
+            pass
+
+    connections = Connections("http://127.0.0.1:1", 2)
+    monkeypatch.setattr(connections, "_connect", lambda deadline_s: connection._Connection(Broken(), deadline_s))
+    assert post(connections).status == 413
+    with pytest.raises(ConnectionError):  # and no answer is none
+        post(connections)
+
+
+def test_all_addresses_of_a_host_share_one_deadline(monkeypatch) -> None:
+    """3 s for each of them, but never more than the request has in all."""
+    now = [100.0]
+    timeouts = []
+
+    def create_connection(address, timeout_s):
+        timeouts.append((address, timeout_s))
+        now[0] += timeout_s
+        raise TimeoutError
+
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"192.0.2.{n}", 80)) for n in range(4)]
+    monkeypatch.setattr(connection, "time", types.SimpleNamespace(monotonic=lambda: now[0], time=time.time))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    monkeypatch.setattr(socket, "create_connection", create_connection)
+    with pytest.raises(TimeoutError):
+        post(Connections("http://several.example", 2), timeout_s=5.0)
+    assert timeouts == [(("192.0.2.0", 80), 3.0), (("192.0.2.1", 80), 2.0)]
+
+
+def test_the_next_address_is_tried(monkeypatch) -> None:
+    """`localhost` may be `::1`, where nobody listens, before it is 127.0.0.1."""
+    with FaultServer() as server:
+        port = int(server.url.rpartition(":")[2].strip("/"))
+        ask = socket.getaddrinfo
+
+        def getaddrinfo(host, *args, **kwargs):
+            hosts = ["127.0.0.2", "127.0.0.1"] if host == "several.example" else [host]  # the server is at one of them
+            return [found for one in hosts for found in ask(one, *args, **kwargs)]
+
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+        assert post(Connections(f"http://several.example:{port}", 2)).status == 201

@@ -6,6 +6,7 @@ import logging
 import socket
 import ssl
 
+from moesif_otel._delivery.outcome import BatchOutcome, PostAnswer
 from moesif_otel._delivery.report import DeliveryLog, describe
 from moesif_otel._delivery.stats import Stats
 from tests.delivery.delivery_kit import FakeClock
@@ -68,3 +69,12 @@ def test_shutdown_says_what_was_lost(caplog) -> None:
     ((level, line),) = ended(caplog, dropped={"spooled": 4})
     assert level == logging.INFO
     assert "4 events are kept on disk" in line
+
+
+def test_a_redirect_is_told_with_what_to_do(caplog) -> None:
+    """An address that has moved (to https, as a rule) is the user's to change: nothing is sent to another place."""
+    log = DeliveryLog(FakeClock(), "http://api.example")
+    log.not_taken(PostAnswer(BatchOutcome.RETRY, 301), 5)
+    (line,) = caplog.messages
+    assert "http://api.example answered with status 301" in line
+    assert line.endswith("5 events wait and are sent again; redirects are not followed: check BASE_URI")

@@ -335,3 +335,39 @@ def test_one_line_for_one_cause(caplog) -> None:
     assert "https://moesif.example/path did not answer (ConnectionRefusedError" in lines[0]
     assert "check BASE_URI" in lines[0]
     assert lines[1].endswith("https://moesif.example/path accepts events again")
+
+
+@pytest.mark.parametrize("status", [302, 408])
+def test_one_event_that_is_always_put_off_does_not_hold_up_the_others(status) -> None:
+    """A firewall that redirects what it takes for an attack, or never reads it to its end: all the others arrive."""
+    bad = payload(55)
+    transport = MemoryTransport(
+        then=lambda payloads: PostAnswer(BatchOutcome.RETRY, status) if bad in payloads else DELIVERED
+    )
+    with rig(transport, batch_size=10) as r:
+        for n in range(100):
+            r.submit(n)
+        assert not r.delivery.force_flush(500)
+        assert (r.stats.delivered, r.stats.pending) == (99, 1)
+        for n in range(100, 110):  # now that others arrive, it is known to be its fault
+            r.submit(n)
+            r.delivery.force_flush(100)
+        assert (r.stats.delivered, r.stats.dropped) == (109, {"rejected": 1})
+    assert sorted(numbers(transport.delivered)) == [n for n in range(110) if n != 55]
+
+
+@pytest.mark.parametrize("status", [407, 425, 429])
+def test_who_is_asked_to_slow_down_gives_nothing_up(status) -> None:
+    """Answers that are not about the batch: it stays in front, whole, however often the server takes another one."""
+    answers = [DELIVERED, PostAnswer(BatchOutcome.RETRY, status)]
+    transport = MemoryTransport(then=lambda payloads: DELIVERED if len(payloads) < 3 else answers[1])
+    with rig(transport, batch_size=3) as r:
+        for n in range(3):
+            r.submit(n)
+        for n in range(10, 30):
+            r.submit(n)
+            r.delivery.force_flush(60)
+        assert r.stats.dropped == {}
+        transport.then = None
+        assert r.delivery.force_flush(100)
+        assert r.stats.delivered == 23
