@@ -369,7 +369,7 @@ def _read(descriptor: int, binding: str) -> list[bytes]:
     """Read a batch; what a head says is believed only within bounds, before anything is read for it."""
     if os.fstat(descriptor).st_size > _LARGEST_FILE_BYTES:
         raise ValueError("too large")
-    with os.fdopen(os.dup(descriptor), "rb") as reader:
+    with os.fdopen(descriptor, "rb", closefd=False) as reader:
         head: Any = reader.read(_HEAD.size)
         if len(head) < _HEAD.size:
             raise ValueError("too short")

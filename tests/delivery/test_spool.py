@@ -422,3 +422,21 @@ def test_files_of_an_address_that_is_gone_expire(kit) -> None:
     assert kit.spool.claim() is None
     assert kit.stats.dropped == {"expired": 1}
     assert other.take_all() == [[b"young"]]
+
+
+def test_a_batch_is_read_with_the_last_descriptor(kit) -> None:
+    """A process that has used up its file descriptors does not take a whole file for a damaged one."""
+    resource = pytest.importorskip("resource")
+    kit.write(b"{}")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    next_descriptor = os.open(kit.directory, os.O_RDONLY)
+    os.close(next_descriptor)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next_descriptor + 1, limits[1]))
+    try:
+        claim = kit.spool.claim()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert claim is not None
+    assert claim.payloads == [b"{}"]
+    assert kit.stats.dropped == {}
+    kit.spool.finish(claim)
