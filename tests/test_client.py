@@ -512,8 +512,19 @@ def test_what_is_queued_can_be_sent(server: Server) -> None:
     assert middleware.update_users_batch(users(2, filler), wait=False)
     stats = middleware.ended()
     assert (stats["delivered"], stats["dropped"]) == (2, {})
-    with pytest.raises(ValueError, match="takes at most 4,999,998"):
+    with pytest.raises(ValueError, match="takes at most 4,999,989"):
         middleware.update_user(users(1, 5_000_000)[0], wait=False)
+
+
+def test_the_largest_profile_that_is_taken_is_sent(server: Server) -> None:
+    """Of one byte more it is said at once that it is too large."""
+    middleware = Middleware(server)
+    room_bytes = 4_999_989 - len('{"user_id":"u","name":""}')
+    assert middleware.update_user({"user_id": "u", "name": "x" * room_bytes}, wait=False)
+    stats = middleware.ended()
+    assert (stats["delivered"], stats["dropped"]) == (1, {})
+    with pytest.raises(ValueError, match="takes at most"):
+        middleware.update_user({"user_id": "u", "name": "x" * (room_bytes + 1)}, wait=False)
 
 
 def test_large_batches_take_little_memory(server: Server) -> None:

@@ -578,7 +578,7 @@ def _run_intake(reference: weakref.ref[Delivery[Any]], state: ProcessState[Any],
             state.intake_idle = wait_s is None
             # With anything pending, or an item to come that does not wake us, the delivery must outlive its last user;
             # with nothing, this thread must not be what keeps it alive.
-            keep = delivery if state.has_work or state.intake_gathers else None
+            keep = delivery if state.has_work or not state.intake_idle else None
             del delivery
             if state.submitted and not state.intake_gathers:  # came before these were set, and did not wake us
                 wait_s = _GATHER_S

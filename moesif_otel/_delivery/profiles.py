@@ -195,7 +195,7 @@ def encode(kind: ProfileKind, profile: Any, place: str) -> bytes:
         raise ValueError(_problem(fields, place, 0) or f"{place}: cannot be sent as JSON") from None
     if b"null" in written and (problem := _problem(fields, place, 0)):  # NaN is written so
         raise ValueError(problem)
-    most_bytes = MAX_BATCH_BYTES - 2
+    most_bytes = MAX_BATCH_BYTES - len(kind.path) - 2  # its path stands before it in the queue
     if len(written) > most_bytes:
         raise ValueError(f"{place}: {len(written):,} bytes of JSON, takes at most {most_bytes:,}")
     return written
@@ -400,7 +400,7 @@ class Profiles:
             why = f"Moesif answered {answer.status} at {address}"
         else:
             why = f"no answer came from {address}" + (f" ({answer.detail})" if answer.detail else "")
-        advice = _ADVICE.get(answer.status, _ADVICE[429] if (answer.status or 0) >= 500 else "")
+        advice = _ADVICE.get(answer.status) or {3: _ADVICE[404], 5: _ADVICE[429]}.get((answer.status or 0) // 100)
         text = f"{what}: {why}; {advice}" if advice else f"{what}: {why}"
         return MoesifDeliveryError(text, status=answer.status, undelivered=tuple(sorted(undelivered)))
 

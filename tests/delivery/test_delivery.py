@@ -515,6 +515,32 @@ def test_an_event_is_delivered_though_its_delivery_is_forgotten_at_once(prepared
     assert ours() <= before
 
 
+def test_an_event_is_delivered_though_its_delivery_is_forgotten_while_something_else_is_due() -> None:
+    """Also while the intake sleeps until housekeeping is due: it is woken by no single event then."""
+    before = ours()
+    asleep, done = threading.Event(), threading.Event()
+    wishes = [0.5]
+
+    class WatchedClock(Clock):
+        def wait(self, signal, timeout_s):
+            if threading.current_thread().name == "moesif-otel-intake" and timeout_s == 0.5:
+                asleep.set()
+            return super().wait(signal, timeout_s)
+
+    transport = MemoryTransport(then=lambda _: done.set() or PostAnswer(BatchOutcome.DELIVERED, 201))
+    rig = Rig(transport, event_batch_timeout=0.01, clock=WatchedClock())
+    rig.delivery.add_housekeeping(lambda: wishes.pop() if wishes else None)
+    rig.delivery.ensure_started()
+    assert asleep.wait(30)
+    reference = weakref.ref(rig.delivery)
+    rig.delivery.submit_prepared(payload(1))
+    del rig
+    gc.collect()
+    assert done.wait(30)
+    until_it_is_gone(reference, before)
+    assert reference() is None
+
+
 def test_a_flush_is_not_kept_waiting_by_a_call_of_the_same_moment() -> None:
     """The intake gathers when an item wakes it, not when a flush does, in whichever order the two come."""
     waits: list[float | None] = []
