@@ -381,6 +381,31 @@ def test_a_call_that_a_shutdown_ends_before_its_headers_is_answered_without_an_e
     assert service.app.stats()["errors"] == {}
 
 
+def test_a_callback_that_waits_does_not_delay_a_shutdown(sandbox: Sandbox) -> None:
+    """A call that a shutdown ends is sent in time, without the answers of its callbacks if these take too long."""
+    go_on, answers = threading.Event(), []
+
+    def identify_user(app: Any, environ: dict[str, Any]) -> str:
+        go_on.wait(30)
+        answers.append("late")
+        return "late"
+
+    def stream(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return iter([b"one", b"two"])
+
+    service = Service(sandbox, stream, IDENTIFY_USER=identify_user)
+    environ: dict[str, Any] = {}
+    setup_testing_defaults(environ)
+    result = iter(service.app(environ, lambda *_: None))
+    assert next(result) == b"one"
+    service.app.shutdown(1_000)
+    assert answers == []
+    go_on.set()
+    assert service.app.stats()["accepted"] == 1
+    assert all("user_id" not in event for event in sandbox.events())
+
+
 def test_an_open_stream_is_told_as_unfinished_at_shutdown(sandbox: Sandbox) -> None:
     """A stream that runs while the process ends is an event with what it had sent."""
 

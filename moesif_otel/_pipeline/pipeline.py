@@ -29,7 +29,7 @@ from moesif_otel._capture.callbacks import Callbacks
 from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
 from moesif_otel._events.caller import settle
 from moesif_otel._events.spans import has_http_method
-from moesif_otel._guard import PROCESS_GUARD, get_logger, show_debug_log
+from moesif_otel._guard import PROCESS_GUARD, LiveSet, get_logger, show_debug_log
 from moesif_otel._pipeline import governance
 from moesif_otel._pipeline.sink import EventSink
 from moesif_otel._pipeline.spans import claims_of, dispatcher_on
@@ -51,13 +51,13 @@ _logger: Final = get_logger(__name__)
 _SPAN_GRACE_S: Final = 1.0
 _CALLBACKS_S: Final = 5.0
 """Callbacks that take longer where nobody waits for them have lost: the call goes without their answers."""
-_MOMENT_S: Final = 0.1
+_CALLBACKS_AT_EXIT_S: Final = 1.0
 _POLL_S: Final = 0.005
 _SWEEP_AT: Final = 1_000
 _SAID_APART: Final = frozenset({"APPLICATION_ID", "BASE_URI"})
 _MAX_LIVE_SPANS: Final = 10_000
 
-_pipelines: Final[weakref.WeakSet[Pipeline]] = weakref.WeakSet()
+_pipelines: Final[LiveSet[Pipeline]] = LiveSet()
 
 
 def pipeline_for(settings: Settings, *, of_processor: bool) -> Pipeline:
@@ -81,12 +81,12 @@ def _watch_exit() -> None:
 
 def live_pipelines() -> tuple[Pipeline, ...]:
     """Return every pipeline of this process that has not been shut down."""
-    return tuple(one for one in tuple(_pipelines) if one.is_live)
+    return tuple(one for one in _pipelines if one.is_live)
 
 
 def _at_exit() -> None:
-    for pipeline in tuple(_pipelines):
-        PROCESS_GUARD.run("ending open calls at exit", pipeline.end_open_calls)
+    for pipeline in _pipelines:
+        PROCESS_GUARD.run("ending open calls at exit", pipeline.end_open_calls, _CALLBACKS_AT_EXIT_S)
 
 
 class _Finishing(NamedTuple):
@@ -516,20 +516,26 @@ class Pipeline:
 
     def shutdown(self, timeout_s: float | None = None) -> None:
         """End the pipeline: running calls are sent as far as they came (`unfinished`), then everything is delivered."""
+        if timeout_s is None:
+            timeout_s = self.settings.shutdown_timeout
+        deadline_s = time.monotonic() + timeout_s
         self.is_live = False
         dispatchers, self._dispatchers = self._dispatchers, []
         for dispatcher in dispatchers:
             dispatcher.unregister(self)
-        self.end_open_calls()
-        self.sink.shutdown(self.settings.shutdown_timeout if timeout_s is None else timeout_s)
+        self.end_open_calls(timeout_s / 2)
+        self.sink.shutdown(max(0.0, deadline_s - time.monotonic()))
 
-    def end_open_calls(self) -> None:
-        """Submit the calls that are being served as far as they came, and those that wait for their span."""
+    def end_open_calls(self, timeout_s: float) -> None:
+        """Submit the calls that are being served as far as they came, and those that wait for their span.
+
+        Their callbacks, which may wait for anything, run on a thread of their own and get `timeout_s` seconds.
+        """
         for reference in tuple(self._opened):
             exchange = reference()
-            if exchange is not None:
-                self.guard.run("ending an open call", exchange.finish, Outcome.UNFINISHED)
-        self._settle(time.monotonic() + _MOMENT_S)
+            if exchange is not None and exchange.close(Outcome.UNFINISHED):
+                self._late.put(exchange)
+        self._settle(time.monotonic() + timeout_s)
 
     def _settle(self, deadline_s: float) -> None:
         """Submit all that has finished; callbacks that are at work get until the deadline."""
