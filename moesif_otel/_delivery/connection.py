@@ -11,6 +11,7 @@ Nothing is retried, no redirect followed, no cookie stored, no `.netrc` read.
 
 from __future__ import annotations
 
+import _socket
 import base64
 import contextlib
 
@@ -343,12 +344,32 @@ def _time_to_connect(deadline_s: float) -> float:
 
 def _socket_to(address: _Address, deadline_s: float) -> socket.socket:
     """Connect to the first address of a host that takes it; the deadline is that of all of them together."""
-    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-    *others, last = ((str(place[0]), address.port) for *_, place in found)
-    for one in others:
-        with contextlib.suppress(OSError):
-            return socket.create_connection(one, _time_to_connect(deadline_s))
-    return socket.create_connection(last, _time_to_connect(deadline_s))
+    error: OSError = ConnectionError(0, "the host has no address")
+    for family, kind, protocol, _, place in _places_of(address):
+        # Not `create_connection`, which would look the address up once more.
+        sock = None
+        try:
+            sock = socket.socket(family, kind, protocol)
+            sock.settimeout(_time_to_connect(deadline_s))
+            sock.connect(place)
+        except BaseException as exc:
+            if sock is not None:
+                sock.close()
+            if not isinstance(exc, OSError):
+                raise
+            error = exc
+        else:
+            return sock
+    raise error
+
+
+def _places_of(address: _Address) -> list[Any]:
+    try:
+        return socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except RuntimeError:
+        # gevent resolves names in a thread, and Python 3.12 starts none while a process ends. Nobody else is served any
+        # more, so the system's own function may block.
+        return _socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
 
 
 def _tunnel(connection: _Connection, proxy: _Address, server: _Address) -> None:

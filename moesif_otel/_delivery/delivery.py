@@ -238,8 +238,9 @@ class Delivery(Generic[T]):
                 state.start_thread(name, run, reference, state, self._clock)
             state.started = True
         except RuntimeError as exc:
-            # The process may have no more threads, or ends (Python 3.12 and later): flush and shutdown do the work.
-            if state.exit_left_s is None:
+            # The process may have no more threads, or ends (Python 3.12 and later; a provider of the application may
+            # hand over its last spans before our exit handler runs): flush and shutdown do the work.
+            if state.exit_left_s is None and "interpreter shutdown" not in str(exc):
                 self.guard.caught("starting a delivery thread", exc)
             else:
                 self.guard.count("starting a delivery thread")  # nothing that anybody should hear of

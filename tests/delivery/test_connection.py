@@ -371,15 +371,25 @@ def test_all_addresses_of_a_host_share_one_deadline(monkeypatch) -> None:
     now = [100.0]
     timeouts = []
 
-    def create_connection(address, timeout_s):
-        timeouts.append((address, timeout_s))
-        now[0] += timeout_s
-        raise TimeoutError
+    class Silent:
+        def __init__(self, *_) -> None:
+            pass
+
+        def settimeout(self, timeout_s) -> None:
+            self.timeout_s = timeout_s
+
+        def connect(self, place) -> None:
+            timeouts.append((place, self.timeout_s))
+            now[0] += self.timeout_s
+            raise TimeoutError
+
+        def close(self) -> None:
+            pass
 
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"192.0.2.{n}", 80)) for n in range(4)]
     monkeypatch.setattr(connection, "time", types.SimpleNamespace(monotonic=lambda: now[0], time=time.time))
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
-    monkeypatch.setattr(socket, "create_connection", create_connection)
+    monkeypatch.setattr(socket, "socket", Silent)
     with pytest.raises(TimeoutError):
         post(Connections("http://several.example", 2), timeout_s=5.0)
     assert timeouts == [(("192.0.2.0", 80), 3.0), (("192.0.2.1", 80), 2.0)]
@@ -397,3 +407,14 @@ def test_the_next_address_is_tried(monkeypatch) -> None:
 
         monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
         assert post(Connections(f"http://several.example:{port}", 2)).status == 201
+
+
+def test_a_resolver_that_needs_a_thread_is_done_without_at_the_end_of_the_process(monkeypatch) -> None:
+    """gevent's does, and Python 3.12 starts none then: the last events of a worker would be lost."""
+
+    def getaddrinfo(*_, **__):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    with FaultServer() as server:
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+        assert post(Connections(server.url, 2)).status == 201

@@ -333,6 +333,23 @@ def test_delivery_without_threads_works_inline() -> None:
     assert rig.stats.errors["starting a delivery thread"] >= 1
 
 
+def test_that_no_thread_starts_while_the_process_ends_is_no_news(monkeypatch, caplog) -> None:
+    """Python 3.12 refuses: spans that a provider hands over before our exit handler are delivered without a word."""
+    rig = Rig(MemoryTransport())
+
+    def start_thread(*_):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(rig.delivery._state, "start_thread", start_thread)
+    rig.delivery.ensure_started()
+    rig.submit(1)
+    assert rig.delivery.force_flush(30)
+    assert rig.stats.delivered == 1
+    assert rig.stats.errors["starting a delivery thread"] >= 1
+    assert not caplog.records
+    rig.delivery.shutdown(5)
+
+
 def test_threads_are_started_later_when_the_system_refused_once() -> None:
     """A process that was short of threads for a moment gets its senders when it has some."""
     clock = FakeClock()
