@@ -7,6 +7,7 @@ has left to be delivered is delivered before its handler returns.
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -16,6 +17,7 @@ from moesif_otel._capture.callbacks import check_signatures
 from moesif_otel._guard import PROCESS_GUARD
 from moesif_otel._pipeline.middleware import Middleware
 from moesif_otel._pipeline.pipeline import live_pipelines
+from moesif_otel.errors import MoesifConfigError
 from moesif_otel.settings import Settings
 
 if TYPE_CHECKING:
@@ -60,7 +62,16 @@ class MoesifLogger(Middleware):
         self._capture = LambdaCapture(self._pipeline)
 
     def __call__(self, handler: _Handler) -> _Handler:
-        """Return the handler with the capture around it; what it returns and raises passes unchanged."""
+        """Return the handler with the capture around it; what it returns and raises passes unchanged.
+
+        Raises:
+            MoesifConfigError: It is a coroutine function, whose result would not be seen.
+        """
+        if inspect.iscoroutinefunction(handler):
+            raise MoesifConfigError(
+                f"handler: {handler.__qualname__} is a coroutine function; put MoesifLogger on the function that "
+                "Lambda calls, which runs it"
+            )
         # Now, since OpenTelemetry's Lambda instrumentation starts the first call's span before we see the call.
         self._pipeline.watch_global_provider()
 

@@ -432,3 +432,13 @@ def test_a_handler_is_called_as_it_was_called() -> None:
     assert deliver_before_freeze(lambda event: event)("alone") == "alone"
     assert deliver_before_freeze(lambda evt, ctx="default": (evt, ctx))(evt=1) == (1, "default")
     assert deliver_before_freeze(lambda event, context: context)(event=1, context=Context(-5)).remaining_millis == -5
+
+
+def test_a_coroutine_function_is_no_handler() -> None:
+    """Its result comes when the capture is over; the error names what to decorate."""
+
+    async def handler(event: Any, context: Any) -> None:
+        """Return a response."""
+
+    with pytest.raises(MoesifConfigError, match="on the function that Lambda calls"):
+        MoesifLogger({"APPLICATION_ID": "l"})(handler)

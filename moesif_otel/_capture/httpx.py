@@ -46,15 +46,14 @@ class _Reading:
         return self._is_open
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
-        destroyed = isinstance(error, GeneratorExit)  # perhaps by garbage collection, in the midst of anything else
         try:
             _reading.reset(self._token)
         except ValueError:  # the call came back in another context than it went out from
-            if not destroyed:
+            if _reading.get() is self:  # in a copy of that; else the context is somebody else's
                 _reading.set(None)
         self._is_open = False
         for call, end in self._calls:
-            if destroyed:
+            if isinstance(error, GeneratorExit):  # perhaps by garbage collection, in the midst of anything else
                 call.dropped(*end[2:])
             else:
                 call.finish(*end)

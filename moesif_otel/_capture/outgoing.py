@@ -236,7 +236,7 @@ class OutgoingCall:
         self._around = current_exchange.get()
         self._spans = [route.spans for route in routes if route.spans is not None]
         self._context: Any = None
-        self._tokens: list[tuple[ContextVar[Any], Token[Any], Any]] = []
+        self._tokens: list[tuple[ContextVar[Any], Token[Any], Any, Any]] = []
         for route in routes:
             pipeline = route.pipeline
             exchange = Exchange(pipeline, "Outgoing", method)
@@ -296,8 +296,8 @@ class OutgoingCall:
                 # Spans that start now are offered to the whole chain, so all of them must be in it.
                 exchange.outer, innermost = innermost, exchange
             self._tokens = [
-                (current_exchange, current_exchange.set(innermost), around),
-                (_innermost, _innermost.set(self), outer_call),
+                (current_exchange, current_exchange.set(innermost), innermost, around),
+                (_innermost, _innermost.set(self), self, outer_call),
             ]
             for exchange in self.exchanges:
                 if around is not None:
@@ -326,7 +326,7 @@ class OutgoingCall:
             self.caught("capture of a failed outgoing call", exc)
         if isinstance(error, GeneratorExit):
             # The task was destroyed, perhaps by garbage collection in the midst of anything else.
-            self._leave_context(destroyed=True)
+            self._leave_context()
             self.dropped(Outcome.FAILED, error)
             return
         self.leave(error)
@@ -354,15 +354,15 @@ class OutgoingCall:
             self._make_spans(error)
         self._leave_context()
 
-    def _leave_context(self, *, destroyed: bool = False) -> None:
+    def _leave_context(self) -> None:
         self.is_being_sent = False
         self.identity = ()
         while self._tokens:
-            variable, token, before = self._tokens.pop()
+            variable, token, ours, before = self._tokens.pop()
             try:
                 variable.reset(token)
             except ValueError:  # the call came back in another context than it went out from
-                if not destroyed:  # else this is the context of somebody else
+                if variable.get() is ours:  # in a copy of that; else the context is somebody else's
                     variable.set(before)
         around, self._around = self._around, None
         for exchange in self.exchanges:

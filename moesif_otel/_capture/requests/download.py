@@ -8,7 +8,6 @@ gets, when, and what becomes of the connection are the same.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, Final
@@ -27,6 +26,7 @@ from moesif_otel._capture.requests.facts import (
 )
 
 if TYPE_CHECKING:
+    import weakref
     from collections.abc import Iterator
 
     from moesif_otel._capture.outgoing import OutgoingCall
@@ -80,9 +80,7 @@ class _Download:
     def add(self, call: OutgoingCall, raw: Any, finish: Finish) -> None:
         """Let a call see the body."""
         self._calls.append((call, finish))
-        finalizer = weakref.finalize(raw, call.dropped)
-        finalizer.atexit = False
-        self._finalizers.append(finalizer)
+        self._finalizers.append(call.drop_with(raw))
 
     def passed(self, raw: Any, piece: Any, decode_content: bool | None) -> None:
         """Note one piece that the caller gets. Never raises."""

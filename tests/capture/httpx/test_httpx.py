@@ -875,6 +875,23 @@ class _Hanging(httpx.AsyncBaseTransport, httpx.AsyncByteStream):
             await _Forever()
 
 
+@pytest.mark.parametrize("is_copy", [False, True])
+def test_a_call_that_comes_back_in_another_context(is_copy):
+    """It takes away what it has put there, and nothing else."""
+    with watching() as pipeline:
+        around, served = Exchange(pipeline, "Incoming", "GET"), Exchange(pipeline, "Incoming", "POST")
+        context, other = contextvars.Context(), contextvars.Context()
+        context.run(current_exchange.set, around)
+        other.run(current_exchange.set, served)
+        coroutine = httpx.AsyncClient(transport=_Hanging("answer")).get("http://shop.example/")
+        context.run(coroutine.send, None)
+        other = context.copy() if is_copy else other
+        with pytest.raises(StopIteration):
+            other.run(coroutine.send, None)
+        assert other[current_exchange] is (around if is_copy else served)
+    assert pipeline.only.status == 200
+
+
 @pytest.mark.parametrize("where", ["answer", "body", "close"])
 def test_a_task_that_is_destroyed(where):
     """Its end may come in the midst of anything: it runs no callback there, and leaves the context there alone."""
