@@ -130,10 +130,10 @@ class Spool:
 
     def write(self, payloads: Sequence[bytes], first_time_s: float) -> Path | None:
         """Put a batch on disk; return the file's path, None when it could not be written (counted)."""
-        data = _encode(self._binding, payloads)
         try:
             if not _HAS_LOCKS:
                 raise OSError("no file locks on this system")  # noqa: TRY301 - one place counts them all
+            data = _encode(self._binding, payloads)
             if len(data) > self._max_bytes:
                 raise OSError("one batch is more than SPOOL_MAX_BYTES")  # noqa: TRY301 - as above
             self._make_room(len(data))
@@ -141,7 +141,7 @@ class Spool:
             path = self._directory / (stem + _BATCH)
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             _write_whole(self._directory / (stem + _PARTIAL), path, data)
-        except OSError as exc:
+        except Exception as exc:  # of the disk as a rule; memory may be short too
             self._guard.caught("writing to SPOOL_DIRECTORY", exc)
             self._ledger.count("spool_errors")
             return None

@@ -181,6 +181,19 @@ def test_disk_that_refuses_costs_nothing_but_room(spool) -> None:
         assert rig.stats.delivered == 20
 
 
+def test_a_batch_that_cannot_be_written_for_want_of_memory_stays_in_memory(spool, monkeypatch) -> None:
+    """Nothing that fails on the way to the disk keeps a batch from being sent once the server is back."""
+    monkeypatch.setattr("moesif_otel._delivery.spool._encode", lambda *_: (_ for _ in ()).throw(MemoryError))
+    with Rig(transport(then=RETRY), clock=FakeClock(), spool_directory=spool, event_queue_size=10, batch_size=2) as rig:
+        for n in range(9):
+            rig.submit(n)
+        assert not rig.delivery.force_flush(3)
+        assert (rig.stats.pending, rig.stats.spool_errors) == (9, 1)
+        rig.transport.then = None
+        assert rig.delivery.force_flush(300)
+        assert numbers(rig.transport.delivered) == list(range(9))
+
+
 def test_shutdown_with_a_disk_that_refuses_counts_the_loss(spool) -> None:
     """At the end, what neither the server nor the disk takes is dropped as `shutdown`."""
     with open(spool, "w") as file:
