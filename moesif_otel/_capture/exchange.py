@@ -222,7 +222,6 @@ class Exchange:
         "_request_headers",
         "_response_headers",
         "_submit_token",
-        "_transaction_id",
         "_url",
         "blocked_by",
         "callback_arguments",
@@ -258,6 +257,7 @@ class Exchange:
         "started_ns",
         "status",
         "trace_id",
+        "transaction_id",
         "user_id",
     )
 
@@ -296,7 +296,7 @@ class Exchange:
         self.governed = False  # the governance rules have been asked
         # Whether `outer` is of this very request too, seen for another pipeline.
         self.same_request = False
-        self._transaction_id: str | None = None
+        self.transaction_id: str | None = None  # the event's, where it had to be fixed early: a response header told it
         # What callbacks and `identify` said.
         self.skipped: bool | None = None  # None: SKIP has not been asked
         self.identified = False
@@ -343,23 +343,9 @@ class Exchange:
         self._response_headers = value
 
     @property
-    def transaction_id(self) -> str | None:
-        """The event's id where it had to be fixed early (a response header told it); else None."""
-        return self._transaction_id
-
-    @transaction_id.setter
-    def transaction_id(self, value: str) -> None:
-        self._transaction_id = value
-
-    @property
     def is_open(self) -> bool:
         """Tell whether it has not been finished."""
         return hasattr(self, "_finish_token")
-
-    @property
-    def is_ours(self) -> bool:
-        """Tell whether it was opened in this process (a forked child must not send the parent's calls again)."""
-        return self.generation == self.pipeline.generation
 
     def finish(self, outcome: Outcome, error: BaseException | None = None) -> None:
         """End the Exchange; the first call counts, later ones do nothing. Never raises.
