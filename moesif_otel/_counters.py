@@ -67,12 +67,10 @@ class Counters:
                 self._lock.release()
 
     def _fold_if_free(self) -> None:
-        lock = self._lock
-        if lock.acquire(blocking=False):
-            try:
+        # Not by `acquire(blocking=False)`: a signal handler that raises right after it would leave it held for ever.
+        if not self._lock.locked():
+            with self._lock:
                 self._fold()
-            finally:
-                lock.release()
 
     def _fold(self) -> None:
         deferred, sums = self._deferred, self._sums

@@ -221,13 +221,11 @@ class Delivery(Generic[T]):
         state = self._state
         if state.started or state.closing or self._clock.monotonic() < state.start_again_at_s:
             return
-        if not state.starting.acquire(blocking=False):
+        if state.starting.locked():
             return
-        try:
+        with state.starting:  # released also when a signal handler raises here: see `Counters`
             if not state.started:
                 self._start(state)
-        finally:
-            state.starting.release()
 
     def _start(self, state: ProcessState[T]) -> None:
         reference = weakref.ref(self, lambda _: state.wake_intake.set())
