@@ -18,7 +18,7 @@ from moesif_otel.sandbox.behaviour import Behaviour, Behaviours
 from moesif_otel.sandbox.check import PROFILE_KINDS, Refusal
 from moesif_otel.sandbox.documents import DOCUMENTS, check_document, put_document
 from moesif_otel.sandbox.front import read_body
-from moesif_otel.sandbox.jsontext import read_json
+from moesif_otel.sandbox.jsontext import indented, read_json
 from moesif_otel.sandbox.query import Filters
 from moesif_otel.sandbox.store import MAX_DOCUMENT_BYTES
 
@@ -142,7 +142,7 @@ class Api:
             raise Refusal(404, "not_found", f"no event {sequence}")
         text = found.event
         if request.query_params.get("pretty") != "0":  # for a person: the page links here
-            text = orjson.dumps(orjson.loads(text), option=orjson.OPT_INDENT_2)
+            text = indented(read_json(text)).encode()
         return Response(text, media_type="application/json")
 
     async def _calls(self, request: Request) -> Response:

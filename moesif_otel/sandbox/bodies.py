@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl
 import orjson
 
 from moesif_otel.sandbox.check import Refusal
-from moesif_otel.sandbox.jsontext import read_json, write_json
+from moesif_otel.sandbox.jsontext import indented, read_json, write_json
 from moesif_otel.sandbox.rows import HIDDEN_MARK, size_in_words
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def body_of(message: Mapping[str, Any], facts: Mapping[str, Any], size_bytes: in
     if data is None:
         if isinstance(body, str) and "json" not in media:
             return _text(body, label, note)
-        return BodyView("json", label, note, tree=list(tree_of(body)), raw=_indented(body))
+        return BodyView("json", label, note, tree=list(tree_of(body)), raw=indented(body))
     return _of_bytes(data, media, headers.get("content-type", ""), label, note)
 
 
@@ -162,7 +162,7 @@ def _of_bytes(data: bytes, media: str, content_type: str, label: str, note: str)
     if data.lstrip()[:1] in {b"{", b"[", b'"'}:
         try:
             value = read_json(data)
-            return BodyView("json", label, note, tree=list(tree_of(value)), raw=_indented(value))
+            return BodyView("json", label, note, tree=list(tree_of(value)), raw=indented(value))
         except Refusal:
             pass
     text = _decoded(data, content_type)
@@ -248,13 +248,6 @@ def _hex_dump(data: bytes) -> str:
 
 def _cut(text: str) -> str:
     return text if len(text) <= _MAX_LEAF_CHARACTERS else f"{text[:_MAX_LEAF_CHARACTERS]}… ({len(text)} characters)"
-
-
-def _indented(value: Any) -> str:
-    try:
-        return orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
-    except orjson.JSONEncodeError:
-        return write_json(value).decode()
 
 
 def tree_of(value: Any, *, max_nodes: int = _MAX_NODES) -> Iterator[TreeNode]:

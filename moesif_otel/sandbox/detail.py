@@ -43,18 +43,16 @@ class Message:
     """The request or the response, for the page."""
 
     name: str
-    line: str
     headers: list[tuple[str, str, bool]]
     body: BodyView
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One line of a list: its name, its value, where that came from, and the filter that it can be."""
+    """One line of a list: its name, its value, and the filter that it can be."""
 
     name: str
     value: str
-    source: str = ""
     filter: str = ""
 
 
@@ -92,7 +90,6 @@ class Detail:
     sequence: int
     row: Row
     uri: str
-    application_id: str
     began: str
     phrase: str
     marks: list[tuple[str, str]]
@@ -120,18 +117,17 @@ def detail_of(store: Store, stored: StoredEvent, filters: Filters) -> Detail:
         sequence=stored.sequence,
         row=row,
         uri=event["request"]["uri"],
-        application_id=stored.application_id,
         began=datetime.fromtimestamp(row.time_ms / 1000, timezone.utc).isoformat(timespec="milliseconds"),
         phrase=_phrase(row.status),
         marks=list(_marks(event, row, ours)),
-        identity=list(_identity(event, ours)),
+        identity=list(_identity(event)),
         ids=list(_ids(event, stored)),
         capture=list(_capture(ours)),
         hidden=hidden_in(event),
         request=_message("request", event, row, ours),
         response=_message("response", event, row, ours),
         metadata=list(tree_of(metadata)) if metadata else [],
-        trace=_waterfall(store, row, stored.sequence),
+        trace=_waterfall(store, row),
         curl=curl_of(event),
         newer=newer,
         older=older,
@@ -162,9 +158,7 @@ def _marks(event: Mapping[str, Any], row: Row, ours: Mapping[str, Any]) -> Itera
         yield "hidden", "values were hidden"
 
 
-def _identity(event: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[Fact]:
-    sources = ours.get("identity")
-    sources = sources if isinstance(sources, dict) else {}
+def _identity(event: Mapping[str, Any]) -> Iterator[Fact]:
     for label, field, name in (
         ("User", "user_id", "user"),
         ("Company", "company_id", "company"),
@@ -173,8 +167,7 @@ def _identity(event: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[Fac
     ):
         value = event.get(field)
         if isinstance(value, str) and value:
-            source = sources.get(field)
-            yield Fact(label, value, f"from {source}" if isinstance(source, str) else "", name)
+            yield Fact(label, value, name)
     address = (event.get("request") or {}).get("ip_address")
     if isinstance(address, str):
         yield Fact("Address", address)
@@ -193,14 +186,14 @@ def _ids(event: Mapping[str, Any], stored: StoredEvent) -> Iterator[Fact]:
         ("Action", event.get("action_name"), ""),
     ):
         if isinstance(value, str) and value:
-            yield Fact(label, value, "", name)
+            yield Fact(label, value, name)
     yield Fact("Arrived by", "OTLP" if stored.source == "otlp" else "Moesif's events API")
 
 
 def _capture(ours: Mapping[str, Any]) -> Iterator[Fact]:
     """Return what moesif_otel adds that has no place of its own on the page."""
     for name, value in ours.items():
-        if name in {"request_body", "response_body", "identity", "hidden", "outcome"}:
+        if name in {"request_body", "response_body", "outcome"}:
             continue
         text = value if isinstance(value, str) else write_json(value).decode()
         yield Fact(name.replace("_", " "), text[:2_000])
@@ -209,21 +202,14 @@ def _capture(ours: Mapping[str, Any]) -> Iterator[Fact]:
 def _message(side: str, event: Mapping[str, Any], row: Row, ours: Mapping[str, Any]) -> Message:
     message: Mapping[str, Any] = event.get(side) or {}
     facts = ours.get(f"{side}_body")
-    facts = dict(facts) if isinstance(facts, dict) else {}
-    if isinstance(ours.get("bodies_left_out"), str) and message.get("body") is None:
-        facts.setdefault("left_out", ours["bodies_left_out"])
+    facts = facts if isinstance(facts, dict) else {}
     size_bytes = row.request_bytes if side == "request" else row.response_bytes
     headers = [(name, value, HIDDEN_MARK in value) for name, value in (message.get("headers") or {}).items()]
-    line = row.verb if side == "request" else f"{row.status or ''} {_phrase(row.status)}".strip()
-    return Message(side, line, headers, body_of(message, facts, size_bytes, known=row.sizes_known))
+    return Message(side, headers, body_of(message, facts, size_bytes, known=row.sizes_known))
 
 
 def hidden_in(event: Mapping[str, Any]) -> list[Hidden]:
-    """Find what was hidden.
-
-    `(hidden)` is what AUTO_HIDE_SENSITIVE writes. What a mask removed leaves no trace in the event; where moesif_otel
-    tells of it in the metadata, that is shown too.
-    """
+    """Find what AUTO_HIDE_SENSITIVE hid: it writes `(hidden)`. What a mask removed leaves no trace in the event."""
     found: list[Hidden] = []
     rule = "AUTO_HIDE_SENSITIVE"
     for side in ("request", "response"):
@@ -242,11 +228,6 @@ def hidden_in(event: Mapping[str, Any]) -> list[Hidden]:
                 found.append(Hidden(f"{side} body, {times} {'place' if times == 1 else 'places'}", rule))
         else:
             found += [Hidden(f"{side} body {path}", rule) for path in _hidden_paths(message.get("body"))]
-    told = our_facts(event).get("hidden")
-    if isinstance(told, dict):
-        for name, number in told.items():
-            if name != rule:
-                found.append(Hidden(f"{number} {'value' if number == 1 else 'values'}"[:100], str(name)[:100]))
     return found[:_MAX_HIDDEN]
 
 
@@ -264,7 +245,7 @@ def _hidden_paths(body: Any) -> Iterator[str]:
             yield path[:200] or "(whole)"
 
 
-def _waterfall(store: Store, row: Row, sequence: int) -> Waterfall | None:
+def _waterfall(store: Store, row: Row) -> Waterfall | None:
     if not row.trace_id:
         return None
     found = store.rows(Filters(trace=row.trace_id), limit=_MAX_TRACE_ROWS)
@@ -273,7 +254,6 @@ def _waterfall(store: Store, row: Row, sequence: int) -> Waterfall | None:
     found.sort(key=lambda each: (each.row.time_ms, each.row.direction == "Outgoing", each.sequence))
     began_ms = found[0].row.time_ms
     total_ms = max(each.row.time_ms + (each.row.took_ms or 0) for each in found) - began_ms or 1.0
-    del sequence
     spans = [
         WaterfallBar(
             sequence=each.sequence,

@@ -13,7 +13,7 @@ import orjson
 
 from moesif_otel.sandbox.check import Refusal
 
-__all__ = ["MAX_DEPTH", "read_json", "write_json"]
+__all__ = ["MAX_DEPTH", "indented", "read_json", "write_json"]
 
 MAX_DEPTH: Final = 250
 """Levels of nesting that the sandbox takes; what lies deeper is refused with 400, `too_deep`."""
@@ -56,6 +56,14 @@ def write_json(value: Any) -> bytes:
     if _is_deep(value):
         raise _too_deep()
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def indented(value: Any) -> str:
+    """Write JSON that `read_json` returned for a person: with line breaks."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+    except orjson.JSONEncodeError:
+        return json.dumps(value, ensure_ascii=False, indent=2)
 
 
 def _whole_number(digits: str) -> int | float:

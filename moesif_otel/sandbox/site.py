@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import jinja2
-import orjson
 from starlette.applications import Starlette
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route
@@ -26,7 +25,7 @@ from moesif_otel.sandbox.check import Refusal
 from moesif_otel.sandbox.detail import detail_of
 from moesif_otel.sandbox.documents import DOCUMENTS
 from moesif_otel.sandbox.export import har_of, lines_of
-from moesif_otel.sandbox.jsontext import read_json
+from moesif_otel.sandbox.jsontext import indented, read_json
 from moesif_otel.sandbox.overview import HEIGHT, WIDTH, WINDOWS, overview_of
 from moesif_otel.sandbox.people import PAGE_ROWS, actions_of, people_of, subscriptions_of
 from moesif_otel.sandbox.query import DIRECTIONS, STATUS_CHOICES, Filters
@@ -271,9 +270,9 @@ class Site:
             blocked = self._store.count_rows(Filters(marks="blocked"), at_most=_COUNTED_ROWS)
             return {
                 "application_id": application_id,
-                "documents": {name: _indented(text) for name, text in documents.items()},
+                "documents": {name: indented(read_json(text)) for name, text in documents.items()},
                 "rules": _rule_lines(read_json(documents["rules"])),
-                "behaviours": _indented(orjson.dumps(self._backend.behaviours.as_json())),
+                "behaviours": indented(self._backend.behaviours.as_json()),
                 "blocked": blocked,
             }
 
@@ -352,14 +351,6 @@ def _search(request: Request) -> str:
 
 def _paged(wanted: str, page: int) -> dict[str, Any]:
     return {"q": wanted, "page": page, "page_rows": PAGE_ROWS}
-
-
-def _indented(text: bytes) -> str:
-    value = read_json(text)
-    try:
-        return orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
-    except orjson.JSONEncodeError:
-        return text.decode()
 
 
 def _rule_lines(rules: list[Any]) -> list[dict[str, str]]:

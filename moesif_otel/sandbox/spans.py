@@ -13,9 +13,8 @@ import uuid
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
 
-import orjson
-
 from moesif_otel.sandbox.check import Refusal
+from moesif_otel.sandbox.jsontext import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -161,8 +160,8 @@ def _body(attributes: Mapping[str, Any], side: str) -> dict[str, Any]:
         return {}
     data = content if isinstance(content, bytes) else str(content).encode("utf-8", "surrogatepass")
     try:
-        return {"body": orjson.loads(data), "transfer_encoding": "json"}
-    except orjson.JSONDecodeError:
+        return {"body": read_json(data), "transfer_encoding": "json"}
+    except Refusal:
         return {"body": base64.b64encode(data).decode("ascii"), "transfer_encoding": "base64"}
 
 

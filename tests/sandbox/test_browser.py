@@ -224,7 +224,7 @@ def test_one_call_whole(sandbox, visit):
             user_id="ann",
             metadata={
                 "plan": "gold",
-                "moesif_otel": {"route": "/orders", "identity": {"user_id": "IDENTIFY_USER"}, "request_body": {"truncated": True, "kept_bytes": 10, "size_bytes": 5_000}},
+                "moesif_otel": {"route": "/orders", "request_body": {"truncated": True, "kept_bytes": 10, "size_bytes": 5_000}},
             },
             weight=10,
             request={"headers": {"Authorization": "Bearer (hidden)", "Content-Type": "application/json"}, "body": {"items": [{"password": "(hidden)", "n": 2**70}]}, "transfer_encoding": "json"},
@@ -238,7 +238,7 @@ def test_one_call_whole(sandbox, visit):
     detail = page.locator("#detail")
     expect(detail.get_by_role("heading", level=2)).to_contain_text("http://shop.test/orders?x=1")
     assert "call=" in page.url
-    for words in ("Unprocessable", "stands for 10 calls", "cut: the first 10 B of 5.0 KB", "PNG image", "16 × 32 pixels", "from IDENTIFY_USER", str(2**70)):  # fmt: skip
+    for words in ("Unprocessable", "stands for 10 calls", "cut: the first 10 B of 5.0 KB", "PNG image", "16 × 32 pixels", str(2**70)):  # fmt: skip
         expect(detail).to_contain_text(words)
     expect(detail.locator("section", has=page.get_by_role("heading", name="Hidden"))).to_contain_text("request body items[0].password by AUTO_HIDE_SENSITIVE")  # fmt: skip
     assert "--header 'Authorization: Bearer (hidden)'" in detail.locator("#call-curl").inner_text()
@@ -325,6 +325,7 @@ def test_a_rule_edited_on_the_page_blocks_the_next_call(sandbox, visit):
         area.fill(area.input_value().replace("403", "451"))
         save.click()
         expect(editor.locator(".faults")).to_contain_text("Saved and in force")
+        expect(page.locator("section.rules")).to_contain_text("Nobody reaches /admin")
         end_s = time.monotonic() + 30
         while (status := ask()[0])[:3] != "451":
             assert time.monotonic() < end_s, status
@@ -378,6 +379,32 @@ def test_hostile_content_stays_text(sandbox, visit):
         assert each.locator("img, iframe, object, embed, style, script:not([src^='/static/'])").count() == 0
         assert each.evaluate("[...document.querySelectorAll('*')].flatMap((e) => e.getAttributeNames()).filter((n) => n.startsWith('on') || n === 'style')") == []  # fmt: skip
         assert "49" not in each.title()
+
+
+def test_a_long_address_leaves_room_for_the_call(sandbox, visit):
+    """However long an address is, the call's title takes a few lines: it stays in place while one scrolls."""
+    post(sandbox, call(f"/{'long' * 2_000}", response={"headers": {"X-Here": "it is"}, "body": {"a": 1}}))
+    for viewport in (DESKTOP, PHONE):
+        page = visit(f"/?call={sandbox.last_sequence()}", viewport=viewport)
+        expect(page.locator("#detail h2")).to_contain_text("longlong")
+        assert page.locator("#detail .call > header").bounding_box()["height"] < 300
+        page.get_by_text("it is", exact=True).scroll_into_view_if_needed()
+        assert page.get_by_text("it is", exact=True).evaluate(
+            "(e) => { const r = e.getBoundingClientRect(); return document.elementFromPoint(r.x + 5, r.y + 5) === e; }"
+        )
+
+
+def test_text_that_turns_itself_around_turns_nothing_else(sandbox, visit):
+    """A right-to-left override in one value (a verb, say) does not make the address beside it read backwards."""
+    post(sandbox, call("/a", verb="\u202eGET", user_id="\u202eann"))
+    page = visit(f"/?call={sandbox.last_sequence()}")
+    is_forward = """(element) => {
+        const left = (at) => { const range = document.createRange(); range.setStart(element.firstChild, at);
+          range.setEnd(element.firstChild, at + 1); return range.getBoundingClientRect().left; };
+        return left(0) < left(5);
+    }"""
+    expect(page.locator("#detail .uri")).to_have_text("http://shop.test/a")
+    assert page.locator("#detail .uri").evaluate(is_forward)
 
 
 def test_the_policy_stops_what_would_be_injected(sandbox, visit):

@@ -77,6 +77,16 @@ def test_a_server_span_by_the_stable_conventions(sandbox, compression):
     assert sandbox.requests("/v1/traces")[0]["status"] == 200
 
 
+def test_whole_numbers_of_any_size_stay_exact(sandbox):
+    """A JSON body is stored as it is, also where a number has more than 64 bits; what is nested too deeply is text."""
+    deep = "[" * 300 + "]" * 300
+    body = {"http.request.body.content": f'{{"id": {10**40 + 1}}}', "http.response.body.content": deep}
+    export(sandbox, [(SpanKind.SERVER, {**NEW, **body})])
+    (event,) = sandbox.wait_for_events(1)
+    assert event["request"]["body"] == {"id": 10**40 + 1}
+    assert base64.b64decode(event["response"]["body"]).decode() == deep
+
+
 def test_a_client_span_by_the_old_conventions(sandbox):
     """The old names make the same event; a span without a status has no response."""
     old = {"http.method": "GET", "http.url": "http://pay.test/charge?x=2", "enduser.id": "u2"}

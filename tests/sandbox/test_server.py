@@ -52,6 +52,15 @@ def test_an_event_is_stored_as_it_was_sent(sandbox, client):
     assert sandbox.wait_for_events(1) == [sent]
 
 
+def test_the_event_as_json_is_exact(sandbox, client):
+    """The page's link to an event shows it in lines, and whole numbers of any size as they were sent."""
+    sent = make_event(metadata={"ids": [2**64 - 1, 2**64, 10**40 + 1, 1.5]})
+    post(client, sandbox, "/v1/events", sent)
+    answer = client.get(sandbox.url + "/api/events/1", timeout=10)
+    assert answer.json() == sent
+    assert f"\n      {10**40 + 1},\n" in answer.text
+
+
 def test_a_gzip_batch_is_stored_in_order(sandbox, client):
     """A gzip batch is decoded; its events are given back in order, and the log tells both sizes."""
     sent = [make_event() for _ in range(100)]

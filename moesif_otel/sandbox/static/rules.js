@@ -1,6 +1,7 @@
 // The editors: checked as one types, saved with the server's own checks, in force at once.
 
 import { say } from "./app.js";
+import { documentOf, get } from "./fragment.js";
 
 const examples = {
   route: { _id: "block-admin", type: "regex", state: 2, name: "Nobody reaches /admin", block: true,
@@ -21,6 +22,13 @@ function place(text, error) {
   if (line) return `line ${line}: `;
   if (position) return `line ${text.slice(0, Number(position)).split("\n").length}: `;
   return "";
+}
+
+async function refreshInForce() {
+  try {
+    const fresh = documentOf((await get(location.href)).text).querySelector("section.rules");
+    document.querySelector("section.rules").replaceWith(fresh);
+  } catch { /* what was saved has been said */ }
 }
 
 for (const form of document.querySelectorAll("form.editor")) {
@@ -90,6 +98,7 @@ for (const form of document.querySelectorAll("form.editor")) {
         saved = text;
         show([{ field: "", message: "Saved and in force" }], true);
         say("Saved and in force");
+        refreshInForce();
       } else {
         const { error } = await answer.json();
         show(error.faults ?? [{ field: error.field ?? "", message: error.message }]);
