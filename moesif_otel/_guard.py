@@ -164,21 +164,22 @@ class Guard:
         self._counts = Counters()
         self._logged: set[tuple[str, type[BaseException] | None]] = set()
 
-    def caught(self, kind: str, exc: BaseException) -> None:
+    def caught(self, kind: str, exc: BaseException, *, meaning: str = "your application is not affected") -> None:
         """Count an error, and log the first of each kind and exception type.
 
         Args:
             kind: What failed, in words that users understand; also the key in `stats()["errors"]`.
             exc: The exception; only its type and place are logged.
+            meaning: What it means for the user.
         """
         self.count(kind)
         if self._is_first(kind, type(exc)):
             _logger.warning(
-                "moesif_otel: %s failed with %s at %s; your application is not affected. Further failures of this kind "
-                "are only counted, in stats()",
+                "moesif_otel: %s failed with %s at %s; %s. Further failures of this kind are only counted, in stats()",
                 kind,
                 type(exc).__qualname__,
                 place_of(exc),
+                meaning,
             )
 
     def note(self, kind: str, sentence: str) -> None:

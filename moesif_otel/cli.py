@@ -182,7 +182,8 @@ def _sandbox(options: argparse.Namespace, ended: threading.Event) -> int:
     try:
         sandbox.start()
     except OSError as error:
-        _complain(f"cannot listen on {options.host} port {options.port}: {error.strerror or error}")
+        why = error.strerror or error
+        _complain(f"cannot listen on {options.host} port {options.port}: {why}; --port 0 takes a free one")
         return EXIT_FAILED
     else:
         _say(f"Moesif sandbox: {sandbox.url}/ shows what it receives; Ctrl-C ends it")
@@ -255,7 +256,7 @@ def _demo(options: argparse.Namespace, ended: threading.Event) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        _complain(f"cannot listen on port {options.port}: {error.strerror or error}")
+        _complain(f"cannot listen on port {options.port}: {error.strerror or error}; --port 0 takes a free one")
         return EXIT_FAILED
 
 

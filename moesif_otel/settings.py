@@ -594,6 +594,9 @@ def _shown(value: Any) -> str:
     """Return a value as text that is safe to show; a callback may be a `partial` that holds secrets."""
     if isinstance(value, str):
         return repr(_without_secrets(value))
-    if callable(value) and not isinstance(value, ImportedCallback):
-        return f"<{getattr(value, '__qualname__', type(value).__qualname__)}>"
+    if isinstance(value, ImportedCallback):
+        return repr(value.path)
+    if callable(value):
+        name = str(getattr(value, "__qualname__", type(value).__qualname__))
+        return name if name.startswith("<") else f"<{name}>"  # `<lambda>` is in brackets already
     return repr(value)

@@ -27,17 +27,18 @@ from urllib.request import getproxies, proxy_bypass
 from moesif_otel._autoinstrument.dry_run import RUN_S
 from moesif_otel._autoinstrument.instrument import is_switched_off
 from moesif_otel._autoinstrument.targets import NOT_CAPTURED, NOT_CAPTURED_CLIENTS
+from moesif_otel._capture.callbacks import check_signature
+from moesif_otel.errors import MoesifConfigError
 from moesif_otel.settings import OPTIONS, ImportedCallback, Settings, nearest, unknown_variables, variable_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from moesif_otel.errors import MoesifConfigError
-
 Level = Literal["ok", "info", "warning", "error"]
 
 _PROBE_TIMEOUT_S: Final = 5.0
 _MOST_CLOCK_SKEW_S: Final = 60.0
+_NO_PROVIDER: Final = "opentelemetry.trace.ProxyTracerProvider"
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,10 @@ def _pipeline() -> Iterator[Finding]:
             "Run it with a program of yours and look at its output",
         )
         return
-    yield Finding("ok", f"tracer provider: {found['provider']}; sampler: {found['sampler']}")
+    if found["provider"] == _NO_PROVIDER:
+        yield Finding("ok", "no tracer provider is set up, so calls are captured without spans")
+    else:
+        yield Finding("ok", f"tracer provider: {found['provider']}; sampler: {found['sampler']}")
     for exporter in ("TRACES", "METRICS", "LOGS"):
         chosen = os.environ.get(f"OTEL_{exporter}_EXPORTER")
         if chosen:
@@ -220,7 +224,9 @@ def _callbacks(settings: Settings) -> Iterator[Finding]:
             if not isinstance(callback, ImportedCallback):
                 continue
             try:
-                callback.resolve()
+                check_signature(option.name, callback.resolve(), *_signatures(option.name))
+            except MoesifConfigError as exc:
+                yield Finding("error", str(exc))
             except Exception as exc:
                 why = f"{type(exc).__qualname__}: {exc}"
                 yield Finding("error", f"{option.name}: {callback.path} cannot be imported: {why}")
@@ -228,6 +234,16 @@ def _callbacks(settings: Settings) -> Iterator[Finding]:
                 yield Finding("ok", f"{option.name}: {callback.path}")
     finally:
         sys.path.pop(0)
+
+
+def _signatures(name: str) -> list[tuple[str, ...]]:
+    """Return the arguments that a callback may get; which ones depends on the framework."""
+    if name == "MASK_EVENT_MODEL":
+        return [("event",)]
+    if name.endswith("_OUTGOING"):
+        return [("request", "response")]
+    found: list[tuple[str, ...]] = [("app", "environ"), ("request", "response"), ("handler",)]
+    return [*found, ("app", "environ", "response_headers")] if name.startswith("IDENTIFY") else found
 
 
 def _spool(settings: Settings) -> Iterator[Finding]:
@@ -392,7 +408,7 @@ def _program(program: Sequence[str]) -> Iterator[Finding]:
         )
         return
     if found["error"]:
-        yield Finding("error", f"it ended with {found['error']}")
+        yield Finding("error", f"it ended with {found['error']}", "Run it on its own to see the whole error")
     yield Finding(
         "ok" if found["captured"] else "warning", f"captured in it: {', '.join(found['captured']) or 'nothing'}"
     )

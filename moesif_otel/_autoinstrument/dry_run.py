@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import runpy
+import shlex
 import shutil
 import sys
 import threading
@@ -129,14 +130,22 @@ def main(arguments: Sequence[str]) -> None:
     except SystemExit as exc:
         report.write("" if exc.code in {None, 0} else f"exit status {exc.code}")
     except BaseException as exc:
-        report.write(type(exc).__qualname__)
+        report.write(_words_of(exc))
     report.write()
+
+
+def _words_of(exc: BaseException) -> str:
+    """Name an exception, and the name that was not found; a message may quote anything."""
+    name = getattr(exc, "name", None) if isinstance(exc, (ImportError, AttributeError, NameError)) else None
+    return f"{type(exc).__qualname__} ({name})" if name else type(exc).__qualname__
 
 
 def _run(program: list[str], report: _Report) -> None:
     if not program:
         return
     sys.path.insert(0, str(Path.cwd()))
+    if len(program) == 1 and not Path(program[0]).exists():
+        program = shlex.split(program[0])  # quoted as a whole
     if len(program) == 1 and ":" in program[0]:
         module, _, attribute = program[0].partition(":")
         found: Any = importlib.import_module(module)
@@ -151,7 +160,11 @@ def _run(program: list[str], report: _Report) -> None:
         runpy.run_module(program[1], run_name="__main__", alter_sys=True)
     elif program:
         sys.argv = program
-        path = program[0] if Path(program[0]).exists() else shutil.which(program[0]) or program[0]
+        path = program[0] if Path(program[0]).exists() else shutil.which(program[0])
+        if path is None:
+            report.write(f"FileNotFoundError ({program[0]})")
+            return
+        sys.path.insert(0, str(Path(path).resolve().parent))  # as Python does, and `run_path` does not
         runpy.run_path(path, run_name="__main__")
 
 

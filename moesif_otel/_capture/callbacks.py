@@ -226,16 +226,20 @@ def check_signatures(
         MoesifConfigError: One cannot be called like that; the message shows the signatures that are expected.
     """
     for name in _NAMES:
-        function = getattr(settings, (name + suffix).lower())
-        if function is None or isinstance(function, ImportedCallback):
-            continue
         shapes = [arguments, identify] if identify and name.startswith("IDENTIFY") else [arguments]
-        if not any(takes(function, len(shape)) for shape in shapes):
-            raise MoesifConfigError(
-                f"{name}{suffix}: got {_shown(function)}, takes "
-                + " or ".join(f"a function ({', '.join(shape)})" for shape in shapes),
-                option=name + suffix,
-            )
+        check_signature(name + suffix, getattr(settings, (name + suffix).lower()), *shapes)
+
+
+def check_signature(name: str, function: Any, *shapes: Sequence[str]) -> None:
+    """Refuse one callback, as `check_signatures` does, unless it takes the arguments of one of the shapes."""
+    if function is None or isinstance(function, ImportedCallback):
+        return
+    if not any(takes(function, len(shape)) for shape in shapes):
+        raise MoesifConfigError(
+            f"{name}: got {_shown(function)}, takes "
+            + " or ".join(f"a function ({', '.join(shape)})" for shape in shapes),
+            option=name,
+        )
 
 
 def takes(function: Any, count: int) -> bool:

@@ -36,10 +36,7 @@ _IDLE_S: Final = 1.0
 """A thread without work ends after this time: a pipeline that is shut down or forgotten leaves none behind."""
 
 _MAX_HUNG_THREADS: Final = 4
-
-
-class MaskTypeError(TypeError):
-    """The mask returned something that is no event."""
+_KIND: Final = "callback MASK_EVENT_MODEL"
 
 
 class MaskHungError(Exception):
@@ -86,7 +83,12 @@ class EventMask:
                 self._note_none()
                 return DropReason.MASKED_AWAY
             if not isinstance(masked, EventModel):
-                raise MaskTypeError  # noqa: TRY301 - one way out for all that a mask can do wrong
+                self._guard.note(
+                    _KIND,
+                    f"MASK_EVENT_MODEL returned {type(masked).__name__} instead of the event, so this event is not "
+                    f"sent (counted as {DropReason.MASK_FAILED.value}); check that it returns the event",
+                )
+                return DropReason.MASK_FAILED
             self._returned_events = True
             hide_absent_bodies(masked)
             if not isinstance(masked, MoesifEvent):
@@ -94,7 +96,9 @@ class EventMask:
                 masked.transaction_id, masked.trace_id, masked.span = model.transaction_id, model.trace_id, model.span
             return as_dictionary(masked)
         except Exception as exc:
-            self._guard.caught("callback MASK_EVENT_MODEL", exc)
+            self._guard.caught(
+                _KIND, exc, meaning=f"this event is not sent (counted as {DropReason.MASK_FAILED.value})"
+            )
             return DropReason.MASK_FAILED
 
     def _call(self, model: MoesifEvent) -> Any:

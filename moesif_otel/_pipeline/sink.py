@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from moesif_otel._capture.body import ByteBudget, LeftOut
+from moesif_otel._capture.callbacks import check_signature
 from moesif_otel._capture.exchange import Exchange
 from moesif_otel._delivery.client import MoesifTransport
 from moesif_otel._delivery.delivery import Delivery
@@ -177,12 +178,16 @@ class EventSink(Sink):
     Args:
         settings: The pipeline's settings.
 
+    Raises:
+        MoesifConfigError: `MASK_EVENT_MODEL` does not take one event.
+
     Thread-safe and fork-safe.
     """
 
     remote: ConfigPoller
 
     def __init__(self, settings: Settings) -> None:
+        check_signature("MASK_EVENT_MODEL", settings.mask_event_model, ("event",))
         self.transport = MoesifTransport(settings, on_tags=self._note_tags)
         super().__init__(settings, self.transport)
         # Bodies as the application made them, in its part of the heap, which does not shrink when they go: in a flood

@@ -102,6 +102,8 @@ def test_options_say_where_they_come_from(doctor: Doctor) -> None:
         ({"MOESIF_LOG_BODY": "maybe"}, "LOG_BODY: got 'maybe' from MOESIF_LOG_BODY, takes True or False"),
         ({"MOESIF_APPLICATION_ID": "another"}, "answers 401: the application id is not accepted"),
         ({"MOESIF_SKIP": "program:absent"}, "SKIP: program:absent cannot be imported"),
+        ({"MOESIF_SKIP": "program:plain", "MOESIF_MASK_EVENT_MODEL": "program:plain"}, "MASK_EVENT_MODEL: got plain(environ, start_response), takes a function (event)"),
+        ({"MOESIF_IDENTIFY_USER": "program:Nobody"}, "takes a function (app, environ) or a function (request, response)"),
         ({"MOESIF_BASE_URI": "http://no.such.host.invalid"}, "DNS: no.such.host.invalid cannot be resolved"),
         ({"MOESIF_SPOOL_DIRECTORY": "/dev/null/spool"}, "this user cannot write to /dev/null/spool"),
         ({"OTEL_SDK_DISABLED": "true"}, "OTEL_SDK_DISABLED is true"),
@@ -109,13 +111,16 @@ def test_options_say_where_they_come_from(doctor: Doctor) -> None:
     ],
 )
 def test_what_is_wrong_is_an_error(
-    values: dict[str, str], expected: str, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+    values: dict[str, str], expected: str, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The line says what and what to do; looked at in this process, without the trial run."""
     for name in [name for name in os.environ if name.startswith(("OTEL_", "MOESIF_"))]:
         monkeypatch.delenv(name)
     for name, value in {"MOESIF_APPLICATION_ID": "the-secret-id", "MOESIF_BASE_URI": sandbox.url, **values}.items():
         monkeypatch.setenv(name, value)
+    (tmp_path / "program.py").write_text(APP + "\nclass Nobody:\n    def __init__(self): ...\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "program", raising=False)
     monkeypatch.setattr(doctor_module, "_dry_run", lambda _program: {"provider": "P", "sampler": "S"})
     found = doctor_module.diagnose()
     lines = doctor_module.report(found, as_json=False).splitlines()
@@ -151,7 +156,33 @@ def test_a_program_is_run_and_ended(doctor: Doctor) -> None:
     (doctor.folder / "fails.py").write_text("raise RuntimeError('the-secret-id')")
     status, _ = doctor("--", "python", "fails.py")
     assert status == 1
-    assert "it ended with RuntimeError" in doctor.output
+    assert "it ended with RuntimeError. Run it on its own" in doctor.output
+
+
+def test_a_program_is_run_as_python_runs_it(doctor: Doctor) -> None:
+    """It finds the modules beside it, also from another folder; the command may be one quoted word."""
+    (doctor.folder / "source").mkdir()
+    (doctor.folder / "source" / "hooks.py").write_text("open('ran', 'w').close()")
+    (doctor.folder / "source" / "serve.py").write_text("import hooks")
+    status, _ = doctor("--", "python source/serve.py")
+    assert status == 0, doctor.output
+    assert (doctor.folder / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        (["python", "absent.py"], "it ended with FileNotFoundError (absent.py)"),
+        (["absent:app"], "it ended with ModuleNotFoundError (absent)"),
+        (["program:absent"], "it ended with AttributeError (absent)"),
+    ],
+)
+def test_a_name_that_leads_nowhere_is_named(program: list[str], expected: str, tmp_path: Path) -> None:
+    """The report says which file, module or attribute there is not."""
+    (tmp_path / "program.py").write_text("")
+    command = [sys.executable, "-m", "moesif_otel._autoinstrument.dry_run", str(tmp_path / "report.json"), *program]
+    subprocess.run(command, cwd=tmp_path, timeout=200, check=True, capture_output=True)
+    assert f"it ended with {json.loads((tmp_path / 'report.json').read_text())['error']}" == expected
 
 
 def test_json_has_the_same_findings(doctor: Doctor) -> None:

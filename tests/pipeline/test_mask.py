@@ -10,16 +10,27 @@ import threading
 import time
 import warnings
 import weakref
+from functools import partial
 from typing import Any
 
 import pytest
 from moesifapi.models import EventModel
 
+from moesif_otel import MoesifSpanExporter, instrument
 from moesif_otel._delivery.stats import DropReason
 from moesif_otel._events.model import MoesifEvent
 from moesif_otel._guard import Guard
 from moesif_otel._pipeline import mask as mask_module
 from moesif_otel._pipeline.mask import EventMask, _tell_at_exit
+from moesif_otel.errors import MoesifConfigError
+from moesif_otel.wsgi import MoesifMiddleware
+
+GIVEN = {"APPLICATION_ID": "a", "BASE_URI": "http://127.0.0.1:9"}
+
+
+def application(environ: Any, start_response: Any) -> list[bytes]:
+    start_response("200 OK", [])
+    return []
 
 
 def event(request: Any = None, response: Any = None) -> dict[str, Any]:
@@ -100,17 +111,37 @@ def test_a_mask_that_never_returned_an_event_is_told_at_the_end(caplog: pytest.L
     assert "return event" in caplog.text
 
 
-@pytest.mark.parametrize("mask", [lambda model: 1 / 0, lambda model: {"request": {}}, lambda model: "text"])
-def test_a_mask_that_fails_loses_its_event(mask: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Raising or returning another type drops it, counted, logged once, without a word of its data."""
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        (lambda model: 1 / 0, "failed with ZeroDivisionError at test_mask.py"),
+        (lambda model: {"request": {}}, "returned dict instead of the event"),
+        (lambda model: "text", "returned str instead of the event"),
+    ],
+)
+def test_a_mask_that_fails_loses_its_event(mask: Any, words: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Raising or returning another type drops it, counted, logged once, without a word of its data.
+
+    The line says that the event is not sent, and by which name it is counted.
+    """
     guard = Guard()
     masking = EventMask(mask, guard)
     with caplog.at_level(logging.DEBUG):
         for _ in range(2):
             assert masking.apply(event(request={"k": "the secret"})) is DropReason.MASK_FAILED
     assert guard.counts() == {"callback MASK_EVENT_MODEL": 2}
-    assert len(caplog.records) == 1
+    (record,) = caplog.records
+    assert words in record.getMessage()
+    assert "this event is not sent (counted as mask_failed)" in record.getMessage()
     assert "the secret" not in caplog.text
+
+
+@pytest.mark.parametrize("make", [lambda mask: MoesifMiddleware(application, {**GIVEN, "MASK_EVENT_MODEL": mask}), lambda mask: MoesifSpanExporter(application_id="a", mask_event_model=mask), lambda mask: instrument({**GIVEN, "MASK_EVENT_MODEL": mask})])  # fmt: skip
+@pytest.mark.parametrize("mask", [lambda: None, lambda app, environ: None, partial(lambda model: model, None)])
+def test_a_mask_that_takes_no_event_is_refused(make: Any, mask: Any) -> None:
+    """At construction, and not by losing every event; the message shows what it takes."""
+    with pytest.raises(MoesifConfigError, match=r"MASK_EVENT_MODEL: got .*, takes a function \(event\)"):
+        make(mask)
 
 
 def test_a_plain_event_model_is_taken_over() -> None:
