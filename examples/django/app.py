@@ -3,6 +3,7 @@
     MOESIF_APPLICATION_ID=... python examples/django/app.py          (WSGI)
     MOESIF_APPLICATION_ID=... python examples/django/app.py asgi
 
+Needs django and waitress (uvicorn for ASGI) beside moesif-otel.
 With MOESIF_BASE_URI=http://127.0.0.1:8765 they go to `moesif-otel sandbox` instead. PORT defaults to 8000.
 """
 

@@ -3,7 +3,7 @@
 MOESIF_APPLICATION_ID=… python app.py          spans become events: method, URL, status, user, headers that are captured
 MOESIF_APPLICATION_ID=… python app.py bodies   bodies and callbacks, too
 
-needs `pip install moesif-otel fastapi uvicorn flask requests opentelemetry-instrumentation-{fastapi,flask,requests}`
+needs `pip install ../.. fastapi uvicorn flask requests opentelemetry-instrumentation-{fastapi,flask,requests}`
 """
 
 import os

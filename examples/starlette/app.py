@@ -2,6 +2,7 @@
 
     MOESIF_APPLICATION_ID=... python examples/starlette/app.py
 
+Needs starlette and uvicorn beside moesif-otel.
 With MOESIF_BASE_URI=http://127.0.0.1:8765 they go to `moesif-otel sandbox` instead. PORT defaults to 8000.
 """
 
