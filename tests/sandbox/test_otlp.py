@@ -78,13 +78,10 @@ def test_a_server_span_by_the_stable_conventions(sandbox, compression):
 
 
 def test_whole_numbers_of_any_size_stay_exact(sandbox):
-    """A JSON body is stored as it is, also where a number has more than 64 bits; what is nested too deeply is text."""
-    deep = "[" * 300 + "]" * 300
-    body = {"http.request.body.content": f'{{"id": {10**40 + 1}}}', "http.response.body.content": deep}
-    export(sandbox, [(SpanKind.SERVER, {**NEW, **body})])
+    """A JSON body is stored as it is, also where a number has more than 64 bits."""
+    export(sandbox, [(SpanKind.SERVER, {**NEW, "http.request.body.content": f'{{"id": {10**40 + 1}}}'})])
     (event,) = sandbox.wait_for_events(1)
     assert event["request"]["body"] == {"id": 10**40 + 1}
-    assert base64.b64decode(event["response"]["body"]).decode() == deep
 
 
 def test_a_client_span_by_the_old_conventions(sandbox):
