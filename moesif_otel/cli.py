@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import logging
 import os
 import signal
@@ -46,10 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0 when it went well or was ended by Ctrl-C, 1 when it failed, 2 when it was called wrongly
         or a package that it needs is not installed.
     """
+    _make_streams_safe()
     options = _parser().parse_args(arguments)
-    if options.command == "doctor":
-        return _doctor(options)
     try:
+        if options.command == "doctor":
+            return _doctor(options)
         with _signals() as ended:
             return _COMMANDS[options.command](options, ended)
     except ImportError as error:
@@ -62,6 +64,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # `… | head` has what it wanted. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _make_streams_safe() -> None:
+    """Let output never fail: closed streams are replaced, and what a terminal's encoding lacks is escaped."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            # Opened before any socket, which would get the number of the closed stream.
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 - for the life of the process
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -217,7 +217,7 @@ class Option:
         """Check and convert a Python value, or the text of an environment variable. Raises `MoesifConfigError`."""
         try:
             return self.convert(self.of_text(value) if variable else value)
-        except (TypeError, ValueError, KeyError):
+        except (TypeError, ValueError, KeyError, OSError):  # OSError: a relative path in a folder that is gone
             raise self._error(value, variable) from None
 
     def _error(self, value: Any, variable: str) -> MoesifConfigError:

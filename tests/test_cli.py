@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
 import signal
 import socket
@@ -208,3 +210,43 @@ def test_version_and_help(capsys):
             main([argument])
         assert ended.value.code == 0
     assert "moesif-otel" in capsys.readouterr().out
+
+
+@pytest.fixture
+def findings(monkeypatch):
+    """Let the doctor find two things at once, without looking."""
+    from moesif_otel._autoinstrument import doctor
+
+    found = [doctor.Finding("ok", "API_VERSION = 'v\u00e9'", check="options"), doctor.Finding("ok", "b", check="b")]
+    monkeypatch.setattr(doctor, "diagnose", lambda _program, *, send: found)
+
+
+def test_what_a_terminal_cannot_show_is_escaped(findings, monkeypatch):
+    """A value that is not ASCII is no reason to fail."""
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    assert main(["doctor"]) == 0
+    sys.stdout.flush()
+    assert b"API_VERSION = 'v\\xe9'" in raw.getvalue()
+
+
+def test_a_reader_of_findings_that_leaves_is_no_failure(findings, monkeypatch):
+    """Without rich, too, which handles it itself."""
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main(["doctor"]) == 0
+        monkeypatch.undo()
+
+
+def test_closed_output_is_no_failure(monkeypatch):
+    """`moesif-otel sandbox >&-`, as some supervisors start it."""
+    from moesif_otel.sandbox import Sandbox
+
+    started = Sandbox.start
+    monkeypatch.setattr(Sandbox, "start", lambda sandbox: (started(sandbox), signal.raise_signal(signal.SIGTERM)))
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["sandbox", "--port", "0"]) == 0
+    sys.stdout.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import pytest
 
@@ -112,6 +113,17 @@ def test_a_wrong_option_is_named_with_what_it_got_and_takes(options: object, mes
     with pytest.raises(MoesifConfigError, match=message) as caught:
         Settings.of(options)  # type: ignore[arg-type]
     assert "the-secret-id" not in str(caught.value)
+
+
+def test_a_relative_folder_where_the_working_directory_is_gone_is_a_wrong_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no other error, which the run without code changes would not expect."""
+
+    def gone() -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(os, "getcwd", gone)
+    _, errors = Settings.of_any({**REQUIRED, "SPOOL_DIRECTORY": "spool"})
+    assert [str(error) for error in errors] == ["SPOOL_DIRECTORY: got 'spool', takes the path of a directory"]
 
 
 def test_an_unknown_option_is_a_warning_with_the_nearest_name(caplog: pytest.LogCaptureFixture) -> None:
