@@ -15,6 +15,7 @@ from moesif_otel._capture.body import LeftOut
 from moesif_otel._redaction.budget import Inspection, OverBudget
 from moesif_otel._redaction.cards import has_card_number
 from moesif_otel._redaction.charsets import decode_text
+from moesif_otel._redaction.headers import redact_header
 from moesif_otel._redaction.json_text import is_clean_json, is_json_text, redact_json
 from moesif_otel._redaction.media import Format, media_of
 from moesif_otel._redaction.names import HIDDEN, Verdict
@@ -32,13 +33,20 @@ _WORD: Final = re.compile(r"[\w.\-]+")
 _LINE_ENDS: Final = re.compile(r"(\r\n|\r|\n)")
 # What a form and an event stream are made of, whatever the type says; anything else is inspected as a text.
 _FORM: Final = re.compile(r"[^\s\"'<>{}()\\]*\Z")
-_STREAM: Final = re.compile(r"\ufeff?(?:(?:(?:data|event|id|retry)?:[^\r\n]*|data)?(?:\r\n|\r|\n|\Z)){1,10000}\Z")
+# A line end is read in one way only: with two, each line would double the time that a text takes that is no stream.
+_STREAM: Final = re.compile(r"\ufeff?(?:(?:(?:data|event|id|retry)?:[^\r\n]*|data)?(?:\r\n|\r(?!\n)|\n|\Z)){1,10000}\Z")
 _PARAMETER: Final = re.compile(r';\s*([A-Za-z0-9*_-]+)[ \t]*=[ \t]*("(?:[^"\\]|\\.)*"|[^\s;]*)')
-_EXTENDED: Final = re.compile(r"[\w\-]*'[\w\-]*'")
+_EXTENDED: Final = re.compile(r"[\w\-]{0,64}'[\w\-]{0,64}'")
+_MAX_ENCODED_NAME: Final = 256
 _PART_HEADER: Final = re.compile(
     r"^[ \t]*(content-[a-z-]+)[ \t]*:[ \t]*([^\r\n]*(?:\r?\n[ \t][^\r\n]*)*)", re.IGNORECASE | re.MULTILINE
 )
 _HEAD_END: Final = re.compile(rb"\r?\n\r?\n")
+_OTHER_HEADER: Final = re.compile(
+    r"^(?![ \t]|content-(?:disposition|type|transfer-encoding)[ \t]*:)([^:\r\n]+)(:[ \t]*)"
+    r"([^\r\n]*(?:\r?\n[ \t][^\r\n]*)*)",
+    re.IGNORECASE | re.MULTILINE,
+)
 
 
 def redact_json_body(rules: Rules, text: bytes) -> bytes | LeftOut:
@@ -96,7 +104,7 @@ def _by_format(look: Inspection, text: str, media: Media, *, whole: bool) -> str
     if (json_like or media.format is Format.JSON) and is_json_text(text):
         # Whatever its type says. A cut text, or one that is broken somewhere: its last string may be half of one.
         return redact_json(look, text, cut=True)
-    if media.format is Format.EVENT_STREAM or text.startswith(("data:", "event:", "id:")):
+    if media.format is Format.EVENT_STREAM or text.startswith(("data:", "event:", "id:", "retry:", ":")):
         if _STREAM.match(text) is not None:
             return _event_stream(look, text, whole=whole)
         return inspect_prose(look, text, cut=not whole)
@@ -194,19 +202,31 @@ def _part(look: Inspection, piece: bytes, *, cut: bool, nesting: int) -> bytes:
     if end is None:
         # A head that was cut, or no part at all.
         return piece if not piece.strip() else b"\r\n"
-    head = _head_text(piece[: end.start()])
+    head, codec = _head_text(piece[: end.start()])
     content = piece[end.end() :]
     tail = b"\r\n" if content.endswith(b"\r\n") else b"\n" if content.endswith(b"\n") else b""
     content = content[: len(content) - len(tail)]
-    headers = {name.lower(): value for name, value in _PART_HEADER.findall(head)}
-    return piece[: end.end()] + _part_content(look, content, headers, cut=cut, nesting=nesting) + tail
+    headers: dict[str, str] = {}
+    for name, value in _PART_HEADER.findall(head):
+        key = name.lower()
+        headers[key] = f"{headers[key]}; {value}" if key in headers else value
+    shown = _OTHER_HEADER.sub(lambda found: _header(look, found), head).encode(codec)
+    hidden = _part_content(look, content, headers, cut=cut, nesting=nesting)
+    return b"".join((shown, piece[end.start() : end.end()], hidden, tail))
 
 
-def _head_text(head: bytes) -> str:
+def _head_text(head: bytes) -> tuple[str, str]:
     try:
-        return head.decode()
+        return head.decode(), "utf-8"
     except UnicodeDecodeError:
-        return head.decode("latin-1")
+        return head.decode("latin-1"), "latin-1"
+
+
+def _header(look: Inspection, found: re.Match[str]) -> str:
+    """Return a header of a part, one of a request in a batch maybe, with everything hidden."""
+    look.spend(0)
+    name, colon, value = found.groups()
+    return f"{name}{colon}{redact_header(look, name.strip().lower(), value, concerned=True)}"
 
 
 def _part_content(look: Inspection, content: bytes, headers: dict[str, str], *, cut: bool, nesting: int) -> bytes:
@@ -239,7 +259,8 @@ def _field_names(disposition: str) -> set[str]:
         base, star, number = name.lower().partition("*")
         if base == "name":
             text = re.sub(r"\\(.)", r"\1", value[1:-1]) if value.startswith('"') else value
-            plain = unquote(_EXTENDED.sub("", text, count=1)) if star else text
+            language = _EXTENDED.match(text) if star else None
+            plain = text if not star else unquote(text if language is None else text[language.end() :])
             found |= {text.strip("'"), unquote(text), plain, _decoded_words(text)}
             pieces[number] = plain
     if len(pieces) > 1:
@@ -249,8 +270,12 @@ def _field_names(disposition: str) -> set[str]:
 
 def _decoded_words(text: str) -> str:
     """Decode RFC 2047's `=?utf-8?q?password?=`, which mail programs write."""
+    if "=?" not in text:
+        return text
+    if len(text) > _MAX_ENCODED_NAME:
+        raise OverBudget  # `decode_header` takes quadratic time
     try:
-        return str(make_header(decode_header(text))) if "=?" in text else text
+        return str(make_header(decode_header(text)))
     except (HeaderParseError, LookupError, ValueError):
         return text
 

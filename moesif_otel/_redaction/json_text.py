@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     from moesif_otel._redaction.budget import Inspection
     from moesif_otel._redaction.rules import Rules
 
-_STRING: Final = r'"([^"\\\x00-\x1f]*(?:\\[^\x00-\x1f][^"\\\x00-\x1f]*)*)"'
-_STRINGS: Final = re.compile(_STRING + r"(\s*:)?")
+_CHARACTERS: Final = r'[^"\\\x00-\x1f]*(?:\\[^\x00-\x1f][^"\\\x00-\x1f]*)*'
+_STRING: Final = rf'"({_CHARACTERS})"'
+# These two match at every quote, closed or not: a search that went on behind a quote that nothing closes, to begin at
+# each escaped quote after it, would take quadratic time.
+_STRINGS: Final = re.compile(rf'"(?:({_CHARACTERS})"(\s*:)?)?')
+_STRING_ENDS: Final = re.compile(rf'"{_CHARACTERS}("|\\?\Z|)')
 _TOKENS: Final = re.compile(_STRING + r"(\s*:)?|([{\[])|([}\]])|(-?[0-9][0-9.eE+\-]*)|(\")")
 _BRACKETS: Final = re.compile(_STRING + r"|([{\[])|([}\]])|(\")")
 _VALUE: Final = re.compile(r"\s*(?:(" + _STRING + r")|([{\[])|([^\s,\]}\"{\[]+))?")
-_CUT_STRING: Final = re.compile(r'"[^"\\\x00-\x1f]*(?:\\[^\x00-\x1f][^"\\\x00-\x1f]*)*\\?\Z')
 _NO_JSON: Final = re.compile(r"[^\s\[\]{},:0-9.+\-\x1eA-Za-z]")
 _LETTERS: Final = re.compile(r"[A-Za-z]+")
 _WORDS: Final = frozenset({"true", "false", "null", "NaN", "Infinity", "e", "E"})
@@ -37,12 +40,11 @@ _HIDDEN_JSON: Final = f'"{HIDDEN}"'
 
 def is_json_text(text: str) -> bool:
     """Tell whether a text has only tokens of JSON, to its end or to where it was cut."""
-    rest = _STRINGS.sub("", text)
-    quote = rest.find('"')
-    if quote >= 0:
-        if _CUT_STRING.match(rest, quote) is None:
-            return False
-        rest = rest[:quote]
+    pieces = _STRING_ENDS.split(text)
+    ends = pieces[1::2]
+    if "" in ends[:-1] or (ends and not ends[-1] and pieces[-1]):
+        return False  # a string that a control character ends
+    rest = "".join(pieces[::2])
     if _NO_JSON.search(rest) is not None:
         return False
     for match in _LETTERS.finditer(rest):
@@ -114,6 +116,10 @@ class _JsonPass:
             if left < 0:
                 raise OverBudget
             name, colon = match.groups()
+            if name is None:  # a quote that nothing closes: the text was cut behind it
+                look.nodes_left = left
+                self._at = match.start()
+                return False
             if colon is None:
                 if _MARKED.search(name) is None:
                     continue
@@ -128,6 +134,13 @@ class _JsonPass:
                     look.nodes_left = left
                     self._value(match.end(), verdict, modes, Verdict.KEEP)
                     return True
+                if _MARKED.search(name) is not None:
+                    # A text of its own: `{"https://joe:password@host": …}`.
+                    done, look.nodes_left = self._done, left
+                    self._string(name, match.start(), match.end(1) + 1, in_card=False)
+                    left = look.nodes_left
+                    if self._done != done:
+                        continue
                 known.add(name)
         look.nodes_left = left
         if match is not None:
@@ -137,7 +150,7 @@ class _JsonPass:
     def _within(self, modes: list[Verdict]) -> bool:
         """Handle the next token of a container whose values are hidden or checked; return whether there was one."""
         match = _TOKENS.search(self._text, self._at)
-        if match is None or match.lastindex == _OPEN_QUOTE:  # a quote that nothing closes: the text was cut behind it
+        if match is None or match.lastindex == _OPEN_QUOTE:
             return False
         self._look.spend(0)
         self._at = match.end()
@@ -148,6 +161,8 @@ class _JsonPass:
             verdict = self._look.rules.verdict(_clear(name))
             if verdict is not Verdict.KEEP:
                 self._value(match.end(), verdict, modes, mode)
+            elif _MARKED.search(name) is not None:
+                self._string(name, match.start(), match.end(1) + 1, in_card=False)
         elif mode is not Verdict.HIDE:
             self._string(name, match.start(), match.end(), in_card=mode is Verdict.CARD)
         elif name:

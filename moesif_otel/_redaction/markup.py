@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 _URL: Final = re.compile(r"""(?<![A-Za-z0-9])[A-Za-z][A-Za-z0-9+.\-]{1,19}:\\?/\\?/[^\s"<>\\]+""")
 _ESCAPE: Final = re.compile(r"(?<!\\)\\{1,32}u([0-9A-Fa-f]{4})")
 _PERCENT: Final = re.compile(r"%[0-9A-Fa-f]{2}")
-_ENTITY: Final = re.compile(r"&(?:#|lt|quot|colon|equals|nbsp)")
+_ENTITY: Final = re.compile(r"&(?:amp;)*(?:#|lt|quot|colon|equals|nbsp)")
 _BETWEEN_TAGS: Final = re.compile(r">\s{0,256}(?=<)")
 _MAX_UNDONE: Final = 4
 _TAG: Final = re.compile(
     r"""<!--|<!\[CDATA\[|<(/?)([A-Za-z_][\w.\-]*(?::[\w.\-]+)?)(?=[\s/>]|\Z)((?:[^<>"']+|"[^"]*"|'[^']*')*)(>?)"""
+)
+_PRIVATE_KEY: Final = re.compile(
+    r"(-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----).*?(?=-----END|\Z)", re.DOTALL
 )
 _MARKUP: Final = re.compile(r"</?[A-Za-z_!?]")
 # An attribute's value; in markup that lies in broken JSON its quotes are escaped.
@@ -63,6 +66,8 @@ def _pass(look: Inspection, text: str, *, card: bool, cut: bool) -> str:
     look.spend(len(text))
     if look.rules.auto:
         text = hide_user_info(text)
+        if "PRIVATE KEY" in text:
+            text = _PRIVATE_KEY.sub(rf"\1{HIDDEN}", text)
     if "://" in text or "/\\/" in text:
         text = _URL.sub(lambda match: look.inspect(match[0]), text)
     return _hidden(look, text, card=card, cut=cut)

@@ -52,6 +52,7 @@ SENSITIVE_COOKIES: Final = (
     *("session", "sessionid", "session_id", "_session_id", "user_session", "laravel_session", "sid", "connect.sid"),
     *("jsessionid", "phpsessid", "aspsessionid", "asp.net_sessionid", ".aspnetcore.session", ".aspnetcore.cookies"),
     *(".aspnetcore.identity.application", "auth", "jwt", "remember_me", "csrf", "csrftoken", "xsrf_token"),
+    *("_oauth2_proxy", "cf_authorization", "keycloak_identity"),
 )
 """Names of cookies whose values are hidden, besides `SENSITIVE_NAMES`: they log their owner in."""
 
@@ -77,10 +78,13 @@ _HIDE: Final = frozenset(name.lower().replace("_", "").replace("-", "").replace(
 _COOKIES: Final = frozenset(name.lower().replace("_", "").replace("-", "") for name in SENSITIVE_COOKIES)
 _QUERY: Final = frozenset(name.replace("_", "") for name in QUERY_NAMES)
 _SECRET_ENDS: Final = ("password", "passwd", "passphrase")
-_COOKIE_ENDS: Final = ("session", "sessionid", "sessid", "sessiontoken", "authtoken")
+_COOKIE_ENDS: Final = ("session", "sessionid", "sessid", "token")
+_COOKIE_STARTS: Final = ("aspsessionid", "wordpressloggedin", "wordpresssec")
+_CHUNK: Final = re.compile(r"c?[0-9]+\Z")  # `.AspNetCore.CookiesC1`, `AWSELBAuthSessionCookie-0`
 _HEADER_ENDS: Final = (
-    *("-token", "-authorization", "-secret", "-password", "-api-key", "-apikey", "-access-key", "-private-key"),
-    *("-credentials", "-assertion", "-accesstoken", "-oidc-data"),
+    *("-token", "-authorization", "-secret", "-password", "api-key", "apikey", "-access-key", "-private-key"),
+    *("-auth-key", "-master-key", "-functions-key", "-application-key"),
+    *("-credentials", "-assertion", "-accesstoken", "-oidc-data", "-jwt"),
 )
 _HARMLESS_HEADER_ENDS: Final = ("page-token", "continuation-token", "sync-token", "next-token", "cursor-token")
 _WORDS: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
@@ -133,8 +137,8 @@ def is_secret_cookie(name: str) -> bool:
     for prefix in ("host", "secure"):
         if name.startswith("__"):
             folded = folded.removeprefix(prefix)
-    folded = folded.removesuffix("cookie").rstrip("0123456789")
-    if folded in _COOKIES or folded.replace(".", "").endswith(_COOKIE_ENDS) or folded.startswith("aspsessionid"):
+    folded = _CHUNK.sub("", folded).removesuffix("cookie").rstrip("0123456789")
+    if folded in _COOKIES or folded.replace(".", "").endswith(_COOKIE_ENDS) or folded.startswith(_COOKIE_STARTS):
         return True
     return is_secret_name(folded)
 

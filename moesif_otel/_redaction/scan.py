@@ -26,7 +26,7 @@ _SEARCHES: Final = tuple(
     re.compile(pattern).search
     for pattern in (
         rb"k(?:n(?<=tkn)|y(?<=[pstng]ky))",  # token, …_key
-        rb"p(?:ss[wpc]|wd)",  # password, passphrase, passcode, pwd
+        rb"p(?:ss[wpc]|wd|ns(?<=srspns)=)",  # password, passphrase, passcode, pwd; SAMLResponse of a form
         rb"c(?:rd|r(?<=scr)t|v[vc]|cnr)",  # credential and card, secret, cvv and cvc, ccnumber
         rb"z(?<=trz)tn",  # authorization
         rb"gn(?<=sgn)tr",  # signature

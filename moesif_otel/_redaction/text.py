@@ -16,7 +16,7 @@ from moesif_otel._redaction.budget import MAX_NESTING, Inspection, OverBudget
 from moesif_otel._redaction.cards import has_card_number
 from moesif_otel._redaction.json_text import is_json_text, redact_json
 from moesif_otel._redaction.names import HIDDEN, Verdict
-from moesif_otel._redaction.urls import inspect_url
+from moesif_otel._redaction.urls import hide_user_info, inspect_url
 
 if TYPE_CHECKING:
     from moesif_otel._redaction.rules import Rules
@@ -42,7 +42,7 @@ def redact_url(rules: Rules, url: str) -> str:
     try:
         return inspect_url(Inspection(rules, inspect_text), url)
     except OverBudget:
-        return url.partition("?")[0].partition("#")[0].partition(";")[0].rpartition("@")[2] + f"?{HIDDEN}"
+        return hide_user_info(url.partition("?")[0].partition("#")[0].partition(";")[0]) + f"?{HIDDEN}"
 
 
 def _has_plain_query(rules: Rules, url: str) -> bool:

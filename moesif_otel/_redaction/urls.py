@@ -22,8 +22,12 @@ _ESCAPED_USER_INFO: Final = re.compile(r"""(?<=/\\/)[^/?#\s"<>\\]*@""")
 _CUT_USER_INFO: Final = re.compile(
     r"""(?::|%(?:25){0,4}3a)(?:[\\/]|%(?:25){0,4}(?:2f|5c)){1,16}[^/?#\s"<>\\]*\Z""", re.IGNORECASE
 )
+_ENDS_OF_USER_INFO: Final = '/?#"<>\\ \t\r\n'
+_SLASHES: Final = re.compile(r":[\\/]{1,15}\Z")
 _PIECES: Final = re.compile(r"([?&;#])")
 _FORM_PIECES: Final = re.compile(r"([&;])")
+# RFC 6749, OAuth 2.0 Form Post Response Mode, SAML's HTTP POST binding.
+_SIGN_IN: Final = re.compile(r"grant_type|id_token|session_state|SAMLResponse")
 _VALUED: Final = re.compile(r"[=:%@<]|--")
 _NO_NAME: Final = re.compile(r"[\s\"'<{:,=@]")
 _URL_SAFE: Final = "/:@,()"
@@ -50,9 +54,9 @@ def inspect_url(look: Inspection, url: str) -> str:
 
 
 def inspect_form(look: Inspection, text: str, *, cut: bool) -> str:
-    """Return a form's body with everything hidden; of an OAuth request also the names that count in queries."""
+    """Return a form's body with everything hidden; of a sign-in (OAuth, SAML) also the names that count in queries."""
     look.spend(len(text))
-    verdict_of = look.rules.query_verdict if "grant_type" in text else look.rules.verdict
+    verdict_of = look.rules.query_verdict if _SIGN_IN.search(text) is not None else look.rules.verdict
     return _pairs(look, text, _FORM_PIECES, verdict_of, cut=cut)
 
 
@@ -136,4 +140,9 @@ def without_cut_user_info(text: str) -> str:
     """Drop the end of a cut text where it may be user and password of a URL."""
     tail = text[-1_024:]
     found = _CUT_USER_INFO.search(tail)
-    return text if found is None else text[: len(text) - len(tail) + found.start()]
+    if found is not None:
+        return text[: len(text) - len(tail) + found.start()]
+    # A token in the place of a password may be longer.
+    slashes_end = max(map(text.rfind, _ENDS_OF_USER_INFO)) + 1
+    found = _SLASHES.search(text, max(slashes_end - 16, 0), slashes_end)
+    return text if found is None else text[: found.start()]

@@ -463,3 +463,87 @@ def test_tokens_of_gateways(name: str) -> None:
 def test_rows_that_stay(text: str) -> None:
     """A list in prose is no row, and a score card is no card."""
     assert left(text, "text/plain") == text
+
+
+@pytest.mark.parametrize(
+    ("data", "content_type", "expected"),
+    [
+        # Sign-ins, whose names count in forms as they do in queries.
+        ("SAMLResponse=§&RelayState=x", "application/x-www-form-urlencoded", "SAMLResponse=(hidden)&RelayState=x"),
+        ("code=§&state=x&session_state=y", "application/x-www-form-urlencoded", "code=(hidden)&state=x&session_state=y"),
+        ("code=DE&state=x", "application/x-www-form-urlencoded", "code=DE&state=x"),
+        # Markup inside of markup inside of markup.
+        ("<a>&amp;lt;password&amp;gt;§&amp;lt;/password&amp;gt;</a>", "text/xml", "<a>&lt;password&gt;(hidden)&lt;/password&gt;</a>"),
+        # Events under another type, which do not begin with their data.
+        (': hi\ndata: {"password":\ndata: "§"}\n\n', "text/plain", ': hi\ndata: {"password":\ndata: "(hidden)"}\n\n'),
+        # Private keys, whatever they stand in.
+        ("-----BEGIN RSA PRIVATE KEY-----\n§\n-----END RSA PRIVATE KEY-----\n", "application/x-pem-file",
+         "left out: not_maskable"),
+        ("a\n-----BEGIN PRIVATE KEY-----\n§\n-----END PRIVATE KEY-----\nb", "text/plain",
+         "a\n-----BEGIN PRIVATE KEY-----(hidden)-----END PRIVATE KEY-----\nb"),
+        ('{"a":"-----BEGIN EC PRIVATE KEY-----\\n§"}', "application/json", '{"a":"-----BEGIN EC PRIVATE KEY-----(hidden)"}'),
+        ("-----BEGIN PUBLIC KEY-----\nx\n-----END PUBLIC KEY-----", "text/plain",
+         "-----BEGIN PUBLIC KEY-----\nx\n-----END PUBLIC KEY-----"),
+        # Names that are texts.
+        ('{"https://joe:§@x/":{"token=§":1},"a-b":1}', "application/json",
+         '{"https://(hidden)@x/":{"token=(hidden)":1},"a-b":1}'),
+        ('{"token":{"https://joe:§@x/":1}}', "application/json", '{"token":{"https://(hidden)@x/":1}}'),
+    ],
+)  # fmt: skip
+def test_more_texts(data: str, content_type: str, expected: str) -> None:
+    """Secrets in places where they are not looked for at first."""
+    assert left(data.replace("§", SECRET), content_type) == expected
+
+
+@pytest.mark.parametrize("scheme", ["https://", "https:\\/\\/"])
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain"])
+def test_a_long_token_of_a_url_that_was_cut(scheme: str, content_type: str) -> None:
+    """A token in the place of a password may be longer than any password."""
+    for data in (f'{{"a":"{scheme}x:{SECRET * 300}', f"see {scheme}{SECRET * 300}"):
+        assert SECRET not in left(data, content_type, cut=True)
+
+
+@pytest.mark.parametrize(
+    ("head", "shown"),
+    [
+        (f"Authorization: Bearer {SECRET}\r\nX-A: b", "Authorization: Bearer (hidden)\r\nX-A: b"),
+        (f"X-A: b\r\nX-Api-Key:\r\n {SECRET}", "X-A: b\r\nX-Api-Key:(hidden)"),
+        (f"Content-Location: /x?token={SECRET}", "Content-Location: /x?token=(hidden)"),
+        ("Content-Type: text/plain\r\nX-Ä: é", "Content-Type: text/plain\r\nX-Ä: é"),
+    ],
+)
+def test_headers_of_parts(head: str, shown: str) -> None:
+    """A part of a batch may be a request of its own, with credentials."""
+    body = "--b\r\n{}\r\n\r\nx\r\n--b--\r\n"
+    assert left(body.format(head), "multipart/mixed; boundary=b") == body.format(shown)
+
+
+def test_a_part_with_two_names() -> None:
+    """Receivers differ in which one they take: both count."""
+    for names in (("password", "x"), ("x", "password")):
+        head = "\r\n".join(f'Content-Disposition: form-data; name="{name}"' for name in names)
+        assert SECRET not in left(f"--b\r\n{head}\r\n\r\n{SECRET}\r\n--b--\r\n", "multipart/form-data; boundary=b")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(".AspNetCore.CookiesC1", "AWSELBAuthSessionCookie-0", "sb-access-token", "remember_user_token", "_oauth2_proxy_1"),
+        *("CF_Authorization", "KEYCLOAK_IDENTITY", "wordpress_logged_in_5bd7a9c6", "authjs.session-token"),
+    ],
+)
+def test_cookies_that_log_in(name: str) -> None:
+    """Of load balancers, proxies and frameworks, whole or in numbered chunks."""
+    assert shown_header("cookie", f"theme=dark; {name}={SECRET}") == f"theme=dark; {name}=(hidden)"
+
+
+@pytest.mark.parametrize("name", ["X-RapidAPI-Key", "X-Auth-Key", "X-Functions-Key", "X-Parse-Master-Key", "X-User-JWT"])
+def test_keys_of_gateways(name: str) -> None:
+    """API keys under the names of those who check them."""
+    assert shown_header(name.lower(), SECRET) == "(hidden)"
+
+
+@pytest.mark.parametrize("name", ["Idempotency-Key", "Surrogate-Key", "X-Cache-Key", "Sec-WebSocket-Key"])
+def test_keys_that_open_nothing(name: str) -> None:
+    """They stay."""
+    assert shown_header(name.lower(), "abc") == "abc"

@@ -74,6 +74,26 @@ HOSTILE: dict[str, tuple[bytes, bytes, bytes, str]] = {
     "words": (b"password ", b"ab ", b"", "application/octet-stream"),
     "cells": (b"a,", b"b,", b"\n1,2\ntoken=a\n", "text/csv"),
     "depth": (b'{"token":1,"a":', b"[", b"", "application/json"),
+    "escaped quotes of a cut string": (b'{"token":1,"a":"', b'\\"', b"", "application/json"),
+    "escaped quotes of no string": (b'{"token":1,', b'\\"', b"\x01", "application/json"),
+    "quotes and backslashes": (b'[token "a', b'"a\\', b"", "text/plain"),
+    "names with marks": (b'{"token":1', b',"a-b":1', b"}", "application/json"),
+    "texts as names": (b'{"token":1', b',"a=token":1', b"}", "application/json"),
+    "lines of no stream": (b"data: token=x", b"\r\ndata: token=x", b"\r\nno stream", "text/event-stream"),
+    "extended name of a part": (
+        b"--b\r\ncontent-disposition: x; name*=",
+        b"a",
+        b"\r\n\r\nx\r\n--b--",
+        "multipart/form-data; boundary=b",
+    ),
+    "encoded name of a part": (
+        b'--b\r\ncontent-disposition: x; name="',
+        b"=?a?q?",
+        b'"\r\n\r\nx\r\n--b--',
+        "multipart/form-data; boundary=b",
+    ),
+    "headers of a part": (b"--b\r\n", b"token: x\r\n", b"\r\nx\r\n--b--", "multipart/form-data; boundary=b"),
+    "private keys": (b"", b"-----BEGIN PRIVATE KEY-----", b"", "text/plain"),
 }
 
 
@@ -100,7 +120,10 @@ def hostile(name: str, size: int) -> tuple[bytes, str]:
 
 @pytest.mark.parametrize("name", list(HOSTILE))
 def test_the_work_of_a_body_is_bounded(name: str) -> None:
-    """The largest body that is decoded costs no more calls than its steps allow."""
+    """The largest body that is decoded costs no more calls than its steps allow.
+
+    The work inside of one search is not counted; where that is not linear, this test takes minutes, or does not end.
+    """
     data, content_type = hostile(name, MAX_DECODED_BYTES)
     read: Callable[[], Any] = lambda: read_body(data, content_type, None, truncated=False, parse=False, rules=AUTO)  # noqa: E731
     assert calls_of(read) <= MAX_CALLS
@@ -127,7 +150,7 @@ def test_what_is_over_the_budget_is_left_out_whole() -> None:
     )
     assert redact_text(AUTO, "a=b " * MAX_NODES + "token=x") == "(hidden)"
     shown = redact_url(AUTO, "https://joe:pw@x/path?" + "token=x&" * (MAX_NODES + 1))
-    assert (len(shown) < 50, "pw" in shown, "token" in shown) == (True, False, False)
+    assert shown == "https://(hidden)@x/path?(hidden)"
 
 
 def test_what_needs_no_look_costs_nothing() -> None:
