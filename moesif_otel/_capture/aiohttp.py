@@ -198,6 +198,11 @@ class _ReaderWatch:
         self._finalizer.detach()
         self._call.finish(self._info, self._response(), outcome, error)
 
+    def destroyed(self, error: GeneratorExit) -> None:
+        """End the call of a task that was destroyed, perhaps by garbage collection."""
+        self._finalizer.detach()
+        self._call.dropped(Outcome.FAILED, error)
+
 
 def _without_stream(info: aiohttp.RequestInfo, response: Any) -> SimpleNamespace:
     """Make what callbacks get of a response that garbage collection has taken."""
@@ -247,6 +252,11 @@ class _TeedReader(StreamReader):
             if watch is not None:
                 watch.error = exc
             raise
+        except GeneratorExit as exc:
+            watch = _taken_off(self)
+            if watch is not None:
+                watch.destroyed(exc)
+            raise
 
     def set_exception(self, exc: BaseException, *cause: Any) -> None:
         StreamReader.set_exception(self, exc, *cause)
@@ -268,7 +278,14 @@ def _is_of_close(error: BaseException) -> bool:
 
 
 def _end(content: Any, outcome: Outcome, error: BaseException | None = None) -> None:
+    watch = _taken_off(content)
+    if watch is not None:
+        watch.ended(outcome, error)
+
+
+def _taken_off(content: Any) -> _ReaderWatch | None:
+    """Give a reader its own class back, and return what has watched it."""
     watch = _watches.pop(id(content), None)
     if watch is not None:
         content.__class__ = StreamReader
-        watch.ended(outcome, error)
+    return watch

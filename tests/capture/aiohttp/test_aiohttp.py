@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import gc
 import inspect
 import io
@@ -20,7 +21,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from moesif_otel._capture import aiohttp as capture
 from moesif_otel._capture.client_spans import ClientSpans
-from moesif_otel._capture.exchange import Outcome
+from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
 from moesif_otel._capture.outgoing import remove_route
 from tests.capture.upstream import JSON, LINES, RecordingPipeline, add, capturing, until_asked
 
@@ -402,6 +403,39 @@ def test_what_is_put_back_into_the_stream_is_no_new_part_of_the_body(upstream):
         assert call(upstream, "/lines", read) == LINES[120:]
     body = pipeline.only.response_body
     assert (body.data(), body.total_bytes) == (LINES, len(LINES))
+
+
+@pytest.mark.parametrize("path", ["/silent", "/slow"])
+def test_a_task_that_is_destroyed(upstream, path):
+    """Its end may come in the midst of anything: it runs no callback there, and leaves the context there alone."""
+
+    async def main():
+        async with aiohttp.ClientSession() as session:
+
+            async def use():
+                async with session.get(upstream.url + path) as response:
+                    has_head.set()
+                    await response.read()
+
+            has_head = asyncio.Event()
+            context = contextvars.copy_context()
+            context.run(current_exchange.set, Exchange(pipeline, "Incoming", "GET"))
+            task = context.run(asyncio.create_task, use())
+            await (until_asked(upstream.url) if path == "/silent" else has_head.wait())
+            await asyncio.sleep(0)
+            served = Exchange(pipeline, "Incoming", "POST")
+            token = current_exchange.set(served)
+            task.get_coro().close()
+            assert current_exchange.get() is served
+            current_exchange.reset(token)
+            assert pipeline.exchanges == pipeline.seen_by_callbacks == []
+            assert [(exchange.outcome, exchange.error_type) for exchange in pipeline.late] == [(Outcome.FAILED, "GeneratorExit")]
+            with contextlib.suppress(BaseException):
+                task.cancel()
+                await task
+
+    with watching() as pipeline:
+        asyncio.run(main())
 
 
 def test_redirects_are_inside_of_a_call(upstream):
