@@ -344,23 +344,24 @@ def _time_to_connect(deadline_s: float) -> float:
 
 def _socket_to(address: _Address, deadline_s: float) -> socket.socket:
     """Connect to the first address of a host that takes it; the deadline is that of all of them together."""
-    error: OSError = ConnectionError(0, "the host has no address")
-    for family, kind, protocol, _, place in _places_of(address):
-        # Not `create_connection`, which would look the address up once more.
-        sock = None
-        try:
-            sock = socket.socket(family, kind, protocol)
-            sock.settimeout(_time_to_connect(deadline_s))
-            sock.connect(place)
-        except BaseException as exc:
-            if sock is not None:
-                sock.close()
-            if not isinstance(exc, OSError):
-                raise
-            error = exc
-        else:
-            return sock
-    raise error
+    *others, last = _places_of(address)
+    for place in others:
+        # The error is not kept: it would keep this frame, with the socket in it, and be kept by it.
+        with contextlib.suppress(OSError):
+            return _socket_at(place, deadline_s)
+    return _socket_at(last, deadline_s)
+
+
+def _socket_at(place: Any, deadline_s: float) -> socket.socket:
+    # Not `create_connection`, which would look the address up once more.
+    sock = socket.socket(*place[:3])
+    try:
+        sock.settimeout(_time_to_connect(deadline_s))
+        sock.connect(place[4])
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _places_of(address: _Address) -> list[Any]:

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import types
+import weakref
 
 import pytest
 import requests
@@ -406,11 +407,19 @@ def test_the_next_address_is_tried(monkeypatch) -> None:
             return [found for one in hosts for found in ask(one, *args, **kwargs)]
 
         monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-        assert post(Connections(f"http://several.example:{port}", 2)).status == 201
+        connections = Connections(f"http://several.example:{port}", 2)
+        assert post(connections).status == 201
+        gone = weakref.ref(connections._idle[0])
+        gc.disable()
+        try:
+            connections.close()
+            assert gone() is None  # the error of the first address keeps nothing alive
+        finally:
+            gc.enable()
 
 
 def test_a_resolver_that_needs_a_thread_is_done_without_at_the_end_of_the_process(monkeypatch) -> None:
-    """gevent's does, and Python 3.12 starts none then: the last events of a worker would be lost."""
+    """That of gevent does, and Python 3.12 starts none then: the last events of a worker would be lost."""
 
     def getaddrinfo(*_, **__):
         raise RuntimeError("can't create new thread at interpreter shutdown")
