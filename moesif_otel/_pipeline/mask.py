@@ -119,9 +119,12 @@ class EventMask:
             self._hung.append(thread)
             raise MaskHungError
         masked, error = answer
-        if error is not None:
+        if error is None:
+            return masked
+        try:
             raise error
-        return masked
+        finally:
+            del answer, error  # its traceback has this frame: the event would live until the garbage collector comes
 
     def _note_none(self) -> None:
         self._returned_none += 1

@@ -311,3 +311,20 @@ def test_a_late_answer_of_a_mask_that_hung_is_not_taken_for_the_next_event() -> 
         made = event()
         made["request"]["uri"] = f"http://next/{n}"
         assert masking.apply(made)["request"]["uri"] == f"http://next/{n}"
+
+
+def test_a_mask_that_fails_leaves_its_event_to_no_garbage_collector() -> None:
+    """The event is gone with the call: a mask that fails on every large body must not fill the memory until gc runs."""
+    seen: list[weakref.ref[Any]] = []
+
+    def mask(model: Any) -> Any:
+        seen.append(weakref.ref(model))
+        raise ValueError
+
+    masking = EventMask(mask, Guard())
+    gc.disable()
+    try:
+        assert masking.apply(event()) is DropReason.MASK_FAILED
+        assert until(lambda: seen[0]() is None)
+    finally:
+        gc.enable()
