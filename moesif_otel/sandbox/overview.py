@@ -1,7 +1,7 @@
 """The figures above the list: calls by status over the last minutes, latency, errors, and who and what came most.
 
-All of it is asked in SQL, of the newest calls in the window only, so that a page that is open costs the same however
-much is stored. Geometry is in units of a drawing whose width and height the page stretches.
+All of it is asked in SQL, of the newest calls in the window only, so that what was stored before costs an open page
+nothing. Geometry is in units of a drawing whose width and height the page stretches.
 """
 
 from __future__ import annotations
@@ -91,10 +91,11 @@ class Overview:
 def question(filters: Filters, select: str) -> tuple[str, dict[str, Any]]:
     """Return a statement over the newest calls of the window that fit."""
     condition, given = filters.where()
+    # By time: where most calls fit a filter, its own index would have SQLite read and sort all that are stored.
     recent = (
         "WITH recent AS (SELECT CAST((time_ms - :start_ms) / :step_ms AS INTEGER) AS bucket, status_class, failed, "  # noqa: S608 - constants
-        f"took_ms, route, user_id, company_id FROM events WHERE {condition} AND time_ms >= :start_ms "
-        f"AND time_ms < :end_ms ORDER BY time_ms DESC LIMIT {_MOST_ROWS}) "
+        "took_ms, route, user_id, company_id FROM events INDEXED BY events_by_time "
+        f"WHERE {condition} AND time_ms >= :start_ms AND time_ms < :end_ms ORDER BY time_ms DESC LIMIT {_MOST_ROWS}) "
     )
     return recent + select, given
 
