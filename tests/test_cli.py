@@ -137,6 +137,8 @@ def test_tail_says_what_is_not_there(capsys):
     with Sandbox() as sandbox:
         assert main(["tail", "--url", sandbox.url, "--status", "bad"]) == 1
         assert "status must be one of" in capsys.readouterr().err
+        assert main(["tail", "--url", sandbox.url.removeprefix("http://"), "--status", "bad"]) == 1
+        assert "status must be one of" in capsys.readouterr().err  # the scheme may be left out
         assert main(["tail", "--url", sandbox.url + "/nothing"]) == 1
         assert "is not a sandbox" in capsys.readouterr().err
 

@@ -59,7 +59,8 @@ def run_tail(
     """
     with requests.Session() as session:
         session.trust_env = False  # a proxy of the environment does not lead to this machine
-        follower = _Follower(session, url.rstrip("/"), dict(filters))
+        address = url if "://" in url else f"http://{url}"
+        follower = _Follower(session, address.rstrip("/"), dict(filters))
         calls = follower.first(number)
         if not as_json:
             say(table.head())
