@@ -43,6 +43,7 @@ _INDENT: Final = re.compile(r"[ \t]*")
 _NEXT_KEY: Final = re.compile(r"""["']?[\w.\- ]{1,64}["']?\s?[:=]""")
 _ORDER: Final = re.compile(r"(?:asc|desc|ascending|descending)\b", re.IGNORECASE)
 _TOKEN_START: Final = re.compile(r"[\s\"'(<>,]")
+_MAX_PATH: Final = 512
 _QUERY_MARKS: Final = frozenset("?&#")
 _URL_MARKS: Final = frozenset("/@")
 _ESCAPED: Final = frozenset("nrtbf")
@@ -142,9 +143,10 @@ def _verdict(look: Inspection, text: str, match: re.Match[str]) -> Verdict:
             return Verdict.KEEP  # `sort=token:desc`
         if end == match.end(2) and before in _URL_MARKS:
             # A host and its port, or a path: `http://token:8080/`, `/v1/token:exchange`.
-            back = max(0, match.start() - 2_048)
-            starts = [found.end() for found in _TOKEN_START.finditer(text, back, match.start())]
-            token = text[starts[-1] if starts else back : match.start()]
+            start = match.start()
+            back = max(0, start - _MAX_PATH)
+            before_it = _TOKEN_START.search(text[back:start][::-1])
+            token = text[back if before_it is None else start - before_it.start() : start]
             if token.startswith("/") or "//" in token:
                 return Verdict.KEEP
     return verdict
