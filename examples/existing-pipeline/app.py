@@ -1,7 +1,7 @@
 """A service with an OpenTelemetry pipeline of its own, and Moesif as one more exporter of it.
 
 MOESIF_APPLICATION_ID=… python app.py          spans become events: method, URL, status, user, headers that are captured
-MOESIF_APPLICATION_ID=… python app.py bodies   bodies and callbacks, too
+MOESIF_APPLICATION_ID=… python app.py bodies   bodies, too
 
 needs `pip install ../.. fastapi uvicorn flask requests opentelemetry-instrumentation-{fastapi,flask,requests}`
 """
@@ -28,16 +28,15 @@ from moesif_otel import MoesifSpanExporter, MoesifSpanProcessor, instrument
 provider = TracerProvider(resource=Resource.create({"service.name": "existing-pipeline"}))
 # … the exporters that you have: provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
 if "bodies" in sys.argv:
-    # The processor delivers every call that `instrument` captures (WSGI, Tornado), with bodies, whatever the sampler.
+    # The processor delivers every call that `instrument` captures, with bodies, whatever the sampler.
     settings = {
         "APPLICATION_ID": os.environ["MOESIF_APPLICATION_ID"],
         "BASE_URI": os.environ.get("MOESIF_BASE_URI"),
-        "IDENTIFY_USER": lambda app, environ: environ.get("HTTP_X_USER"),
         "CAPTURE_OUTGOING_REQUESTS": True,
     }
     provider.add_span_processor(MoesifSpanProcessor(settings))
     instrument(settings)
-# The exporter delivers every other HTTP span of any instrumentation, FastAPI's here; no call twice.
+# The exporter delivers every other HTTP span of any instrumentation; no call twice.
 provider.add_span_processor(BatchSpanProcessor(MoesifSpanExporter(application_id=os.environ["MOESIF_APPLICATION_ID"])))
 trace.set_tracer_provider(provider)
 
@@ -51,7 +50,7 @@ stock = make_server("127.0.0.1", 0, site, threaded=True)
 
 @site.get("/stock/<item>")
 def in_stock(item: str):
-    """Serve on a WSGI server: captured with bodies when asked for."""
+    """Serve on a WSGI server."""
     # Attributes of the SERVER span that Moesif knows: user.id, company.id, session.id.
     trace.get_current_span().set_attribute("company.id", "warehouse")
     return {"item": item, "left": 3}
@@ -59,7 +58,7 @@ def in_stock(item: str):
 
 @api.get("/items/{item}")
 def show(item: str):
-    """Serve on an ASGI server: its span becomes the event."""
+    """Serve on an ASGI server."""
     trace.get_current_span().set_attribute("user.id", "mary")
     return requests.get(f"http://127.0.0.1:{stock.server_port}/stock/{item}", timeout=5).json()
 
