@@ -378,7 +378,9 @@ class Settings:
     log_body_outgoing: bool = _flag_option("Record bodies of outgoing calls.", True, protects=True)
 
     debug: bool = _flag_option(
-        "Log a line for each event and each batch, on the logger `moesif_otel` at level DEBUG.", False
+        "Log a line for each event and each batch, on the logger `moesif_otel` at level DEBUG, and say in "
+        "`metadata.moesif_otel.identity` of each event where user, company and session token came from.",
+        False,
     )
 
     @classmethod

@@ -255,6 +255,46 @@ def test_identify_inside_a_request(sandbox: Sandbox) -> None:
     assert event["metadata"] == {"plan": "gold", "seats": 3, "more": 1}
 
 
+def test_debug_says_where_an_identity_came_from(sandbox: Sandbox) -> None:
+    """A developer sees in each event who said it: code, a callback, a span, or the request's credential; else nobody."""
+
+    def app(environ: Any, start_response: Any) -> Any:
+        path = environ["PATH_INFO"]
+        if path == "/said":
+            identify(user_id="mary", session_token="t")
+        elif path == "/span":
+            trace.get_current_span().set_attribute("user.id", "joe")
+        return echo(environ, start_response)
+
+    def session(_app: Any, environ: Any) -> Any:
+        return "s" if environ["PATH_INFO"] == "/called" else None
+
+    options = {"IDENTIFY_COMPANY": lambda *_: "acme", "GET_SESSION_TOKEN": session}
+    for debug in (True, False):
+        sandbox.clear()
+        service = Service(sandbox, app, DEBUG=debug, **options)
+        service.app = MoesifMiddleware(app, service.app.settings, tracer_provider=TracerProvider(shutdown_on_exit=False))
+        service.ask("/said")
+        service.ask("/called")
+        service.ask("/span")
+        service.ask("/header", HTTP_AUTHORIZATION="Basic YW5uOnRoZSBwYXNzd29yZA==")
+        found = {event["request"]["uri"].rpartition("/")[2]: event for event in service.events()}
+        users = {name: event.get("user_id") for name, event in found.items()}
+        assert users == {"said": "mary", "called": None, "span": "joe", "header": "ann"}
+        sources = {name: event.get("metadata", {}).get("moesif_otel", {}).get("identity") for name, event in found.items()}
+        of_company = {"company_id": "IDENTIFY_COMPANY"}
+        assert sources == (
+            {
+                "said": {"user_id": "identify()", **of_company, "session_token": "identify()"},
+                "called": {**of_company, "session_token": "GET_SESSION_TOKEN"},
+                "span": {"user_id": "span attribute", **of_company},
+                "header": {"user_id": "credential in a request header", **of_company},
+            }
+            if debug
+            else dict.fromkeys(found)
+        )
+
+
 def test_two_application_ids_stay_apart(sandbox: Sandbox) -> None:
     """Two middlewares in a process, one of them around the other: each id has its calls, each with its own identity."""
     one = Service(sandbox, APPLICATION_ID="one", IDENTIFY_USER=lambda *_: "u1")

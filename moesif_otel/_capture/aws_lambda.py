@@ -96,11 +96,14 @@ class LambdaCapture:
         settings = self._pipeline.settings
         if settings.identify_user is None:
             exchange.user_id = identity.get("cognitoIdentityId")
+            if exchange.user_id:
+                exchange.note_source("user_id", "Cognito identity")
         key = identity.get("apiKey")
         if settings.get_session_token is None and key:
             # Calls of one key still have the same token.
             hidden = settings.auto_hide_sensitive
             exchange.session_token = hashlib.sha256(key.encode()).hexdigest()[:32] if hidden else key
+            exchange.note_source("session_token", "API key")
 
     def _note_result(self, exchange: Exchange, event: Any, result: Any) -> None:
         if isinstance(result, Mapping) and "statusCode" in result:

@@ -65,6 +65,8 @@ class Callbacks:
         yield from self.identifying(exchange)
         if self._session_token.given and exchange.session_token is None:
             exchange.session_token = yield from self._ask(self._session_token, arguments)
+            if exchange.session_token is not None:
+                exchange.note_source("session_token", self._session_token.name)
         if self._metadata.given:
             said = yield from self._ask(self._metadata, arguments)
             said = self._guard.run("callback GET_METADATA", snapshot, said)
@@ -86,6 +88,8 @@ class Callbacks:
                     arguments = more
                 said = yield from self._ask(callback, arguments)
                 setattr(exchange, field, said)
+                if said is not None:
+                    exchange.note_source(field, callback.name)
 
     def _ask(self, callback: _Callback, arguments: tuple[Any, ...]) -> Generator[Any, Any, Any]:
         is_suspended = False

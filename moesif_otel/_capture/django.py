@@ -224,8 +224,12 @@ class DjangoCall:
         exchange = self.exchange
         if not exchange.user_id:
             exchange.user_id = _name_of_cached_user(self.request)
+            if exchange.user_id:
+                exchange.note_source("user_id", "request.user")
         if exchange.session_token is None:
             exchange.session_token = _session_token(self.request, exchange.pipeline.settings)
+            if exchange.session_token:
+                exchange.note_source("session_token", "Django's session")
 
 
 def _body_length_bytes(request: Any) -> int:

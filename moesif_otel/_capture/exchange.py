@@ -342,6 +342,11 @@ class Exchange:
     def response_headers(self, value: Headers | Callable[[], Headers]) -> None:
         self._response_headers = value
 
+    def note_source(self, field: str, source: str) -> None:
+        """Note where an identity came from; with `DEBUG` the event says it, as `metadata.moesif_otel.identity`."""
+        if self.pipeline.settings.debug:
+            self.notes.setdefault("identity", {})[field] = source
+
     @property
     def is_open(self) -> bool:
         """Tell whether it has not been finished."""
@@ -478,12 +483,11 @@ def identify(
     `run_in_executor` does not). Never raises.
     """
     for exchange in _being_served():
-        if user_id is not None:
-            exchange.user_id = user_id
-        if company_id is not None:
-            exchange.company_id = company_id
-        if session_token is not None:
-            exchange.session_token = session_token
+        given = ("user_id", user_id), ("company_id", company_id), ("session_token", session_token)
+        for field, said in given:
+            if said is not None:
+                setattr(exchange, field, said)
+                exchange.note_source(field, "identify()")
         exchange.pipeline.guard.run("metadata of identify()", _add_metadata, exchange, metadata)
 
 

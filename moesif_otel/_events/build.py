@@ -167,6 +167,8 @@ class EventBuilder:
             if not incoming and address:
                 response["ip_address"] = address
         self._add_identity(event, call, user_id, facts)
+        if self._settings.debug:
+            _note_sources(event, call, facts)
         self._add_trace(event, call, facts)
         self._add_remarks(ours, call, facts)
         if ours or call.metadata is not None:
@@ -327,6 +329,15 @@ class EventBuilder:
         if facts:
             facts["size_bytes"] = total_bytes
             ours["request_body" if is_request else "response_body"] = facts
+
+
+def _note_sources(event: dict[str, Any], call: Exchange, facts: SpanFacts | None) -> None:
+    """Note where an identity came from that no code gave to the call: its span, or a credential."""
+    for field in ("user_id", "company_id", "session_token"):
+        if event.get(field) and not getattr(call, field):
+            of_span = facts is not None and getattr(facts, field)
+            source = "span attribute" if of_span else "credential in a request header"
+            call.notes.setdefault("identity", {})[field] = source
 
 
 def _note_unread(ours: dict[str, Any], headers: dict[str, str]) -> None:

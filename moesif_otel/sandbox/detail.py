@@ -49,11 +49,12 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One line of a list: its name, its value, and the filter that it can be."""
+    """One line of a list: its name, its value, the filter that it can be, and where it came from."""
 
     name: str
     value: str
     filter: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ def detail_of(store: Store, stored: StoredEvent, filters: Filters) -> Detail:
         began=datetime.fromtimestamp(row.time_ms / 1000, timezone.utc).isoformat(timespec="milliseconds"),
         phrase=_phrase(row.status),
         marks=list(_marks(event, row, ours)),
-        identity=list(_identity(event)),
+        identity=list(_identity(event, ours)),
         ids=list(_ids(event, stored)),
         capture=list(_capture(ours)),
         hidden=hidden_in(event),
@@ -158,7 +159,9 @@ def _marks(event: Mapping[str, Any], row: Row, ours: Mapping[str, Any]) -> Itera
         yield "hidden", "values were hidden"
 
 
-def _identity(event: Mapping[str, Any]) -> Iterator[Fact]:
+def _identity(event: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[Fact]:
+    sources = ours.get("identity")  # told with DEBUG
+    sources = sources if isinstance(sources, dict) else {}
     for label, field, name in (
         ("User", "user_id", "user"),
         ("Company", "company_id", "company"),
@@ -167,7 +170,8 @@ def _identity(event: Mapping[str, Any]) -> Iterator[Fact]:
     ):
         value = event.get(field)
         if isinstance(value, str) and value:
-            yield Fact(label, value, name)
+            source = sources.get(field)
+            yield Fact(label, value, name, f"from {source}" if isinstance(source, str) else "")
     address = (event.get("request") or {}).get("ip_address")
     if isinstance(address, str):
         yield Fact("Address", address)
@@ -193,7 +197,7 @@ def _ids(event: Mapping[str, Any], stored: StoredEvent) -> Iterator[Fact]:
 def _capture(ours: Mapping[str, Any]) -> Iterator[Fact]:
     """Return what moesif_otel adds that has no place of its own on the page."""
     for name, value in ours.items():
-        if name in {"request_body", "response_body", "outcome"}:
+        if name in {"request_body", "response_body", "identity", "outcome"}:
             continue
         text = value if isinstance(value, str) else write_json(value).decode()
         yield Fact(name.replace("_", " "), text[:2_000])

@@ -224,7 +224,7 @@ def test_one_call_whole(sandbox, visit):
             user_id="ann",
             metadata={
                 "plan": "gold",
-                "moesif_otel": {"route": "/orders", "request_body": {"truncated": True, "kept_bytes": 10, "size_bytes": 5_000}},
+                "moesif_otel": {"route": "/orders", "identity": {"user_id": "IDENTIFY_USER"}, "request_body": {"truncated": True, "kept_bytes": 10, "size_bytes": 5_000}},
             },
             weight=10,
             request={"headers": {"Authorization": "Bearer (hidden)", "Content-Type": "application/json"}, "body": {"items": [{"password": "(hidden)", "n": 2**70}]}, "transfer_encoding": "json"},
@@ -238,7 +238,7 @@ def test_one_call_whole(sandbox, visit):
     detail = page.locator("#detail")
     expect(detail.get_by_role("heading", level=2)).to_contain_text("http://shop.test/orders?x=1")
     assert "call=" in page.url
-    for words in ("Unprocessable", "stands for 10 calls", "cut: the first 10 B of 5.0 KB", "PNG image", "16 × 32 pixels", str(2**70)):  # fmt: skip
+    for words in ("Unprocessable", "stands for 10 calls", "cut: the first 10 B of 5.0 KB", "PNG image", "16 × 32 pixels", "from IDENTIFY_USER", str(2**70)):  # fmt: skip
         expect(detail).to_contain_text(words)
     expect(detail.locator("section", has=page.get_by_role("heading", name="Hidden"))).to_contain_text("request body items[0].password by AUTO_HIDE_SENSITIVE")  # fmt: skip
     assert "--header 'Authorization: Bearer (hidden)'" in detail.locator("#call-curl").inner_text()
