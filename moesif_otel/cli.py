@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import io
 import logging
 import os
@@ -195,9 +196,7 @@ def _sandbox(options: argparse.Namespace, ended: threading.Event) -> int:
     try:
         sandbox.start()
     except OSError as error:
-        why = error.strerror or error
-        _complain(f"cannot listen on {options.host} port {options.port}: {why}; --port 0 takes a free one")
-        return EXIT_FAILED
+        return _cannot_listen(f"{options.host} port {options.port}", error)
     else:
         _say(f"Moesif sandbox: {sandbox.url}/ shows what it receives; Ctrl-C ends it")
         _say("Send to it from any service that uses moesif-otel:")
@@ -208,6 +207,12 @@ def _sandbox(options: argparse.Namespace, ended: threading.Event) -> int:
     finally:
         sandbox.close()
     return 0
+
+
+def _cannot_listen(place: str, error: OSError) -> int:
+    advice = "; --port 0 takes a free one" if error.errno in {errno.EADDRINUSE, errno.EACCES} else ""
+    _complain(f"cannot listen on {place}: {error.strerror or error}{advice}")
+    return EXIT_FAILED
 
 
 def _follow(sandbox: Sandbox, last: int, options: argparse.Namespace, ended: threading.Event) -> None:
@@ -269,8 +274,7 @@ def _demo(options: argparse.Namespace, ended: threading.Event) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        _complain(f"cannot listen on port {options.port}: {error.strerror or error}; --port 0 takes a free one")
-        return EXIT_FAILED
+        return _cannot_listen(f"port {options.port}", error)
 
 
 _COMMANDS: Final = {"sandbox": _sandbox, "tail": _tail, "demo": _demo}

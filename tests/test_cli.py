@@ -160,7 +160,8 @@ def test_a_port_in_use_is_said(capsys):
     """A port that is taken is one line and status 1."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main(["sandbox", "--port", str(taken.getsockname()[1])]) == 1
-    assert re.fullmatch(r"moesif-otel: cannot listen on 127.0.0.1 port \d+: .*\n", capsys.readouterr().err)
+    words = r"moesif-otel: cannot listen on 127.0.0.1 port \d+: .*; --port 0 takes a free one\n"
+    assert re.fullmatch(words, capsys.readouterr().err)
 
 
 def test_a_file_that_is_no_database_is_said(tmp_path, capsys):
