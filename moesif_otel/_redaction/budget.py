@@ -4,10 +4,11 @@ What a client sends lies within these bounds or is left out with its reason in t
 inspected by half and sent. One event has two sides, and each side's headers and body are inspected within an
 `Inspection` of their own. An `Inspection` ends a body after `MAX_INSPECTED_BYTES` (a text inside a text counts again
 at every level) and `MAX_NODES` steps of Python code: strings of JSON, pairs of a form, tags, parts, `name: value`
-pairs. A step costs one to three microseconds and a byte some nanoseconds: the worst bodies known, of 450 KB once they
-are decoded, cost 0.15 s of CPU, 32 KB of the worst headers 0.04 s, both measured on an ordinary machine of 2026.
-`tests/redaction/test_budget.py` counts the calls, so that this stays so. Ordinary JSON of 43 KB with nothing to hide
-costs 0.2 ms, with a password in it 2.5 ms.
+pairs. A step costs one to five microseconds and a byte some nanoseconds: the worst bodies known, of 450 KB once they
+are decoded, cost 0.3 s of CPU, 32 KB of the worst headers 0.15 s, both measured on an ordinary machine of 2026.
+`tests/redaction/test_budget.py` counts the calls, so that this stays so; what one search of a regular expression costs
+no test counts, so each must be linear by its form. Ordinary JSON of 43 KB with nothing to hide costs 0.2 ms, with a
+password in it 2.5 ms.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def redact_prose(look: Inspection, text: str, *, card: bool = False, cut: bool =
 
 
 def _pass(look: Inspection, text: str, *, card: bool, cut: bool) -> str:
-    look.spend(len(text))
+    look.spend(len(text), 4)  # a dozen searches, however short the text
     if look.rules.auto:
         text = hide_user_info(text)
         if "PRIVATE KEY" in text:

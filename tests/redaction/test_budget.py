@@ -49,6 +49,7 @@ HOSTILE: dict[str, tuple[bytes, bytes, bytes, str]] = {
     "quoted values": (b"", b'password="a",', b"", "text/plain"),
     "passwords of URLs": (b"", b"://a@", b"", "text/plain"),
     "URLs": (b"password=x ", b"http://a?b=c&d=e ", b"", "text/plain"),
+    "short texts": (b"token x ", b"%25{api http://a/&lt;", b"", "application/octet-stream"),
     "names in paths": (b"", b"/token:a\n", b"", "text/plain"),
     "flags": (b"", b"--password x ", b"", "text/plain"),
     "line ends": (b"password: x", b"\n", b"", "text/plain"),
