@@ -379,7 +379,7 @@ class Settings:
 
     debug: bool = _flag_option(
         "Log a line for each event and each batch, on the logger `moesif_otel` at level DEBUG, and say in "
-        "`metadata.moesif_otel.identity` of each event where user, company and session token came from.",
+        "`metadata.moesif_otel` of each event where user, company and session token came from, and which masks it has.",
         False,
     )
 

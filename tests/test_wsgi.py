@@ -272,7 +272,7 @@ def test_debug_says_where_an_identity_came_from(sandbox: Sandbox) -> None:
     options = {"IDENTIFY_COMPANY": lambda *_: "acme", "GET_SESSION_TOKEN": session}
     for debug in (True, False):
         sandbox.clear()
-        service = Service(sandbox, app, DEBUG=debug, **options)
+        service = Service(sandbox, app, DEBUG=debug, REQUEST_BODY_MASKS=["pin"], **options)
         service.app = MoesifMiddleware(app, service.app.settings, tracer_provider=TracerProvider(shutdown_on_exit=False))
         service.ask("/said")
         service.ask("/called")
@@ -282,6 +282,8 @@ def test_debug_says_where_an_identity_came_from(sandbox: Sandbox) -> None:
         users = {name: event.get("user_id") for name, event in found.items()}
         assert users == {"said": "mary", "called": None, "span": "joe", "header": "ann"}
         sources = {name: event.get("metadata", {}).get("moesif_otel", {}).get("identity") for name, event in found.items()}
+        masks = [event.get("metadata", {}).get("moesif_otel", {}).get("masks") for event in found.values()]
+        assert masks == [{"REQUEST_BODY_MASKS": ["pin"]} if debug else None] * 4
         of_company = {"company_id": "IDENTIFY_COMPANY"}
         assert sources == (
             {

@@ -47,6 +47,7 @@ _MAX_NAME_CHARACTERS: Final = 128
 _ONE_SCAN_BYTES: Final = 16_384
 """Headers and bodies of a call up to this are scanned in one go: beyond it the copy costs more than it saves."""
 _ReadHeaders = tuple[dict[str, str], dict[str, str], str]
+_MASKS: Final = ("request_body_masks", "response_body_masks", "request_header_masks", "response_header_masks")
 _BODY_HEADERS: Final = ("content-type", "content-encoding", "content-length", "transfer-encoding")
 
 
@@ -97,12 +98,14 @@ class EventBuilder:
     Thread-safe: it keeps nothing of a call but a bounded memory of header names.
     """
 
-    __slots__ = ("_application_id", "_incoming", "_outgoing", "_response", "_rules", "_scans", "_settings")
+    __slots__ = ("_application_id", "_incoming", "_masks", "_outgoing", "_response", "_rules", "_scans", "_settings")
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._application_id = settings.application_id
         self._rules = redaction_for(settings)
+        masks = {name.upper(): getattr(settings, name) for name in _MASKS}
+        self._masks = {name: names for name, names in masks.items() if names}
         user_headers = {name.lower() for name in settings.authorization_header_name}
         request, response = self._rules
         self._incoming = _Names("request", request, {*_BODY_HEADERS, *ADDRESS_HEADERS, *user_headers})
@@ -169,6 +172,8 @@ class EventBuilder:
         self._add_identity(event, call, user_id, facts)
         if self._settings.debug:
             _note_sources(event, call, facts)
+            if self._masks:
+                ours["masks"] = self._masks  # what they remove leaves no trace
         self._add_trace(event, call, facts)
         self._add_remarks(ours, call, facts)
         if ours or call.metadata is not None:

@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
+from moesif_otel._redaction.names import fold
 from moesif_otel.sandbox.bodies import BodyView, TreeNode, body_of, raw_body, tree_of
 from moesif_otel.sandbox.jsontext import read_json, write_json
 from moesif_otel.sandbox.query import Filters
@@ -197,7 +198,7 @@ def _ids(event: Mapping[str, Any], stored: StoredEvent) -> Iterator[Fact]:
 def _capture(ours: Mapping[str, Any]) -> Iterator[Fact]:
     """Return what moesif_otel adds that has no place of its own on the page."""
     for name, value in ours.items():
-        if name in {"request_body", "response_body", "identity", "outcome"}:
+        if name in {"request_body", "response_body", "identity", "masks", "outcome"}:
             continue
         text = value if isinstance(value, str) else write_json(value).decode()
         yield Fact(name.replace("_", " "), text[:2_000])
@@ -213,11 +214,13 @@ def _message(side: str, event: Mapping[str, Any], row: Row, ours: Mapping[str, A
 
 
 def hidden_in(event: Mapping[str, Any]) -> list[Hidden]:
-    """Find what AUTO_HIDE_SENSITIVE hid: it writes `(hidden)`. What a mask removed leaves no trace in the event."""
+    """Find what AUTO_HIDE_SENSITIVE hid (it writes `(hidden)`), and what masks emptied, where the event names them."""
     found: list[Hidden] = []
     rule = "AUTO_HIDE_SENSITIVE"
     for side in ("request", "response"):
         message = event.get(side) or {}
+        body_rule, header_rule = f"{side.upper()}_BODY_MASKS", f"{side.upper()}_HEADER_MASKS"
+        masked, masked_headers = _masks_in(event, body_rule), _masks_in(event, header_rule)
         if HIDDEN_MARK in str(message.get("uri") or ""):
             found.append(Hidden("address", rule))
         found += [
@@ -225,28 +228,47 @@ def hidden_in(event: Mapping[str, Any]) -> list[Hidden]:
             for name, value in (message.get("headers") or {}).items()
             if HIDDEN_MARK in value
         ]
+        found += [
+            Hidden(f"{side} header {name}", header_rule)
+            for name, value in (message.get("headers") or {}).items()
+            if not value and fold(name) in masked_headers
+        ]
         data = raw_body(message)
         if data is not None:
             times = data.count(HIDDEN_MARK.encode())
             if times:
                 found.append(Hidden(f"{side} body, {times} {'place' if times == 1 else 'places'}", rule))
         else:
-            found += [Hidden(f"{side} body {path}", rule) for path in _hidden_paths(message.get("body"))]
+            found += [
+                Hidden(f"{side} body {path}", body_rule if is_masked else rule)
+                for path, is_masked in _hidden_paths(message.get("body"), masked)
+            ]
     return found[:_MAX_HIDDEN]
 
 
-def _hidden_paths(body: Any) -> Iterator[str]:
-    waiting: list[tuple[str, Any]] = [("", body)]
+def _masks_in(event: Mapping[str, Any], rule: str) -> frozenset[str]:
+    """Return the names of a mask that the event tells of (with DEBUG)."""
+    masks = our_facts(event).get("masks")
+    names = masks.get(rule) if isinstance(masks, dict) else None
+    return frozenset(fold(name) for name in names if isinstance(name, str)) if isinstance(names, list) else frozenset()
+
+
+def _hidden_paths(body: Any, masked: frozenset[str]) -> Iterator[tuple[str, bool]]:
+    """Go over the places of a body in which something was hidden, and tell of each whether a mask did it."""
+    waiting: list[tuple[str, Any, bool]] = [("", body, False)]
     number = 0
     while waiting and number < _MAX_HIDDEN:
-        path, value = waiting.pop()
+        path, value, is_named = waiting.pop()
         if isinstance(value, dict):
-            waiting += [(f"{path}.{name}" if path else name, inner) for name, inner in reversed(value.items())]
+            waiting += [
+                (f"{path}.{name}" if path else name, inner, fold(name) in masked)
+                for name, inner in reversed(value.items())
+            ]
         elif isinstance(value, list):
-            waiting += [(f"{path}[{place}]", inner) for place, inner in reversed(list(enumerate(value)))]
-        elif isinstance(value, str) and HIDDEN_MARK in value:
+            waiting += [(f"{path}[{place}]", inner, False) for place, inner in reversed(list(enumerate(value)))]
+        elif (isinstance(value, str) and HIDDEN_MARK in value) or (value is None and is_named):
             number += 1
-            yield path[:200] or "(whole)"
+            yield path[:200] or "(whole)", value is None
 
 
 def _waterfall(store: Store, row: Row) -> Waterfall | None:

@@ -130,6 +130,22 @@ def test_hidden_places_are_found_in_every_form():
     ]
 
 
+def test_what_masks_emptied_is_found_where_the_event_names_them():
+    """With DEBUG the event says which masks there are: a null or an empty header of such a name is theirs."""
+    event = make_event()
+    event["request"].update(headers={"X-Pin": "", "X-Other": ""}, body={"users": [{"Social_Number": None, "age": None}]})
+    event["response"].update(headers={"X-Pin": ""}, body={"social-number": None})
+    masks = {"REQUEST_BODY_MASKS": ["social number"], "REQUEST_HEADER_MASKS": ["x_pin"]}
+    event["metadata"] = {"moesif_otel": {"masks": masks}}
+    assert [(found.place, found.rule) for found in hidden_in(event)] == [
+        ("request header X-Pin", "REQUEST_HEADER_MASKS"),
+        ("request body users[0].Social_Number", "REQUEST_BODY_MASKS"),
+    ]
+    for odd in (None, [], {"REQUEST_BODY_MASKS": "text", "REQUEST_HEADER_MASKS": [1]}):
+        event["metadata"] = {"moesif_otel": {"masks": odd}}
+        assert hidden_in(event) == []
+
+
 def run_curl(command):
     """Give the arguments that a shell would pass to curl."""
     script = "curl() { printf '%s\\0' \"$@\"; }\n" + command
