@@ -163,6 +163,9 @@ class AsgiCapture:
 
     def _open(self, scope: MutableMapping[str, Any], *, is_http: bool) -> Exchange:
         exchange = Exchange(self._pipeline, "Incoming", (scope.get("method") if is_http else None) or "GET")
+        if exchange.outer is not None and not exchange.outer.is_open:
+            # uvicorn resumes a paused connection in the context of the request that it reads: later ones inherit that.
+            exchange.outer = None
         exchange.provisional = self._provisional
         headers = repeatable(scope.get("headers"))
         exchange.url = url_source(scope, headers)

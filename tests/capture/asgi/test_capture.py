@@ -561,3 +561,20 @@ def test_a_call_that_is_over_is_no_other_try_further_inside() -> None:
 
     call(captured(pipeline, reads_first), DISCONNECT, DISCONNECT)
     assert [one.outcome for one in pipeline.calls] == [Outcome.ABORTED]
+
+
+def test_a_context_inherited_from_a_call_that_is_over_is_not_around_this_one() -> None:
+    """What follows a large upload on its connection is served by uvicorn in the upload's context."""
+    pipeline = RecordingPipeline()
+
+    async def app(scope, receive, send):
+        opened.append(current_exchange.get())
+        contexts.append(contextvars.copy_context())
+        await hello(scope, receive, send)
+
+    opened: list[Any] = []
+    contexts: list[Any] = []
+    call(captured(pipeline, app))
+    contexts[0].run(call, captured(pipeline, app))
+    assert pipeline.calls == opened
+    assert [one.outer for one in opened] == [None, None]
