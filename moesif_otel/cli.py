@@ -283,10 +283,15 @@ _COMMANDS: Final = {"sandbox": _sandbox, "tail": _tail, "demo": _demo}
 def _doctor(options: argparse.Namespace) -> int:
     from moesif_otel._autoinstrument.doctor import diagnose, report
 
-    # Problems are findings; log lines would repeat them.
-    logging.getLogger("moesif_otel").setLevel(logging.CRITICAL)
     program = options.program[1:] if options.program[:1] == ["--"] else options.program
-    found = diagnose(program, send=options.send)
+    # Problems are findings; log lines would repeat them.
+    logger = logging.getLogger("moesif_otel")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        found = diagnose(program, send=options.send)
+    finally:
+        logger.setLevel(level)
     text = report(found, as_json=options.json)
     try:
         from rich.console import Console

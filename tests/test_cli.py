@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import re
 import signal
@@ -231,6 +232,7 @@ def test_what_a_terminal_cannot_show_is_escaped(findings, monkeypatch):
     assert main(["doctor"]) == 0
     sys.stdout.flush()
     assert b"API_VERSION = 'v\\xe9'" in raw.getvalue()
+    assert logging.getLogger("moesif_otel").level == logging.NOTSET  # as before
 
 
 def test_a_reader_of_findings_that_leaves_is_no_failure(findings, monkeypatch):
