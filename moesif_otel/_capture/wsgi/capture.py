@@ -33,6 +33,7 @@ _TRANSACTION_ID_NAME: Final = TRANSACTION_ID_HEADER.lower()
 _enter: Final = current_exchange.set
 _leave: Final = current_exchange.reset
 
+_REQUEST_BODY: Final = "moesif.request_body"
 _NO_BODY_STATUSES: Final = frozenset({204, 304})
 _WHOLE: Final = (list.__iter__, tuple.__iter__)
 _BYTES: Final = (bytes, bytearray, memoryview)
@@ -558,17 +559,34 @@ def _offer_to_callbacks(exchange: Exchange, path_info: Any, script_name: Any) ->
     app, environ = exchange.callback_arguments
     headers = dict(exchange.response_headers)
     response, request = exchange.response_body, exchange.request_body
-    environ = {
-        **environ,
-        "PATH_INFO": path_info,
-        "SCRIPT_NAME": script_name,
-        "moesif.response_headers": headers,
-        "moesif.response_body_chunks": [response.data()] if response is not None else [],
-        # A value of its own and no proxy that parses later: callbacks serialize it, copy it, and return it as metadata.
-        "moesif.request_body": None if request is None else _parsed(request.data()),
-    }
+    environ = _CallbackEnviron(environ)
+    environ["PATH_INFO"], environ["SCRIPT_NAME"] = path_info, script_name
+    environ["moesif.response_headers"] = headers
+    environ["moesif.response_body_chunks"] = [response.data()] if response is not None else []
+    environ.request_data = None if request is None else request.data()
     exchange.callback_arguments = (app, environ)
     exchange.identify_arguments = (app, environ, headers)
+
+
+class _CallbackEnviron(dict[str, Any]):
+    """An environ with a `moesif.request_body` that is parsed when a callback asks for it: few do, and it takes long."""
+
+    __slots__ = ("request_data",)
+
+    request_data: bytes | None
+
+    def __missing__(self, key: str) -> Any:
+        if key != _REQUEST_BODY:
+            raise KeyError(key)
+        # The value itself, no proxy: callbacks serialize it, copy it, and return it as metadata.
+        value = self[key] = None if self.request_data is None else _parsed(self.request_data)
+        return value
+
+    def __contains__(self, key: object) -> bool:
+        return key == _REQUEST_BODY or super().__contains__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self[key] if key == _REQUEST_BODY else super().get(key, default)
 
 
 def _parsed(data: bytes) -> Any:

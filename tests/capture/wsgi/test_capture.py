@@ -943,6 +943,12 @@ def test_the_parsed_body_of_callbacks_is_a_plain_value(body: bytes) -> None:
         return []
 
     Server().run(captured(app, pipeline), make_environ(body))
-    found = pipeline.calls[0].callback_arguments[1]["moesif.request_body"]
+    environ = pipeline.calls[0].callback_arguments[1]
+    assert "moesif.request_body" in environ
+    assert environ.get("absent", 7) == 7
+    found = environ.get("moesif.request_body")
+    assert environ["moesif.request_body"] is found is dict(environ)["moesif.request_body"]
+    with pytest.raises(KeyError):
+        environ["absent"]
     assert type(found) in {dict, str, int, type(None)}
     assert json.loads(json.dumps(found)) == copy.deepcopy(found)
