@@ -25,6 +25,8 @@ try:
 except ImportError:
     browser.absent("the package playwright is not installed")
 
+expect.set_options(timeout=30_000)  # machines are slow at times; what holds is seen at once
+
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)><svg onload=alert(1)>{{7*7}}"
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 400, "height": 800}
 PICTURES = Path(__file__).parents[2] / "docs" / "images"
@@ -65,7 +67,7 @@ def visit(chromium, sandbox):
         contexts.append(context)
         context.grant_permissions(["clipboard-read", "clipboard-write"], origin=sandbox.url)
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on(
             "console",
@@ -630,6 +632,23 @@ def many():
                 events.append((event, b"{}"))
             store.add_events("app", events, "events")
         yield sandbox
+
+
+def test_what_comes_while_a_list_is_loaded_is_shown(sandbox, visit):
+    """A call that arrives between the making of a list and its display enters it, without one more to call for it."""
+    post(sandbox, call("/first", user_id="ann"))
+    page = visit("/")
+    expect(shown(page).first).to_have_text("/first")
+
+    def answer_late(route):
+        made = route.fetch()
+        post(sandbox, call("/meanwhile", user_id="ann"))
+        time.sleep(1)  # the page is told of it, and waits for its list
+        route.fulfill(response=made)
+
+    page.route("**/fragments/calls*", answer_late, times=1)
+    page.get_by_label("User", exact=True).fill("ann")
+    expect(shown(page).first).to_have_text("/meanwhile")
 
 
 def test_50_000_calls_are_never_loaded(many, chromium):

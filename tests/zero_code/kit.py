@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).resolve().parent / "programs"
-WAIT_S = 60.0
+WAIT_S = 120.0
 
 _ENTRY_POINTS = """\
 [opentelemetry_instrumentor]

@@ -119,9 +119,11 @@ async function loadList() {
     say(`${document.querySelector(".paging .total")?.textContent ?? "No call fits"}`);
   } catch (error) {
     if (error.name !== "AbortError") say("The list could not be loaded");
+    return;
   } finally {
     if (request === listRequest) listRequest = null;
   }
+  if (known > Number(list().dataset.last)) enter(); // what came meanwhile was not looked at
 }
 
 let overviewRequest = null;
