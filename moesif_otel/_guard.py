@@ -70,11 +70,11 @@ class LiveSet(Generic[_T]):
                 yield member
 
 
-_fork_safe_locks: Final[weakref.WeakSet[ForkSafeLock]] = weakref.WeakSet()
+_fork_safe_locks: Final[LiveSet[ForkSafeLock]] = LiveSet()
 
 
 def _renew_locks() -> None:
-    for lock in tuple(_fork_safe_locks):
+    for lock in _fork_safe_locks:
         lock.current = threading.RLock()
 
 

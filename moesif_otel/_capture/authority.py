@@ -71,7 +71,7 @@ _remembered: Final = lru_cache(maxsize=128)(_found)
 
 
 def percent_encoded(text: str, safe: str) -> str:
-    """Return a part of a URL whose bytes were decoded as latin-1 (WSGI, Tornado), with all but `safe` encoded."""
+    """Return a part of a URL, whose bytes servers decode as latin-1, with everything but `safe` encoded."""
     try:
         raw = text.encode("latin-1")
     except UnicodeEncodeError:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from moesif_otel._capture.authority import authority_of
+from moesif_otel._capture.authority import authority_of, percent_encoded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -57,7 +57,7 @@ def _authority(scheme: str, headers: Any, server: Any) -> str:
             break
     server_name, port = (*repeatable(server), None, None)[:2]
     found = authority_of(scheme, _text(host), server_name, port)
-    return found if found.isascii() else quote(found.encode("latin-1", "replace"), safe=_QUERY_SAFE)
+    return found if found.isascii() else percent_encoded(found, _QUERY_SAFE)
 
 
 def _path(root_path: str, raw_path: Any, path: str) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 from moesif_otel import identify
 from moesif_otel._capture.asgi.capture import EXCHANGES_KEY, AsgiCapture
+from moesif_otel._capture.asgi.scope import url_source
 from moesif_otel._capture.exchange import Outcome, current_exchange
 from tests.capture.asgi.driver import DISCONNECT, Connection, http_scope, request, websocket_scope
 from tests.recording import RecordingPipeline
@@ -578,3 +579,17 @@ def test_a_context_inherited_from_a_call_that_is_over_is_not_around_this_one() -
     contexts[0].run(call, captured(pipeline, app))
     assert pipeline.calls == opened
     assert [one.outer for one in opened] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("headers", "server", "host"),
+    [
+        ([(b"host", b"h\xf6st")], None, "h%F6st"),
+        ([(b"host", b"")], ("h\u4e2dst", 80), "h%E4%B8%ADst"),
+        ([("host", "h\u4e2dst")], None, "h%E4%B8%ADst"),
+    ],
+)
+def test_a_host_beyond_latin_1_stays_a_host(headers: list[Any], server: Any, host: str) -> None:
+    """A `?` in its place would make a query of the path, which no rule on the path matches."""
+    scope = {"scheme": "http", "path": "/admin", "headers": headers, "server": server}
+    assert url_source(scope, headers)() == f"http://{host}/admin"
