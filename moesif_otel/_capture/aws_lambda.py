@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 
 import orjson
 
-from moesif_otel._capture.asgi.scope import url_source
+from moesif_otel._capture.asgi.scope import url_of
 from moesif_otel._capture.body import CapturedBody
 from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
 
@@ -146,7 +146,7 @@ def _headers(source: Mapping[str, Any]) -> Headers:
     return headers + [(str(name), str(value)) for name, value in single.items() if name not in several]
 
 
-def _url(event: Mapping[str, Any], about: Mapping[str, Any], headers: Headers) -> Callable[[], str]:
+def _url(event: Mapping[str, Any], about: Mapping[str, Any], headers: Headers) -> str:
     scheme = next((value for name, value in headers if name.lower() == "x-forwarded-proto"), "")
     path = str(event.get("rawPath") or event.get("path") or "/").replace("?", "%3F")
     query = event.get("rawQueryString")
@@ -161,7 +161,7 @@ def _url(event: Mapping[str, Any], about: Mapping[str, Any], headers: Headers) -
         "raw_path": path,
         "query_string": query,
     }
-    return url_source(scope, headers)
+    return url_of(scope, headers)
 
 
 def _bytes(body: Any, source: Any) -> bytes:

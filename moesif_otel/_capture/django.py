@@ -31,7 +31,7 @@ from moesif_otel._capture.wsgi.capture import EXCHANGES_KEY, WsgiCapture
 from moesif_otel._guard import PROCESS_GUARD
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable
     from contextvars import Token
 
     from moesif_otel._capture.exchange import CapturePipeline, Decision, Governed, Headers
@@ -172,8 +172,8 @@ class DjangoCall:
         self._is_bare = found is None
         self.exchange = _exchange_of_test_client(request, pipeline) if found is None else found
         if not self._is_bare:
-            # As moesifdjango names them, and as masks index them; made where they are looked at.
-            self.exchange.request_headers = functools.partial(_upper_case, self.exchange._request_headers)
+            # As moesifdjango names them, and as masks index them.
+            self.exchange.request_headers = _upper_case(self.exchange.request_headers)
 
     def __enter__(self) -> None:
         if self._is_bare:
@@ -259,15 +259,15 @@ def _exchange_of_test_client(request: Any, pipeline: CapturePipeline) -> Exchang
     exchange = Exchange(pipeline, "Incoming", request.method or "GET")
     scope = getattr(request, "scope", None)
     if scope is None:
-        exchange.url = environ.url_source(request.META)
-        headers: Callable[[], Headers] = functools.partial(list, environ.headers_of(request.META))
+        exchange.url = environ.url_of(request.META)
+        headers = environ.headers_of(request.META)
         exchange.peer_address = request.META.get("REMOTE_ADDR") or None
     else:
         pairs = asgi_scope.repeatable(scope.get("headers"))
-        exchange.url = asgi_scope.url_source(scope, pairs)
-        headers = asgi_scope.header_source(pairs)
+        exchange.url = asgi_scope.url_of(scope, pairs)
+        headers = asgi_scope.named(pairs)
         exchange.peer_address = asgi_scope.peer_address(scope)
-    exchange.request_headers = functools.partial(_upper_case, headers)
+    exchange.request_headers = _upper_case(headers)
     exchange.has_remote_parent = "HTTP_TRACEPARENT" in request.META
     return exchange
 
@@ -289,8 +289,8 @@ def _note_test_response(exchange: Exchange, request: Any, response: Any) -> None
         exchange.response_body.add(response.content)
 
 
-def _upper_case(headers: Headers | Callable[[], Headers]) -> Headers:
-    return [(name.upper(), value) for name, value in (headers if isinstance(headers, list) else headers())]
+def _upper_case(headers: Headers) -> Headers:
+    return [(name.upper(), value) for name, value in headers]
 
 
 def _name_of_cached_user(request: Any) -> str | None:

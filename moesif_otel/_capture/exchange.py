@@ -205,8 +205,8 @@ class Exchange:
         method: HTTP method.
 
     Attributes that a capture fills (everything else belongs to the pipeline):
-        url: Full URL, or a function of no arguments that builds it later on our own thread.
-        request_headers, response_headers: List of (name, value), repetitions kept; or a function that gives it.
+        url: Full URL.
+        request_headers, response_headers: List of (name, value), repetitions kept.
         peer_address: Address of the connection's other end (`REMOTE_ADDR`).
         request_body, response_body: Captured bodies; None when nothing is to be captured.
         status: Status that was sent or received; None while there is none.
@@ -219,10 +219,7 @@ class Exchange:
     __slots__ = (
         "__weakref__",
         "_finish_token",
-        "_request_headers",
-        "_response_headers",
         "_submit_token",
-        "_url",
         "blocked_by",
         "callback_arguments",
         "callbacks_done",
@@ -247,7 +244,9 @@ class Exchange:
         "pipeline",
         "provisional",
         "request_body",
+        "request_headers",
         "response_body",
+        "response_headers",
         "same_request",
         "session_token",
         "skipped",
@@ -258,6 +257,7 @@ class Exchange:
         "status",
         "trace_id",
         "transaction_id",
+        "url",
         "user_id",
     )
 
@@ -275,9 +275,9 @@ class Exchange:
         self.peer_address: str | None = None
         self.request_body: CapturedBody | None = None
         self.response_body: CapturedBody | None = None
-        self._url: str | Callable[[], str] = ""
-        self._request_headers: Headers | Callable[[], Headers] = []
-        self._response_headers: Headers | Callable[[], Headers] = []
+        self.url = ""
+        self.request_headers: Headers = []
+        self.response_headers: Headers = []
         self.callback_arguments: tuple[Any, ...] = ()
         self.identify_arguments: tuple[Any, ...] = ()
         self.notes: dict[str, Any] = {}
@@ -308,39 +308,6 @@ class Exchange:
         self.blocked_by: str | None = None
         # Deleting an attribute that is there succeeds once, atomically: who did it finishes the call, or submits it.
         self._finish_token = self._submit_token = None
-
-    @property
-    def url(self) -> str:
-        """Full URL; built at the first look."""
-        if not isinstance(self._url, str):
-            self._url = self._url()
-        return self._url
-
-    @url.setter
-    def url(self, value: str | Callable[[], str]) -> None:
-        self._url = value
-
-    @property
-    def request_headers(self) -> Headers:
-        """Request headers as (name, value); built at the first look."""
-        if not isinstance(self._request_headers, list):
-            self._request_headers = self._request_headers()
-        return self._request_headers
-
-    @request_headers.setter
-    def request_headers(self, value: Headers | Callable[[], Headers]) -> None:
-        self._request_headers = value
-
-    @property
-    def response_headers(self) -> Headers:
-        """Response headers as (name, value); built at the first look."""
-        if not isinstance(self._response_headers, list):
-            self._response_headers = self._response_headers()
-        return self._response_headers
-
-    @response_headers.setter
-    def response_headers(self, value: Headers | Callable[[], Headers]) -> None:
-        self._response_headers = value
 
     def note_source(self, field: str, source: str) -> None:
         """Note where an identity came from; with `DEBUG` the event says it, as `metadata.moesif_otel.identity`."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import weakref
 from contextvars import ContextVar
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
@@ -113,7 +112,7 @@ def _begin(request: Any = None, *_: Any, **_more: Any) -> _HttpxCall | None:
         return None
     call = begin_call(_HttpxCall, request.method, str(request.url), request.headers, request)
     if call is not None:
-        call.sends(request, partial(_headers, request))
+        call.sends(request, _headers(request))
     return call
 
 

@@ -279,7 +279,7 @@ class OutgoingCall:
 
     # While the client sends.
 
-    def sends(self, request: Any, headers: Headers | Callable[[], Headers]) -> None:
+    def sends(self, request: Any, headers: Headers) -> None:
         """Take what is about to be sent; only a capture that stops before the response looks at these headers."""
         self.request = request
         for exchange in self.exchanges:

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesif_otel._capture.asgi.scope import url_source as asgi_url
+from moesif_otel._capture.asgi.scope import url_of as asgi_url
 from moesif_otel._capture.authority import is_authority
 from moesif_otel._capture.tornado.capture import _full_url
-from moesif_otel._capture.wsgi.environ import url_source as wsgi_url
+from moesif_otel._capture.wsgi.environ import url_of as wsgi_url
 from moesif_otel._guard import Guard
 from moesif_otel._pipeline.governance import decide
 from moesif_otel._remote.config import DEFAULT_CONFIG
@@ -45,12 +45,12 @@ HOSTILE = [
 
 def wsgi(host: str, path: str) -> str:
     environ = {"wsgi.url_scheme": "http", "HTTP_HOST": host, "SERVER_NAME": "own", "SERVER_PORT": "80"}
-    return wsgi_url({**environ, "SCRIPT_NAME": "/mount", "PATH_INFO": path, "QUERY_STRING": "a=1"})()
+    return wsgi_url({**environ, "SCRIPT_NAME": "/mount", "PATH_INFO": path, "QUERY_STRING": "a=1"})
 
 
 def asgi(host: str, path: str) -> str:
     scope = {"scheme": "http", "server": ("own", 80), "root_path": "/mount", "path": path, "query_string": b"a=1"}
-    return asgi_url(scope, [(b"host", host.encode("utf-8", "surrogateescape"))])()
+    return asgi_url(scope, [(b"host", host.encode("utf-8", "surrogateescape"))])
 
 
 def tornado(host: str, path: str) -> str:
@@ -83,11 +83,11 @@ def test_a_rule_on_the_path_is_not_passed_by_the_host(host: str, url_of: Callabl
 def test_a_server_that_has_no_name_is_localhost(name: str) -> None:
     """What a server calls itself stands for the host only where it is one."""
     environ = {"wsgi.url_scheme": "http", "HTTP_HOST": "[", "SERVER_NAME": name, "SERVER_PORT": "8080"}
-    assert wsgi_url({**environ, "SCRIPT_NAME": "", "PATH_INFO": "/admin"})() == "http://localhost:8080/admin"
+    assert wsgi_url({**environ, "SCRIPT_NAME": "", "PATH_INFO": "/admin"}) == "http://localhost:8080/admin"
     scope = {"scheme": "http", "server": (name, 8080), "path": "/admin", "query_string": b""}
-    assert asgi_url(scope, [(b"host", b"x?")])() == "http://localhost:8080/admin"
-    assert asgi_url({**scope, "server": (name, None)}, [])() == "http://localhost/admin"
-    assert asgi_url({**scope, "server": ("::1", 8080)}, [])() == "http://[::1]:8080/admin"
+    assert asgi_url(scope, [(b"host", b"x?")]) == "http://localhost:8080/admin"
+    assert asgi_url({**scope, "server": (name, None)}, []) == "http://localhost/admin"
+    assert asgi_url({**scope, "server": ("::1", 8080)}, []) == "http://[::1]:8080/admin"
 
 
 @given(st.text(max_size=20), st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=10))

@@ -18,7 +18,7 @@ from opentelemetry import context as otel_context
 from moesif_otel._capture.asgi.background import go_on
 from moesif_otel._capture.asgi.callback_objects import CallbackObjects
 from moesif_otel._capture.asgi.lifespan import Lifespan, deliver_at_shutdown
-from moesif_otel._capture.asgi.scope import header_source, peer_address, repeatable, url_source
+from moesif_otel._capture.asgi.scope import named, peer_address, repeatable, url_of
 from moesif_otel._capture.body import CapturedBody
 from moesif_otel._capture.callbacks import await_steps
 from moesif_otel._capture.exchange import Exchange, Outcome, chain, current_exchange
@@ -168,8 +168,8 @@ class AsgiCapture:
             exchange.outer = None
         exchange.provisional = self._provisional
         headers = repeatable(scope.get("headers"))
-        exchange.url = url_source(scope, headers)
-        exchange.request_headers = header_source(headers)
+        exchange.url = url_of(scope, headers)
+        exchange.request_headers = named(headers)
         exchange.peer_address = peer_address(scope)
         exchange.has_remote_parent = b"traceparent" in [name for name, _ in headers]
         return exchange
@@ -347,8 +347,8 @@ class HttpCall:
     def _sent_start(self, message: Message, exchange: Exchange) -> None:
         status = exchange.status = int(message["status"])
         headers = repeatable(message.get("headers"))
-        exchange.response_headers = header_source(headers)
         self._has_trailers = bool(message.get("trailers"))
+        exchange.response_headers = named(headers)
         if self._offer is not None:
             self._offer[2]["response_headers"] = headers
         if self._span is not None:
@@ -428,7 +428,7 @@ class WebSocketCall(HttpCall):
         kind = message["type"]
         if kind == "websocket.accept":
             exchange.status = 101
-            exchange.response_headers = header_source(repeatable(message.get("headers")))
+            exchange.response_headers = named(repeatable(message.get("headers")))
             self.end(Outcome.UPGRADED)
         elif kind == "websocket.close":
             exchange.status = 403  # what servers answer to a close before the handshake

@@ -1,19 +1,17 @@
 """Copies what an event needs out of an ASGI scope, at the start of a call.
 
-Mounts and routers change a scope in place, so the parts are taken when the call opens; URL and header texts are built
-later, on a thread of ours.
+Mounts and routers change a scope in place, so the parts are taken when the call opens.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from moesif_otel._capture.authority import authority_of, percent_encoded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from moesif_otel._capture.exchange import Headers
 
@@ -24,28 +22,14 @@ _RAW_SAFE: Final = _PATH_SAFE + "%"
 _QUERY_SAFE: Final = _RAW_SAFE + "?[]"
 
 
-def url_source(scope: Any, headers: Any) -> Callable[[], str]:
-    """Note what the full URL is made of; the function that comes back builds it."""
+def url_of(scope: Any, headers: Any) -> str:
+    """Return the full URL of a scope whose headers can be read."""
     get = scope.get
-    return partial(
-        _build_url,
-        get("scheme"),
-        headers,
-        get("server"),
-        get("root_path"),
-        get("raw_path"),
-        get("path"),
-        get("query_string"),
-    )
-
-
-def _build_url(  # noqa: PLR0917 - the keys of the scope that a URL is made of
-    scheme: Any, headers: Any, server: Any, root_path: Any, raw_path: Any, path: Any, query: Any
-) -> str:
-    scheme = str(scheme or "http")
+    scheme = str(get("scheme") or "http")
     scheme = _SCHEMES.get(scheme, scheme)
-    target = _path(root_path or "", raw_path, str(path or ""))
-    url = f"{scheme}://{_authority(scheme, headers, server)}{target}"
+    target = _path(get("root_path") or "", get("raw_path"), str(get("path") or ""))
+    query = get("query_string")
+    url = f"{scheme}://{_authority(scheme, headers, get('server'))}{target}"
     return f"{url}?{quote(_bytes(query), safe=_QUERY_SAFE)}" if query else url
 
 
@@ -74,12 +58,8 @@ def _path(root_path: str, raw_path: Any, path: str) -> str:
     return found if found.startswith("/") else f"/{found}"
 
 
-def header_source(headers: Any) -> Callable[[], Headers]:
-    """Note headers, a list or tuple of (name, value) bytes; the function that comes back gives them as text."""
-    return partial(_named, headers)
-
-
-def _named(headers: Any) -> Headers:
+def named(headers: Any) -> Headers:
+    """Return headers, a list or tuple of (name, value) bytes, as text."""
     try:
         return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
     except AttributeError:  # text, or a memoryview: no server's, but some tool's

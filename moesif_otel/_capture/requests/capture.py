@@ -7,7 +7,6 @@ dropped. Nothing here makes `requests` send or read anything, and no response is
 from __future__ import annotations
 
 import weakref
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from requests import PreparedRequest, Response
@@ -39,7 +38,7 @@ def _send(send: Any, session: Any, /, *args: Any, **kwargs: Any) -> Any:
         )
     if call is None:
         return send(session, *args, **kwargs)
-    call.sends(request, partial(facts.request_headers, request))
+    call.sends(request, facts.request_headers(request))
     with call:
         response = send(session, *args, **kwargs)
     return call.answered(response)

@@ -184,7 +184,7 @@ def open_exchange(pipeline: CapturePipeline, handler: RequestHandler) -> Exchang
         exchange.same_request = exchange.outer.callback_arguments[:1] == (handler,)
     # The request began when its headers were read; the handler runs when the body is there.
     exchange.started_ns -= max(0, int(request.request_time() * _NANOSECONDS))
-    exchange.url = functools.partial(_full_url, request.protocol, request.host, request.uri)
+    exchange.url = _full_url(request.protocol, request.host, request.uri)
     # Copied now: `WSGIContainer` takes headers out of the request.
     exchange.request_headers = list(request.headers.get_all())
     exchange.has_remote_parent = bool(request.headers.get_list("Traceparent"))

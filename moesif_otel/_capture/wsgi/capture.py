@@ -15,7 +15,7 @@ import orjson
 
 from moesif_otel._capture.body import CapturedBody
 from moesif_otel._capture.exchange import Exchange, Outcome, chain, current_exchange
-from moesif_otel._capture.wsgi.environ import asks_for_upgrade, headers_of, may_have_body, url_source
+from moesif_otel._capture.wsgi.environ import asks_for_upgrade, headers_of, may_have_body, url_of
 from moesif_otel._capture.wsgi.input import read_ahead, tee_input
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class WsgiCapture:
             return None
         method = environ.get("REQUEST_METHOD", "GET")
         exchange = Exchange(pipeline, "Incoming", method)
-        exchange.url = url_source(environ)
+        exchange.url = url_of(environ)
         exchange.request_headers = headers_of(environ)
         exchange.peer_address = environ.get("REMOTE_ADDR") or None
         exchange.has_remote_parent = "HTTP_TRACEPARENT" in environ
@@ -146,7 +146,7 @@ class WsgiCapture:
 
 def _bridged(environ: dict[str, Any]) -> tuple[Exchange, ...]:
     """Return the open calls of an ASGI application around us that are this very call: adapters pass no mark on."""
-    method, url = environ.get("REQUEST_METHOD"), url_source(environ)()
+    method, url = environ.get("REQUEST_METHOD"), url_of(environ)
     return tuple(
         one
         for one in chain(current_exchange.get())

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from moesif_otel._capture.authority import authority_of, percent_encoded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from moesif_otel._capture.exchange import Headers
 
 _UNPREFIXED: Final = (("CONTENT_TYPE", "Content-Type"), ("CONTENT_LENGTH", "Content-Length"))
@@ -22,39 +19,22 @@ _PLAIN: Final = re.compile(r"[A-Za-z0-9_.~/:@!$&'()*+,;=-]*")
 _BODYLESS_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 
-def url_source(environ: dict[str, Any]) -> Callable[[], str]:
-    """Note what the full URL is made of; the function that comes back builds it.
-
-    The rules are those of PEP 3333, "URL Reconstruction", with bytes beyond ASCII percent-encoded.
-    """
+def url_of(environ: dict[str, Any]) -> str:
+    """Return the full URL (PEP 3333, "URL Reconstruction"), with bytes beyond ASCII percent-encoded."""
     get = environ.get
-    return partial(
-        _build_url,
-        get("wsgi.url_scheme"),
-        get("HTTP_HOST"),
-        get("SERVER_NAME"),
-        get("SERVER_PORT"),
-        get("SCRIPT_NAME"),
-        get("PATH_INFO"),
-        get("QUERY_STRING"),
-    )
-
-
-def _build_url(  # noqa: PLR0917 - the variables of PEP 3333's reconstruction, in its order
-    scheme: Any, host: Any, server_name: Any, server_port: Any, script_name: Any, path_info: Any, query: Any
-) -> str:
-    scheme = str(scheme or "http")
-    authority = _quoted(authority_of(scheme, str(host or ""), server_name, server_port), _QUERY_SAFE)
-    path = _quoted(script_name, _PATH_SAFE) + _quoted(path_info, _PATH_SAFE)
+    scheme = str(get("wsgi.url_scheme") or "http")
+    host = authority_of(scheme, str(get("HTTP_HOST") or ""), get("SERVER_NAME"), get("SERVER_PORT"))
+    path = f"{get('SCRIPT_NAME') or ''}{get('PATH_INFO') or ''}"
+    query = get("QUERY_STRING")
+    if not host.isascii():
+        host = percent_encoded(host, _QUERY_SAFE)
+    if _PLAIN.fullmatch(path) is None:
+        path = percent_encoded(path, _PATH_SAFE)
     if not path.startswith("/"):
         path = "/" + path
-    url = f"{scheme}://{authority}{path}"
-    return f"{url}?{_quoted(query, _QUERY_SAFE)}" if query else url
-
-
-def _quoted(given: Any, safe: str) -> str:
-    text = str(given) if given else ""
-    return text if _PLAIN.fullmatch(text) is not None else percent_encoded(text, safe)
+    if not query:
+        return f"{scheme}://{host}{path}"
+    return f"{scheme}://{host}{path}?{percent_encoded(str(query), _QUERY_SAFE)}"
 
 
 class _HeaderNames(dict[Any, str]):

@@ -12,7 +12,7 @@ import pytest
 
 from moesif_otel import identify
 from moesif_otel._capture.asgi.capture import EXCHANGES_KEY, AsgiCapture
-from moesif_otel._capture.asgi.scope import url_source
+from moesif_otel._capture.asgi.scope import url_of
 from moesif_otel._capture.exchange import Outcome, current_exchange
 from tests.capture.asgi.driver import DISCONNECT, Connection, http_scope, request, websocket_scope
 from tests.recording import RecordingPipeline
@@ -592,4 +592,4 @@ def test_a_context_inherited_from_a_call_that_is_over_is_not_around_this_one() -
 def test_a_host_beyond_latin_1_stays_a_host(headers: list[Any], server: Any, host: str) -> None:
     """A `?` in its place would make a query of the path, which no rule on the path matches."""
     scope = {"scheme": "http", "path": "/admin", "headers": headers, "server": server}
-    assert url_source(scope, headers)() == f"http://{host}/admin"
+    assert url_of(scope, headers) == f"http://{host}/admin"
