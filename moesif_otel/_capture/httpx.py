@@ -112,7 +112,7 @@ def _begin(request: Any = None, *_: Any, **_more: Any) -> _HttpxCall | None:
         return None
     call = begin_call(_HttpxCall, request.method, str(request.url), request.headers, request)
     if call is not None:
-        call.sends(request, _headers(request))
+        call.sends(request, _headers, request)
     return call
 
 

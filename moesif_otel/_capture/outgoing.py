@@ -279,11 +279,15 @@ class OutgoingCall:
 
     # While the client sends.
 
-    def sends(self, request: Any, headers: Headers) -> None:
-        """Take what is about to be sent; only a capture that stops before the response looks at these headers."""
+    def sends(self, request: Any, read_headers: Callable[[Any], Headers], headers_of: Any) -> None:
+        """Take what is about to be sent, as `note_request` takes it once the client has added to it. Never raises."""
         self.request = request
-        for exchange in self.exchanges:
-            exchange.request_headers = headers
+        try:
+            headers = read_headers(headers_of)
+            for exchange in self.exchanges:
+                exchange.request_headers = headers
+        except Exception as exc:
+            self.caught("capture of outgoing request headers", exc)
 
     def __enter__(self) -> None:
         """Make the call current in this thread or task. Never raises."""

@@ -50,7 +50,7 @@ def _urlopen(urlopen: Any, pool: Any, /, *args: Any, **kwargs: Any) -> Any:
     call = begin_call(_Urllib3Call, method, url, headers)
     if call is None:
         return urlopen(pool, *args, **kwargs)
-    call.sends(Urllib3Request(method, call.exchanges[0].url, headers, given.get("body")), _pairs(headers))
+    call.sends(Urllib3Request(method, call.exchanges[0].url, headers, given.get("body")), _pairs, headers)
     with call:
         if call.stand_in is not None:
             if len(args) > _BODY_AT:

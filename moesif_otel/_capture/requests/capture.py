@@ -38,7 +38,7 @@ def _send(send: Any, session: Any, /, *args: Any, **kwargs: Any) -> Any:
         )
     if call is None:
         return send(session, *args, **kwargs)
-    call.sends(request, facts.request_headers(request))
+    call.sends(request, facts.request_headers, request)
     with call:
         response = send(session, *args, **kwargs)
     return call.answered(response)
