@@ -42,18 +42,6 @@ class Counters:
             self._fold_if_free()
         return self._sums.get(name, 0)
 
-    def peek(self, name: str) -> int:
-        """Return one sum without what waits to be added up."""
-        return self._sums.get(name, 0)
-
-    def waiting(self) -> int:
-        """Return how many additions wait."""
-        return len(self._deferred)
-
-    def is_surely_below(self, name: str, bound: int, largest: int) -> bool:
-        """Tell whether a sum is below a bound also if all that waits to be added up were of the largest size; cheap."""
-        return self._sums.get(name, 0) + (len(self._deferred) + 1) * largest < bound
-
     def read(self) -> dict[str, int]:
         """Return all sums at one moment."""
         # A signal handler may have interrupted a fold of this very thread: never wait for ever.

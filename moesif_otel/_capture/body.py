@@ -30,11 +30,12 @@ class LeftOut(str, Enum):
     TOO_LARGE = "too_large"
 
 
+_HELD: Final = "bytes"
 _LARGEST_BYTES: Final = 1 << 20
 """More than any single addition to a budget."""
 
 
-class ByteBudget:
+class ByteBudget(Counters):
     """Counts the bytes that a pipeline holds and refuses bodies beyond the limit.
 
     Args:
@@ -44,42 +45,45 @@ class ByteBudget:
     Thread-safe; nothing here waits, so that finalizers and signal handlers may use it too.
     """
 
-    __slots__ = ("_held", "limit_bytes")
+    __slots__ = ("limit_bytes",)
 
     def __init__(self, limit_bytes: int) -> None:
+        super().__init__()
         self.limit_bytes = limit_bytes
-        self._held = Counters()
 
     @property
     def held_bytes(self) -> int:
         """Bytes held now."""
-        return self._held.get("bytes")
+        return self.get(_HELD)
 
     def reserve(self, count_bytes: int) -> bool:
         """Take `count_bytes` if they fit; False means: do not keep them."""
         # First taken, then looked at: of two threads that would fit one by one both may be refused, never both kept.
-        self._held.add("bytes", count_bytes)
+        self._deferred.append((_HELD, count_bytes))
         if self.has_room(0):
             return True
-        self._held.add("bytes", -count_bytes)
+        self.release(count_bytes)
         return False
 
     def has_room(self, count_bytes: int, limit_bytes: int | None = None) -> bool:
-        """Tell whether `count_bytes` more would fit; far from the limit without adding up what others have added."""
-        held, left_bytes = self._held, (self.limit_bytes if limit_bytes is None else limit_bytes) - count_bytes
-        return held.is_surely_below("bytes", left_bytes, _LARGEST_BYTES) or held.get("bytes") <= left_bytes
+        """Tell whether `count_bytes` more would fit."""
+        left_bytes = (self.limit_bytes if limit_bytes is None else limit_bytes) - count_bytes
+        # Far from the limit, also if all that waits to be added up were of the largest size: nothing is added up.
+        if self._sums.get(_HELD, 0) + (len(self._deferred) + 1) * _LARGEST_BYTES < left_bytes:
+            return True
+        return self.get(_HELD) <= left_bytes
 
     def charge(self, count_bytes: int) -> None:
         """Count bytes that are held in any case; negative gives them back."""
-        self._held.add("bytes", count_bytes)
+        self.add(_HELD, count_bytes)
 
     def release(self, count_bytes: int) -> None:
         """Return bytes to the budget."""
-        self._held.add("bytes", -count_bytes)
+        self.add(_HELD, -count_bytes)
 
     def after_fork(self) -> None:
         """Start from nothing in a forked child: what the parent holds is the parent's."""
-        self._held.reset()
+        self.reset()
 
 
 class CapturedBody:
@@ -106,19 +110,21 @@ class CapturedBody:
 
     def add(self, piece: bytes | bytearray | memoryview) -> None:
         """Note one piece; a `bytes` piece that fits is kept by reference, not copied."""
-        size = piece.nbytes if isinstance(piece, memoryview) else len(piece)
-        self.total_bytes += size
-        room = self.max_bytes - self.kept_bytes
-        if room <= 0 or not size or self.left_out is not None:
+        size_bytes = len(piece) if type(piece) is bytes else memoryview(piece).nbytes
+        self.total_bytes += size_bytes
+        room_bytes = self.max_bytes - self.kept_bytes
+        if room_bytes <= 0 or not size_bytes or self.left_out is not None:
             return
-        part = bytes(piece) if size <= room else bytes(memoryview(piece)[:room])
-        if not self._budget.reserve(len(part)):
+        if size_bytes > room_bytes or type(piece) is not bytes:
+            piece = bytes(piece if size_bytes <= room_bytes else memoryview(piece)[:room_bytes])
+            size_bytes = len(piece)
+        if not self._budget.reserve(size_bytes):
             self.left_out = LeftOut.MEMORY
             self._budget.release(self.kept_bytes)
             self._parts, self.kept_bytes = [], 0
             return
-        self._parts.append(part)
-        self.kept_bytes += len(part)
+        self._parts.append(piece)
+        self.kept_bytes += size_bytes
         if len(self._parts) > _MAX_PARTS:
             self._parts = [b"".join(self._parts)]
 

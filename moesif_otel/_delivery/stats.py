@@ -74,49 +74,49 @@ _MARGIN: Final = 2_000
 _DROPPED: Final = "dropped "  # the reason follows: one flat dict of sums
 
 
-class Ledger:
+class Ledger(Counters):
     """Counts what was accepted, delivered and dropped. Thread-safe, and safe in finalizers and signal handlers."""
 
-    __slots__ = ("_budget", "_guard", "_sums")
+    __slots__ = ("_budget", "_guard")
 
     def __init__(self, *, budget: ByteBudget | None = None, guard: Guard | None = None) -> None:
         self._budget = budget
         self._guard = guard
-        self._sums = Counters()
+        super().__init__()
 
     def accept(self, n: int = 1) -> None:
         """Take responsibility for `n` events."""
-        self._sums.add(_ACCEPTED, n)
+        self.add(_ACCEPTED, n)
 
     def deliver(self, n: int = 1) -> None:
         """Note that the server took `n` events."""
-        self._sums.add(_DELIVERED, n)
-        self._sums.add(_SETTLED, n)
+        self.add(_DELIVERED, n)
+        self.add(_SETTLED, n)
 
     def drop(self, reason: DropReason, n: int = 1) -> None:
         """Note that `n` events were given up."""
-        self._sums.add(_DROPPED + reason.value, n)
-        self._sums.add(_SETTLED, n)
+        self.add(_DROPPED + reason.value, n)
+        self.add(_SETTLED, n)
 
     def count(self, name: str, n: int = 1) -> None:
         """Count something outside of the invariant (`retries`, `batches`, `skipped`, …); it appears in `Stats`."""
-        self._sums.add(name, n)
+        self.add(name, n)
 
     @property
     def pending(self) -> int:
         """Events accepted and neither delivered nor dropped yet; cheap."""
-        return self._sums.get(_ACCEPTED) - self._sums.get(_SETTLED)
+        return self.get(_ACCEPTED) - self.get(_SETTLED)
 
     def has_pending(self, count: int) -> bool:
         """Tell whether `count` events or more are pending; far from it without adding up what others have added."""
         sums = self._sums
-        if sums.waiting() <= _FEW and sums.peek(_ACCEPTED) - sums.peek(_SETTLED) < count - _MARGIN:
+        if len(self._deferred) <= _FEW and sums.get(_ACCEPTED, 0) - sums.get(_SETTLED, 0) < count - _MARGIN:
             return False
         return self.pending >= count
 
     def snapshot(self) -> Stats:
         """Read everything at one moment; the invariant holds in what it returns."""
-        sums = self._sums.read()
+        sums = self.read()
         sums.pop(_SETTLED, None)
         accepted, delivered = sums.pop(_ACCEPTED, 0), sums.pop(_DELIVERED, 0)
         names = [name for name in sums if name.startswith(_DROPPED)]
@@ -136,4 +136,4 @@ class Ledger:
 
     def after_fork(self) -> None:
         """Start from nothing in a forked child: what the parent accepted, the parent settles."""
-        self._sums.reset()
+        self.reset()

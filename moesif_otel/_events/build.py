@@ -28,7 +28,7 @@ from moesif_otel._redaction.rules import redaction_for
 from moesif_otel._redaction.text import inspect_text, redact_text, redact_url, redact_value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
     from moesif_otel._capture.body import CapturedBody
     from moesif_otel._capture.exchange import Exchange, Headers
@@ -41,9 +41,8 @@ _LAST_SECOND: Final = 253_402_300_799  # 9999-12-31T23:59:59, the last that `dat
 # RFC 9562: the two highest bits of this digit are the variant.
 _VARIANT: Final = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 
-# Names of headers are read once each; clients can invent names without end, so the memory is bounded.
-_MAX_NAMES: Final = 1_024
-_MAX_NAME_CHARACTERS: Final = 128
+_MOST_PLANS: Final = 256
+_MAX_NAMES_CHARACTERS: Final = 2_048  # of all headers of a message
 _ONE_SCAN_BYTES: Final = 16_384
 """Headers and bodies of a call up to this are scanned in one go: beyond it the copy costs more than it saves."""
 _ReadHeaders = tuple[dict[str, str], dict[str, str], str]
@@ -362,26 +361,26 @@ def _announced_bytes(headers: dict[str, str]) -> int:
     return int(length) if length.isascii() and length.isdecimal() and len(length) < 20 else 0
 
 
-class _Name(NamedTuple):
-    """The facts about a header's name.
+class _HeaderPlan(NamedTuple):
+    """What the names of a message's headers, in their order, say of all messages with such headers.
 
     Attributes:
-        spelled: How it is shown.
-        key: In lower case.
-        wanted: Whether the builder needs its value.
-        stays: Whether the value is shown as it is unless a scan has found something.
-        scanned: Whether the value is scanned: not one that is hidden whole, which is long and looks like anything.
+        keys: The names in lower case.
+        spelled: How each is shown: a repeated one as it was spelled first.
+        wanted: Key and place of those whose values the builder needs; of repeated ones the first.
+        hidden: Places of those whose values are not shown as they are.
+        scanned: Places of the values to be scanned, None for all: not those hidden whole, which look like anything.
     """
 
-    spelled: str
-    key: str
-    wanted: bool
-    stays: bool
-    scanned: bool
+    keys: tuple[str, ...]
+    spelled: tuple[str, ...]
+    wanted: tuple[tuple[str, int], ...]
+    hidden: tuple[int, ...]
+    scanned: tuple[int, ...] | None
 
 
 class _Names:
-    """Reads headers of one side in one pass; each name is worked out once.
+    """Reads headers of one side; what their names say is worked out once for all messages with the same names.
 
     Args:
         side: `request` or `response`.
@@ -391,14 +390,15 @@ class _Names:
             which masks for its framework index them.
     """
 
-    __slots__ = ("_known", "_rules", "_side", "_titled", "_wanted")
+    __slots__ = ("_remembered", "_rules", "_side", "_titled", "_wanted")
 
     def __init__(self, side: str, rules: Rules, wanted: set[str], *, titled: bool = False) -> None:
         self._side = side
         self._rules = rules
         self._wanted = frozenset(wanted)
         self._titled = titled
-        self._known: dict[str, _Name] = {}
+        # Clients can invent names without end, so the memory is bounded.
+        self._remembered = lru_cache(maxsize=_MOST_PLANS)(self._plan)
 
     def read(self, headers: Headers, ours: dict[str, Any], *, concerned: bool = False) -> _ReadHeaders:
         """Return headers as a map to be shown, the wanted ones as they came, and what is to be scanned of them.
@@ -424,51 +424,58 @@ class _Names:
 
     def _read(self, headers: Headers, *, concerned: bool) -> _ReadHeaders | None:
         """Read headers; None where they are over the bound. Raises what pairs that are no texts raise."""
-        known = self._known
-        shown: dict[str, str] = {}
-        spelling: dict[str, str] = {}
-        wanted: dict[str, str] = {}
-        scanned: list[str] = []
-        size_bytes = 0
-        look = None
-        for name, value in headers:
-            size_bytes += len(name) + len(value)
-            if size_bytes > MAX_HEADER_BYTES:
-                return None
-            spelled, key, is_wanted, stays, is_scanned = known.get(name) or self._learn(name)
-            if is_wanted and key not in wanted:
-                wanted[key] = value
-            if is_scanned:
-                scanned.append(value)
-            if concerned or not stays:
-                if not isinstance(value, str):
-                    raise TypeError
-                if look is None:
-                    look = Inspection(self._rules, inspect_text)
-                value = redact_header(look, key, value, concerned=concerned)  # noqa: PLW2901 - the same value, hidden
-            spelled = spelling.setdefault(key, spelled)
-            if spelled in shown:
-                # RFC 9113 section 8.2.3: pieces of one cookie header are joined with a semicolon.
-                # Not `+=`: a value may be a list of the application's, until the end tells that it is no text.
-                shown[spelled] = f"{shown[spelled]}; {value}" if key == "cookie" else f"{shown[spelled]}, {value}"
-            else:
-                shown[spelled] = value
-        return shown, wanted, "\n".join(scanned)
+        if not headers:
+            return {}, {}, ""
+        names, values = zip(*headers, strict=True)
+        name_characters = len("".join(names))
+        if name_characters + len("".join(values)) > MAX_HEADER_BYTES:
+            return None
+        plan_of = self._remembered if name_characters <= _MAX_NAMES_CHARACTERS else self._plan
+        plan = plan_of(names)
+        places = range(len(values)) if concerned else plan.hidden
+        shown_values = self._hidden(plan, values, places, concerned=concerned) if places else values
+        shown = dict(zip(plan.spelled, shown_values, strict=True))
+        if len(shown) < len(values):
+            shown = _joined(plan, shown_values)
+        wanted = {key: values[place] for key, place in plan.wanted}
+        return shown, wanted, "\n".join(values if plan.scanned is None else [values[at] for at in plan.scanned])
 
-    def _learn(self, name: str) -> _Name:
-        if not isinstance(name, str):
-            raise TypeError
-        key = name.lower()
+    def _hidden(
+        self, plan: _HeaderPlan, values: tuple[str, ...], places: Iterable[int], *, concerned: bool
+    ) -> list[str]:
+        look = Inspection(self._rules, inspect_text)
+        hidden = list(values)
+        for place in places:
+            hidden[place] = redact_header(look, plan.keys[place], values[place], concerned=concerned)
+        return hidden
+
+    def _plan(self, names: tuple[str, ...]) -> _HeaderPlan:
         rules = self._rules
         hides = rules.active or rules.header_masks_given
-        stays = not hides or rules.header_stays(key)
-        scanned = not hides or rules.header_verdict(key) is Verdict.KEEP
-        found = _Name(name.title() if self._titled else name, key, key in self._wanted, stays, scanned)
-        if len(name) <= _MAX_NAME_CHARACTERS:
-            if len(self._known) >= _MAX_NAMES:
-                self._known.clear()
-            self._known[name] = found
-        return found
+        keys = tuple(name.lower() for name in names)
+        first: dict[str, int] = {}
+        for place, key in enumerate(keys):
+            first.setdefault(key, place)
+        hidden = tuple(place for place, key in enumerate(keys) if hides and not rules.header_stays(key))
+        scanned = tuple(
+            place for place, key in enumerate(keys) if not hides or rules.header_verdict(key) is Verdict.KEEP
+        )
+        return _HeaderPlan(
+            keys,
+            tuple(names[first[key]].title() if self._titled else names[first[key]] for key in keys),
+            tuple((key, place) for key, place in first.items() if key in self._wanted),
+            hidden,
+            None if len(scanned) == len(keys) else scanned,
+        )
+
+
+def _joined(plan: _HeaderPlan, values: Sequence[str]) -> dict[str, str]:
+    """Return headers of which some are repeated: their values in the order in which they came."""
+    pieces: dict[str, list[str]] = {}
+    for name, value in zip(plan.spelled, values, strict=True):
+        pieces.setdefault(name, []).append(value)
+    # RFC 9113 section 8.2.3: pieces of one cookie header are joined with a semicolon.
+    return {name: ("; " if name.lower() == "cookie" else ", ").join(several) for name, several in pieces.items()}
 
 
 def _text_pairs(headers: Any) -> Headers:

@@ -196,7 +196,7 @@ class Pipeline:
 
     def opened(self, exchange: Exchange) -> None:
         try:
-            self.sink.ensure_started()
+            self.sink.delivery.ensure_started()
             # Where no at-fork hook runs (uWSGI) the line above is the first to notice a fork.
             exchange.generation = self.generation
             self._opened.add(weakref.ref(exchange))

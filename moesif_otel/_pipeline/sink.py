@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import time
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from moesif_otel._capture.body import ByteBudget, LeftOut
@@ -62,7 +63,7 @@ point at which it lets go of the interpreter: at saturation p99 is half as much 
 _AT_ONCE_URL_CHARACTERS: Final = 4_096
 
 _CONTENT_ENCODING: Final = "content-encoding"
-_CONTENT_ENCODING_CHARACTERS: Final = len(_CONTENT_ENCODING)
+_first: Final = itemgetter(0)
 
 _FULL_RATE: Final = 100.0
 
@@ -89,10 +90,6 @@ class Sink:
         self.guard = Guard()
         self.budget = ByteBudget(settings.event_queue_bytes - settings.event_queue_bytes // EVENTS_SHARE)
         self.profiles = Profiles(settings, transport, self.guard)
-
-    def ensure_started(self) -> None:
-        """Start the threads of this process unless they run."""
-        self.delivery.ensure_started()
 
     def count(self, name: str) -> None:
         """Count something that does not say what became of an event."""
@@ -254,7 +251,7 @@ class EventSink(Sink):
     def submit_span(self, span: ReadableSpan) -> None:
         """Take a bare HTTP span of somebody's pipeline. Never raises, never waits."""
         try:
-            self.ensure_started()
+            self.delivery.ensure_started()
             if self._mask is None:
                 self._make_now(span)
             else:
@@ -410,9 +407,8 @@ def _may_take_long(exchange: Exchange) -> bool:
     if not kept_bytes:
         return False
     for headers in (exchange.request_headers, exchange.response_headers):
-        for name, _ in headers:
-            if len(name) == _CONTENT_ENCODING_CHARACTERS and name.lower() == _CONTENT_ENCODING:
-                return True
+        if _CONTENT_ENCODING in map(str.lower, map(_first, headers)):
+            return True
     return False
 
 

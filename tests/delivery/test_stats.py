@@ -69,10 +69,10 @@ def test_many_threads_lose_no_entry() -> None:
 def test_writer_interrupted_by_a_finalizer_that_writes() -> None:
     """An entry made while the lock is held, by the same thread, is neither lost nor a deadlock."""
     ledger = Ledger()
-    assert ledger._sums._lock.acquire(blocking=False)
+    assert ledger._lock.acquire(blocking=False)
     ledger.accept()
     ledger.drop(DropReason.SHUTDOWN)
-    ledger._sums._lock.release()
+    ledger._lock.release()
     stats = ledger.snapshot()
     assert (stats.accepted, stats.dropped) == (1, {"shutdown": 1})
 
@@ -82,7 +82,7 @@ def test_snapshot_does_not_wait_for_ever_for_a_lock(monkeypatch) -> None:
     monkeypatch.setattr("moesif_otel._counters._READ_WAIT_S", 0.01)
     ledger = Ledger()
     ledger.accept()
-    with ledger._sums._lock:
+    with ledger._lock:
         assert_law(ledger.snapshot())
 
 
@@ -90,7 +90,7 @@ def test_child_starts_from_nothing() -> None:
     """After a fork the child's ledger is empty, and its lock is free even if it was held."""
     ledger = Ledger()
     ledger.accept(3)
-    ledger._sums._lock.acquire()
+    ledger._lock.acquire()
     ledger.after_fork()
     ledger.accept()
     assert ledger.snapshot().accepted == 1

@@ -73,7 +73,7 @@ def test_a_small_call_is_converted_where_it_ends(sandbox: Sandbox) -> None:
     rig.sink.submit(exchange)
     assert exchange.request_body is None
     assert 0 < rig.stats["held_bytes"] < 1_000
-    rig.sink.ensure_started()
+    rig.sink.delivery.ensure_started()
     assert rig.sink.force_flush(30)
     (event,) = sandbox.wait_for_events(1)
     assert event["request"]["body"] == {"a": 1}
@@ -87,7 +87,7 @@ def test_a_call_with_a_long_url_is_converted_on_our_thread(sandbox: Sandbox) -> 
     exchange = rig.call(url="http://x/?" + "a=1&" * 2_000, request=b'{"a": 1}', request_headers=JSON)
     rig.sink.submit(exchange)
     assert exchange.request_body is not None
-    rig.sink.ensure_started()
+    rig.sink.delivery.ensure_started()
     assert rig.sink.force_flush(30)
     (event,) = sandbox.wait_for_events(1)
     assert event["request"]["body"] == {"a": 1}
@@ -163,7 +163,7 @@ def test_event_queue_bytes_is_a_bound(hanging: str, make: Any, later: bool) -> N
     """Against a Moesif that hangs nothing makes the process hold more, and what does not fit is counted."""
     _load_late()
     rig = Rig(BASE_URI=hanging, EVENT_QUEUE_BYTES=MIB, EVENT_BATCH_TIMEOUT=0.1)
-    rig.sink.ensure_started()
+    rig.sink.delivery.ensure_started()
     tracemalloc.start()
     try:
         most = 0
@@ -250,7 +250,7 @@ def test_a_mask_that_flushes_loses_nothing(sandbox: Sandbox) -> None:
         return event
 
     rig = Rig(BASE_URI=sandbox.url, MASK_EVENT_MODEL=mask)
-    rig.sink.ensure_started()
+    rig.sink.delivery.ensure_started()
     rig.sink.submit(rig.call())
     assert rig.sink.force_flush(30)
     assert said == [False]

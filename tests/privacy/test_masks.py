@@ -220,7 +220,7 @@ def test_only_masked_events_are_spooled(sandbox: Sandbox, tmp_path: Path) -> Non
     assert any(b'"masked"' in data for data in files)
     sandbox.behave()
     later = MoesifMiddleware(lambda *_: [], {"APPLICATION_ID": "masks", "BASE_URI": sandbox.url, **options})
-    later._pipeline.sink.ensure_started()
+    later._pipeline.sink.delivery.ensure_started()
     (event,) = sandbox.wait_for_events(1)
     later.shutdown()
     assert event["request"]["body"] == {"pet": "masked", "note": "kept"}

@@ -432,7 +432,7 @@ def test_against_the_sandbox() -> None:
         sandbox.put_config({"sample_rate": 10})
         sandbox.put_rules([RULE])
         sink = EventSink(settings_of("sandboxed", sandbox.url))
-        sink.ensure_started()
+        sink.delivery.ensure_started()
         wait_until(lambda: sink.remote.config.sample_rate == 10 and len(sink.remote.rules) == 1)
         sandbox.put_rules([])
         sink._note_tags(None, "another")

@@ -170,6 +170,7 @@ class _WsgiCall:
         "_server_write",
         "_span",
         "_spans",
+        "is_finished",
     )
 
     def __init__(self, capture: WsgiCapture, exchange: Exchange, start_response: Any, *path: Any) -> None:
@@ -186,6 +187,7 @@ class _WsgiCall:
         self._app_headers: Any = ()
         self._sent_headers: list[tuple[str, str]] | None = None
         self._header_count = 0
+        self.is_finished = False
 
     def run(self, app: Any, environ: dict[str, Any], spans: WsgiServerSpans | None) -> Any:
         """Call the application and take its result."""
@@ -366,6 +368,8 @@ class _WsgiCall:
 
     def closed(self) -> None:
         """Note that the server is done; before the end of the body that is the client leaving."""
+        if self.is_finished:
+            return
         is_whole = self._exchange.pipeline.guard.run("capture of the end of a response", self._is_whole)
         self._finish(Outcome.COMPLETE if is_whole else Outcome.ABORTED)
 
@@ -419,6 +423,7 @@ class _WsgiCall:
         ]
 
     def _finish(self, outcome: Outcome, error: BaseException | None = None) -> None:
+        self.is_finished = True
         exchange = self._exchange
         spans, self._spans = self._spans, None
         if spans is not None:
@@ -536,7 +541,8 @@ class ResponseStream:
         return getattr(self._iterable, name)
 
     def __del__(self) -> None:
-        self._call.dropped()
+        if not self._call.is_finished:
+            self._call.dropped()
 
 
 class SizedResponseStream(ResponseStream):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from moesif_otel._capture.authority import authority_of, percent_encoded
@@ -10,7 +12,9 @@ from moesif_otel._capture.authority import authority_of, percent_encoded
 if TYPE_CHECKING:
     from moesif_otel._capture.exchange import Headers
 
-_UNPREFIXED: Final = (("CONTENT_TYPE", "Content-Type"), ("CONTENT_LENGTH", "Content-Length"))
+_UNPREFIXED: Final = (("Content-Type", "CONTENT_TYPE"), ("Content-Length", "CONTENT_LENGTH"))
+_ONLY_TEXT: Final = {str}
+_second: Final = itemgetter(1)
 # RFC 3986: pchar and "/" stay as they are in a path; what else may stand in a query; "%" of a raw query is kept.
 _PATH_SAFE: Final = "/:@!$&'()*+,;=~"
 _QUERY_SAFE: Final = _PATH_SAFE + "?%[]"
@@ -37,37 +41,40 @@ def url_of(environ: dict[str, Any]) -> str:
     return f"{scheme}://{host}{path}?{percent_encoded(str(query), _QUERY_SAFE)}"
 
 
-class _HeaderNames(dict[Any, str]):
-    """Names of headers by environ key, `""` for what is none; bounded, since clients choose names."""
-
-    def __missing__(self, key: Any) -> str:
-        if not isinstance(key, str):
-            return ""
-        name = key[5:].replace("_", "-").title() if key.startswith("HTTP_") else ""
-        if len(self) < _MAX_NAMES and len(key) < _MAX_NAME_CHARACTERS:
-            self[key] = name
-        return name
-
-
-_MAX_NAMES: Final = 1_000
-_MAX_NAME_CHARACTERS: Final = 100
-# The name that some Apache set-ups use for a header that mod_cgi withholds.
-_header_names: Final = _HeaderNames({"HTTP_CGI_AUTHORIZATION": "Authorization"})
+_MOST_KEYS: Final = 256
+_MAX_KEYS_CHARACTERS: Final = 4_096
 
 
 def headers_of(environ: dict[str, Any]) -> Headers:
     """Return the request's headers, named as clients write them (`HTTP_USER_AGENT` is `User-Agent`)."""
-    names = _header_names
-    # One pass over the environ, one of the larger costs of a request.
-    headers = [
-        (name, value if type(value) is str else str(value)) for key, value in environ.items() if (name := names[key])
-    ]
+    try:
+        keys = tuple(environ)
+        # What the keys say is worked out once for all requests with the same; clients choose names, so it is bounded.
+        names_of = _remembered if len("".join(keys)) <= _MAX_KEYS_CHARACTERS else _header_names
+        names, header_keys = names_of(keys)
+    except TypeError:  # some key is no text
+        names, header_keys = _header_names(tuple(key for key in environ if isinstance(key, str)))
+    headers = list(zip(names, map(environ.__getitem__, header_keys), strict=True))
     # Headers without the prefix (PEP 3333, "environ Variables"); servers set them empty for those that are absent.
-    for key, name in _UNPREFIXED:
+    for name, key in _UNPREFIXED:
         value = environ.get(key)
         if value:
-            headers.append((name, value if type(value) is str else str(value)))
+            headers.append((name, value))
+    if set(map(type, map(_second, headers))) != _ONLY_TEXT:
+        headers = [(name, str(value)) for name, value in headers]
     return headers
+
+
+def _header_names(keys: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Return the names of the headers among the keys of an environ, and those keys."""
+    names = {key: key[5:].replace("_", "-").title() for key in keys if key.startswith("HTTP_") and len(key) > 5}
+    if "HTTP_CGI_AUTHORIZATION" in names:
+        # The name that some Apache set-ups use for a header that mod_cgi withholds.
+        names["HTTP_CGI_AUTHORIZATION"] = "Authorization"
+    return list(names.values()), list(names)
+
+
+_remembered: Final = lru_cache(maxsize=_MOST_KEYS)(_header_names)
 
 
 def asks_for_upgrade(environ: dict[str, Any]) -> bool:
