@@ -59,8 +59,9 @@ class ByteBudget(Counters):
     def reserve(self, count_bytes: int) -> bool:
         """Take `count_bytes` if they fit; False means: do not keep them."""
         # First taken, then looked at: of two threads that would fit one by one both may be refused, never both kept.
-        self._deferred.append((_HELD, count_bytes))
-        if self.has_room(0):
+        deferred = self._deferred
+        deferred.append((_HELD, count_bytes))
+        if self._sums.get(_HELD, 0) + len(deferred) * _LARGEST_BYTES < self.limit_bytes or self.has_room(0):
             return True
         self.release(count_bytes)
         return False
@@ -153,9 +154,8 @@ class CapturedBody:
         """Tell whether less was kept than passed."""
         return self.kept_bytes < self.total_bytes
 
-    def discard(self) -> None:
-        """Release the kept part, give its bytes back, and keep nothing from now on."""
+    def discard(self) -> int:
+        """Forget the kept part, and keep nothing from now on; return the bytes that are to be given back."""
         self._parts, self.max_bytes = [], 0
-        kept, self.kept_bytes = self.kept_bytes, 0
-        if kept:
-            self._budget.release(kept)
+        kept_bytes, self.kept_bytes = self.kept_bytes, 0
+        return kept_bytes

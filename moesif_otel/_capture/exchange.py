@@ -407,15 +407,16 @@ class Exchange:
         """Release the captured bytes and note the reason for the event; the sizes of the bodies stay known."""
         for body in (self.request_body, self.response_body):
             if body is not None and body.kept_bytes:
-                body.discard()
+                self.pipeline.budget.release(body.discard())
                 body.left_out = reason
 
     def discard(self) -> None:
         """Release the captured bytes; the Exchange will not be delivered."""
         self.release()
-        for body in (self.request_body, self.response_body):
-            if body is not None:
-                body.discard()
+        request, response = self.request_body, self.response_body
+        freed_bytes = (0 if request is None else request.discard()) + (0 if response is None else response.discard())
+        if freed_bytes:
+            self.pipeline.budget.release(freed_bytes)
         self.request_body = self.response_body = None
 
 

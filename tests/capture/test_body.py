@@ -24,7 +24,7 @@ def test_the_first_part_is_kept_and_all_is_counted(pieces: list[bytes], max_byte
     assert (body.total_bytes, body.kept_bytes) == (len(whole), len(whole[:max_bytes]))
     assert body.truncated == (len(whole) > max_bytes)
     assert budget.held_bytes == body.kept_bytes
-    body.discard()
+    budget.release(body.discard())
     assert (budget.held_bytes, body.data()) == (0, b"")
     body.add(b"after")
     assert budget.held_bytes == 0

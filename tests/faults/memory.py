@@ -22,16 +22,20 @@ def resident_mb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+def give_back(body: CapturedBody) -> None:
+    body._budget.release(body.discard())
+
+
 def prepare(body: CapturedBody) -> Prepared:
     data = b'{"transaction_id": "%s", "body": "%s"}' % (os.urandom(18).hex().encode(), body.data())
-    body.discard()
+    give_back(body)
     return Prepared(data, len(data))
 
 
 def grown_mb() -> float:
     with FaultServer(then=Hang()) as server:
         transport = MoesifTransport(settings(base_uri=server.url))
-        rig = Rig(transport, base_uri=server.url, prepare=prepare, on_drop=CapturedBody.discard)
+        rig = Rig(transport, base_uri=server.url, prepare=prepare, on_drop=give_back)
         rig.delivery.ensure_started()
         time.sleep(0.2)
         before = resident_mb()
@@ -41,7 +45,7 @@ def grown_mb() -> float:
             body.add(os.urandom(4096).hex().encode())
             rig.budget.charge(OVERHEAD_BYTES)
             if not rig.delivery.submit(body, OVERHEAD_BYTES):
-                body.discard()
+                give_back(body)
             if n % 50 == 0:
                 time.sleep(0.0005)  # the other threads' share
                 most = max(most, resident_mb())
