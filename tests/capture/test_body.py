@@ -56,7 +56,7 @@ def test_a_whole_bytes_piece_is_kept_by_reference() -> None:
 def test_charge_and_release_never_block() -> None:
     """A finalizer that interrupts a holder of the lock in its own thread is kept for later, and nothing is lost."""
     budget = ByteBudget(100)
-    with budget._held._lock:
+    with budget._lock:
         budget.charge(30)
         budget.release(10)
         assert budget.reserve(10)
@@ -90,7 +90,7 @@ def test_a_forked_child_starts_from_nothing() -> None:
     """What the parent holds is the parent's, also the lock."""
     budget = ByteBudget(100)
     budget.charge(50)
-    budget._held._lock.acquire()
+    budget._lock.acquire()
     budget.after_fork()
     assert budget.held_bytes == 0
     assert budget.reserve(100)

@@ -125,7 +125,7 @@ def fork_while_everything_is_locked(rig) -> None:
     rig.delivery.ensure_started()
     state = rig.delivery._state
     held, go_on = threading.Event(), threading.Event()
-    locks = [state.lock, state.starting, rig.ledger._sums._lock, rig.budget._held._lock, rig.guard._counts._lock, rig.delivery._log._lock]
+    locks = [state.lock, state.starting, rig.ledger._lock, rig.budget._lock, rig.guard._counts._lock, rig.delivery._log._lock]
 
     def hold() -> None:
         for lock in locks:
