@@ -255,7 +255,6 @@ def _run(arguments: list[str], variant: str = "ours", **values: str) -> str:
     python = python_of("replaced" if variant == "replaced" else "ours")
     environ = {**os.environ, "VARIANT": variant, "PYTHONPATH": str(ROOT), **values}
     environ.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages have bytecode; without it an import compiles
-    environ.pop("PYTHONDONTWRITEBYTECODE", None)  # as a service has it: compiled once
     return subprocess.run(
         [python, *arguments], check=True, capture_output=True, text=True, cwd=ROOT, env=environ
     ).stdout
