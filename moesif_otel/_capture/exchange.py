@@ -12,10 +12,9 @@ import re
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -62,8 +61,7 @@ _AWAITS_SPAN: Final = frozenset({Outcome.COMPLETE, Outcome.FAILED, Outcome.DROPP
 _CLASS_PHRASES: Final = {1: "Informational", 2: "Success", 3: "Redirection", 4: "Client Error", 5: "Server Error"}
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """The decision of governance about one request.
 
     Attributes:
@@ -111,89 +109,88 @@ if TYPE_CHECKING:
     Steps = Generator[Any, Any, None]
     """Work in steps: yields each awaitable that a callback returned, and is sent its result or thrown its error."""
 
+    class Governed(Protocol):
+        """The governance rules asked about one request, in steps (`_pipeline.governance.GovernedRequest`)."""
 
-class Governed(Protocol):
-    """The governance rules asked about one request, in steps (`_pipeline.governance.GovernedRequest`)."""
+        needs_identity: bool
 
-    needs_identity: bool
+        @property
+        def needs_body(self) -> bool:
+            """Tell whether a rule depends on the body; to be asked once the identity is known."""
 
-    @property
-    def needs_body(self) -> bool:
-        """Tell whether a rule depends on the body; to be asked once the identity is known."""
+        def give_body(self, data: bytes | None, *, whole: bool = True) -> None:
+            """Take the request body as it came."""
 
-    def give_body(self, data: bytes | None, *, whole: bool = True) -> None:
-        """Take the request body as it came."""
-
-    def verdict(self) -> Decision | None:
-        """Return what the rules decide, or None when none has anything to say."""
+        def verdict(self) -> Decision | None:
+            """Return what the rules decide, or None when none has anything to say."""
 
 
-class CapturePipeline(Protocol):
-    """The pipeline that a capture works for, as far as it needs it (`_pipeline.pipeline.Pipeline`)."""
+    class CapturePipeline(Protocol):
+        """The pipeline that a capture works for, as far as it needs it (`_pipeline.pipeline.Pipeline`)."""
 
-    settings: Settings
-    guard: Guard
-    budget: ByteBudget
-    is_live: bool  # until its shutdown
+        settings: Settings
+        guard: Guard
+        budget: ByteBudget
+        is_live: bool  # until its shutdown
 
-    @property
-    def generation(self) -> int:
-        """Grows in a forked child; an Exchange of another generation belongs to another process."""
+        @property
+        def generation(self) -> int:
+            """Grows in a forked child; an Exchange of another generation belongs to another process."""
 
-    def opened(self, exchange: Exchange) -> None:
-        """Take note of a new Exchange (binds the current span, starts threads when needed). Never raises."""
+        def opened(self, exchange: Exchange) -> None:
+            """Take note of a new Exchange (binds the current span, starts threads when needed). Never raises."""
 
-    def has_callbacks(self, exchange: Exchange) -> bool:
-        """Tell whether callbacks will look at this Exchange's `callback_arguments`."""
+        def has_callbacks(self, exchange: Exchange) -> bool:
+            """Tell whether callbacks will look at this Exchange's `callback_arguments`."""
 
-    @property
-    def has_rules(self) -> bool:
-        """Tell whether there are governance rules to ask."""
+        @property
+        def has_rules(self) -> bool:
+            """Tell whether there are governance rules to ask."""
 
-    @property
-    def sees_spans(self) -> bool:
-        """Tell whether the pipeline gets the spans of a tracer provider."""
+        @property
+        def sees_spans(self) -> bool:
+            """Tell whether the pipeline gets the spans of a tracer provider."""
 
-    def bind(self, exchange: Exchange, span: Any) -> None:
-        """Bind the span that the capture made for this call."""
+        def bind(self, exchange: Exchange, span: Any) -> None:
+            """Bind the span that the capture made for this call."""
 
-    def answering(self, exchange: Exchange) -> None:
-        """Take note that the application answers: the span that is current may be the call's own. Never raises."""
+        def answering(self, exchange: Exchange) -> None:
+            """Take note that the application answers: the span that is current may be the call's own. Never raises."""
 
-    def govern(self, exchange: Exchange, read_ahead: Callable[[], bytes | None]) -> Decision | None:
-        """Ask the governance rules about a request before the application sees it.
+        def govern(self, exchange: Exchange, read_ahead: Callable[[], bytes | None]) -> Decision | None:
+            """Ask the governance rules about a request before the application sees it.
 
-        Args:
-            exchange: With method, URL, headers, peer address and callback arguments.
-            read_ahead: Gives the raw request body, or None; called only when a rule depends on it.
+            Args:
+                exchange: With method, URL, headers, peer address and callback arguments.
+                read_ahead: Gives the raw request body, or None; called only when a rule depends on it.
 
-        Returns:
-            None when no rule has anything to say, which takes well under a microsecond without rules. Never raises.
-        """
+            Returns:
+                None when no rule has anything to say, which takes well under a microsecond without rules. Never raises.
+            """
 
-    def governed(self, exchange: Exchange) -> Governed | None:
-        """Return what asks the governance rules in steps; None when there are none."""
+        def governed(self, exchange: Exchange) -> Governed | None:
+            """Return what asks the governance rules in steps; None when there are none."""
 
-    def identifying(self, exchange: Exchange) -> Steps:
-        """Run IDENTIFY_* before the application is called, in steps."""
+        def identifying(self, exchange: Exchange) -> Steps:
+            """Run IDENTIFY_* before the application is called, in steps."""
 
-    def calling_back(self, exchange: Exchange) -> Steps:
-        """Run all callbacks, in steps, before the call has ended."""
+        def calling_back(self, exchange: Exchange) -> Steps:
+            """Run all callbacks, in steps, before the call has ended."""
 
-    def finishing(self, exchange: Exchange) -> Steps:
-        """Do what `finished` does, in steps."""
+        def finishing(self, exchange: Exchange) -> Steps:
+            """Do what `finished` does, in steps."""
 
-    def finished(self, exchange: Exchange) -> None:
-        """Take a finished Exchange: run the callbacks here and now, and submit it. Never raises, never waits."""
+        def finished(self, exchange: Exchange) -> None:
+            """Take a finished Exchange: run the callbacks here and now, and submit it. Never raises, never waits."""
 
-    def finished_late(self, exchange: Exchange) -> None:
-        """Take an Exchange that a finalizer finished: lock-free; callbacks run on our own thread. Never raises."""
+        def finished_late(self, exchange: Exchange) -> None:
+            """Take an Exchange that a finalizer finished: lock-free; callbacks run on our own thread. Never raises."""
 
-    def superseded(self, exchange: Exchange) -> None:
-        """Forget an Exchange whose call another one delivers. Never raises."""
+        def superseded(self, exchange: Exchange) -> None:
+            """Forget an Exchange whose call another one delivers. Never raises."""
 
-    def force_flush(self, timeout_s: float) -> bool:
-        """Deliver every call that has finished, within the time."""
+        def force_flush(self, timeout_s: float) -> bool:
+            """Deliver every call that has finished, within the time."""
 
 
 class Exchange:

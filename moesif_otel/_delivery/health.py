@@ -6,9 +6,8 @@ sends before `Retry-After` is over.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from random import SystemRandom
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,8 +24,7 @@ _MAX_DOUBLINGS: Final = 16  # beyond the cap in any case; keeps 2**n a small num
 _uniform = SystemRandom().uniform  # leaves the application's `random` alone, and is not shared by forked children
 
 
-@dataclass(frozen=True, slots=True)
-class Permit:
+class Permit(NamedTuple):
     """Permission for a sender to send now, or to ask again later, or to drop."""
 
     wait_s: float | None = 0.0  # before it asks again; 0: send now; None: until the one who probes knows more

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import timezone
 from email.utils import parsedate_to_datetime
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from moesif_otel._delivery.stats import DropReason
 
@@ -48,8 +47,7 @@ _CLASS_OUTCOMES: Final[Mapping[int, BatchOutcome]] = {
 _MAX_RETRY_AFTER_S: Final = 300.0  # a wrong clock or a joke must not stop delivery for a day
 
 
-@dataclass(frozen=True, slots=True)
-class PostAnswer:
+class PostAnswer(NamedTuple):
     """The result of one POST."""
 
     outcome: BatchOutcome

@@ -11,7 +11,6 @@ import os
 import sys
 import threading
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from moesif_otel._delivery.clock import WakeEvent
@@ -49,8 +48,7 @@ class Transport(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Collaborators:
+class Collaborators(NamedTuple):
     """The collaborators of all parts of one delivery; the same in every process."""
 
     settings: Settings

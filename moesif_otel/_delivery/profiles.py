@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import date, datetime, timezone
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
@@ -126,8 +125,7 @@ _PERSON: Final[dict[str, _Check]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ProfileKind:
+class ProfileKind(NamedTuple):
     """A kind of data that Moesif stores besides events."""
 
     path: str  # for one; for several, `path + "/batch"`
@@ -280,8 +278,7 @@ def _type_name(value: Any) -> str:
 # -- POSTs
 
 
-@dataclass(frozen=True, slots=True)
-class Post:
+class Post(NamedTuple):
     """One POST; `first` is the index of its first profile in the caller's argument."""
 
     path: str  # if it ends in `/batch`, the body is an array

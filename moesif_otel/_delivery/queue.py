@@ -6,8 +6,7 @@ Used by intake and senders, always under the process state's lock; it has none o
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 # Most bytes of JSON in one POST. Moesif takes 50 MB, its older documentation says far less: stay well below.
 MAX_BATCH_BYTES: Final = 5_000_000
@@ -21,12 +20,14 @@ _LEAST_BATCH_BYTES: Final = 200_000
 _GROWTH: Final = 64
 
 
-@dataclass(frozen=True, slots=True, repr=False)  # no event is ever shown
-class Prepared:
+class Prepared(NamedTuple):
     """One event, ready to be sent."""
 
     payload: Any  # bytes of JSON for Moesif; any object for another transport
     size_bytes: int  # what it weighs in a batch and in memory
+
+    def __repr__(self) -> str:  # crash reporters show local variables
+        return "<Prepared>"
 
 
 class Family:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import zlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from moesif_otel._guard import LATE_IMPORTS
 
@@ -24,8 +23,7 @@ _CONTROLS: Final = bytes(code for code in range(32) if code not in b"\t\r\n")
 _GZIP_WBITS: Final = 16 + zlib.MAX_WBITS
 
 
-@dataclass(frozen=True, slots=True, repr=False)  # no body is ever shown
-class Decoded:
+class Decoded(NamedTuple):
     """The result of `decode_content`.
 
     Attributes:
@@ -37,6 +35,9 @@ class Decoded:
     data: bytes
     whole: bool
     clear: bool
+
+    def __repr__(self) -> str:  # no body is ever shown
+        return "<Decoded>"
 
 
 def decode_content(data: bytes, content_encoding: str | None, *, truncated: bool, max_bytes: int) -> Decoded:

@@ -7,8 +7,8 @@ ignored.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import orjson
 
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 FULL_RATE: Final = 100.0
 
 
-@dataclass(frozen=True, slots=True)
-class SampleRule:
+class SampleRule(NamedTuple):
     """One entry of the configuration's `regex_config`: the rate if all conditions hold."""
 
     conditions: tuple[Condition, ...]
@@ -35,16 +34,15 @@ Cohorts: TypeAlias = "Mapping[str, Mapping[str, Mapping[str, str]]]"
 """By an identity, the rules whose cohort it is in, in order; by their id, its values for the rule's merge tags."""
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteConfig:
+class RemoteConfig(NamedTuple):
     """Sampling rates in percent, and cohorts, by id of the user or company. Immutable, and so thread-safe."""
 
     sample_rate: float = FULL_RATE  # used if no other applies
-    user_sample_rates: Mapping[str, float] = field(default_factory=dict)
-    company_sample_rates: Mapping[str, float] = field(default_factory=dict)
+    user_sample_rates: Mapping[str, float] = MappingProxyType({})
+    company_sample_rates: Mapping[str, float] = MappingProxyType({})
     sample_rules: tuple[SampleRule, ...] = ()  # the first that matches a call is used
-    user_rules: Cohorts = field(default_factory=dict)
-    company_rules: Cohorts = field(default_factory=dict)
+    user_rules: Cohorts = MappingProxyType({})
+    company_rules: Cohorts = MappingProxyType({})
 
     @classmethod
     def from_json(cls, data: bytes, guard: Guard) -> RemoteConfig:

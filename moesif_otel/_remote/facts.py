@@ -9,7 +9,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import orjson
@@ -103,8 +103,7 @@ def as_id(value: object) -> str | None:
     return value if isinstance(value, str) else str(value)
 
 
-@dataclass(frozen=True, slots=True)
-class CallFacts:
+class CallFacts(NamedTuple):
     """The facts that sampling can test; an absent one is None. The route is the path without query."""
 
     verb: str | None = None

@@ -7,8 +7,7 @@ used is ignored and counted. A `Rule` is immutable.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
@@ -64,8 +63,7 @@ class Conditions:
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
+class Action(NamedTuple):
     """The headers that a rule adds to a response, or the response that it sends instead of the application's."""
 
     headers: tuple[tuple[str, str], ...] = ()
@@ -85,8 +83,7 @@ class Action:
         return self.body if self.body_template is None else orjson.dumps(_filled(self.body_template, values))
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(NamedTuple):
     """A compiled rule; `rule_id` is the event's `blocked_by`."""
 
     rule_id: str
