@@ -141,9 +141,18 @@ class Delivery(Generic[T]):
 
         The caller has charged nothing for it: its bytes are charged here, until it is settled.
         """
-        state = self._state
-        if not self._accept(state):
+        if not self.accept():
             return False
+        self.submit_accepted(payload)
+        return True
+
+    def accept(self) -> bool:
+        """Take responsibility for one event; return False when it was dropped (and counted) at once."""
+        return self._accept(self._state)
+
+    def submit_accepted(self, payload: bytes) -> None:
+        """Take an event that is JSON already, and that `accept` has let in; see `submit_prepared`."""
+        state = self._state
         size_bytes = len(payload)
         self.budget.charge(size_bytes)
         submitted = state.submitted
@@ -156,7 +165,6 @@ class Delivery(Generic[T]):
             state.wake()
         if state.ended:  # as above
             self._drop_submitted(state)
-        return True
 
     def _accept(self, state: ProcessState[T]) -> bool:
         ledger = self.ledger

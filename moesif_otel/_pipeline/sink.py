@@ -204,7 +204,6 @@ class EventSink(Sink):
             budget=self.budget,
             guard=self.guard,
         )
-        self._ledger = self.delivery.ledger
         self.delivery.add_after_fork(self._unprepared.after_fork)
         self.delivery.add_housekeeping(_load_late)
 
@@ -260,15 +259,17 @@ class EventSink(Sink):
             self.guard.caught("export of a span", exc)
 
     def _make_now(self, item: Exchange | ReadableSpan) -> None:
-        made: bytes | DropReason = DropReason.QUEUE_FULL
-        if not self._ledger.has_pending(self.settings.event_queue_size):
+        if not self.delivery.accept():
+            super()._discard(item)  # before any work is done for it
+            return
+        made: bytes | DropReason = DropReason.NOT_CONVERTIBLE
+        try:
             made = self._make_guarded(item)
-        elif isinstance(item, Exchange):
-            item.discard()  # before any work is done for it
-        if isinstance(made, bytes):
-            self.delivery.submit_prepared(made)
-        else:
-            self._drop(made)
+        finally:  # a signal handler may raise: what was accepted is settled all the same
+            if isinstance(made, bytes):
+                self.delivery.submit_accepted(made)
+            else:
+                self.delivery.ledger.drop(made)
 
     def _leave_bodies_out(self, item: Exchange | ReadableSpan) -> None:
         if isinstance(item, Exchange):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 from functools import partial
 from io import IOBase
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -30,6 +31,7 @@ EXCHANGES_KEY: Final = "moesif_otel.exchanges"
 TRANSACTION_ID_HEADER: Final = "X-Moesif-Transaction-Id"
 _TRANSACTION_ID_NAME: Final = TRANSACTION_ID_HEADER.lower()
 
+_first: Final = itemgetter(0)
 _enter: Final = current_exchange.set
 _leave: Final = current_exchange.reset
 
@@ -282,10 +284,11 @@ class _WsgiCall:
         if transaction_id is None or type(headers) is not list:
             return headers
         try:
-            for name, _value in headers:
-                if type(name) is str and len(name) == 23 and name.lower() == _TRANSACTION_ID_NAME:
-                    return headers
+            if _TRANSACTION_ID_NAME in map(str.lower, map(_first, headers)):
+                return headers
             return [*headers, (TRANSACTION_ID_HEADER, transaction_id(self._exchange))]
+        except TypeError:  # a name that is no text: the server's to refuse
+            return headers
         except Exception as exc:
             self._exchange.pipeline.guard.caught("the transaction id header", exc)
         return headers
@@ -416,11 +419,11 @@ class _WsgiCall:
         decision = self._decision
         if decision is not None and not decision.blocked and headers:
             headers = decision.added_to(headers)
-        # What is no text the server refuses, or sends as text.
-        self._exchange.response_headers = [
-            header if type(header[0]) is type(header[1]) is str else (str(header[0]), str(header[1]))
-            for header in headers
-        ]
+        try:
+            "".join(map("".join, headers))
+        except TypeError:  # what is no text the server refuses, or sends as text
+            headers = [(str(header[0]), str(header[1])) for header in headers]
+        self._exchange.response_headers = list(headers)
 
     def _finish(self, outcome: Outcome, error: BaseException | None = None) -> None:
         self.is_finished = True
