@@ -318,6 +318,8 @@ def stand_in_for(body: Any, sink: PieceSink) -> Any | None:
 def _stand_in_of(kind: Any) -> tuple[type[_StandIn], bool]:
     """Return the class of a stand-in that has the special methods of `kind`, and whether that can be iterated."""
     special = {name: _SPECIAL.get(name) or _forward(name) for name in (*_SPECIAL, *_FORWARDED) if hasattr(kind, name)}
+    if not callable(getattr(kind, "read", None)):
+        special.pop("read", None)  # a property: not every object of this class need have it
     is_iterable = "__iter__" in special or "__aiter__" in special
     return type("_StandIn", (_StandIn,), {"__slots__": (), **special}), is_iterable
 

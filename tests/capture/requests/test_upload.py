@@ -209,6 +209,21 @@ def test_special_methods_are_those_of_the_body():
     assert not hasattr(file, "seek")
 
 
+def test_an_iterable_that_only_may_be_a_file(upstream):
+    """A class whose `read` is a property that this object lacks: it is sent by iteration, as without us."""
+
+    class Pieces(AgainAndAgain):
+        @property
+        def read(self):
+            raise AttributeError("read")
+
+    stand_in = stand_in_for(Pieces(b"one", b"two"), sink_for()[0])
+    assert not hasattr(stand_in, "read")
+    with capturing() as pipeline:
+        assert requests.post(upstream.url + "/echo", data=Pieces(b"one", b"two")).content == b"onetwo"
+    assert pipeline.only.request_body.data() == b"onetwo"
+
+
 def test_every_way_to_read_a_file():
     """`read`, `read1`, `readinto`, `readline`, `readlines` and iteration are each seen once."""
     data = b"one\ntwo\nthree\nfour\nfive\nsix"
