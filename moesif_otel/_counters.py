@@ -8,11 +8,13 @@ lock free.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from typing import Final
 
 _FOLD_AT: Final = 64  # entries that may wait; a reader folds them in any case
 _READ_WAIT_S: Final = 1.0
+_LOOK_AGAIN_S: Final = 0.000_5
 
 
 class Counters:
@@ -45,23 +47,21 @@ class Counters:
     def read(self) -> dict[str, int]:
         """Return all sums at one moment."""
         # A signal handler may have interrupted a fold of this very thread: never wait for ever.
-        held = self._lock.acquire(timeout=_READ_WAIT_S)
-        try:
-            if held:
-                self._fold()
-            return self._sums.copy()
-        finally:
-            if held:
-                self._lock.release()
+        until_s = time.monotonic() + _READ_WAIT_S
+        while not self._fold_if_free() and time.monotonic() < until_s:
+            time.sleep(_LOOK_AGAIN_S)
+        return self._sums.copy()
 
-    def _fold_if_free(self) -> None:
-        # Not by `acquire(blocking=False)`: a signal handler that raises right after it would leave it held for ever.
-        if not self._lock.locked():
-            with self._lock:
-                self._fold()
-
-    def _fold(self) -> None:
-        deferred, sums = self._deferred, self._sums
-        while deferred:
-            name, n = deferred.popleft()
-            sums[name] = sums.get(name, 0) + n
+    def _fold_if_free(self) -> bool:
+        # Not by `acquire()`: a signal handler that raises right after it would leave it held for ever.
+        if self._lock.locked():
+            return False
+        with self._lock:
+            deferred, sums = self._deferred, self._sums
+            while deferred:
+                # Taken off last, in the one step after the sum: where a signal handler raises, nothing is lost or
+                # counted twice.
+                name, n = deferred[0]
+                sums[name] = sums.get(name, 0) + n
+                deferred.popleft()
+        return True

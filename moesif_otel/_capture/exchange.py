@@ -98,9 +98,10 @@ class Decision(NamedTuple):
         is added: clients interpret two differently.
         """
         try:
-            has_type = any(name.lower() == "content-type" for name, _ in headers)
+            given = list(headers)  # an iterator can be read once
+            has_type = any(name.lower() == "content-type" for name, _ in given)
             added = (item for item in self.headers if not (has_type and item[0].lower() == "content-type"))
-            return [*headers, *added]
+            return [*given, *added]
         except Exception:  # not pairs of strings: an error of the application, which the server reports
             return headers
 

@@ -554,6 +554,11 @@ class Pipeline:
     def after_fork(self) -> None:
         """Forget, in a forked child, the calls that the parent serves and delivers."""
         self.generation += 1
+        for reference in tuple(self._opened):
+            exchange = reference()
+            for body in () if exchange is None else (exchange.request_body, exchange.response_body):
+                if body is not None:
+                    body.discard()  # in the budget of the parent, which has it, too
         self._bound, self._live, self._waiting, self._finishing, self._opened = {}, {}, {}, {}, set()
         self._late, self._late_work, self._late_thread = queue.SimpleQueue(), queue.SimpleQueue(), None
         self._housekeepers, self._look_is_due = set(), False

@@ -105,3 +105,48 @@ def test_parent_and_children_deliver_their_own_calls_once(when: str, how: str) -
     assert ours == sorted(f"{name}-{n}" for name in names for n in range(20))
     assert len(queries) - len(ours) == int(done.stdout)
     assert duplicates == 0
+
+
+IN_A_CALL = """
+import io, os, sys
+from wsgiref.util import setup_testing_defaults
+from moesif_otel.wsgi import MoesifMiddleware
+
+def app(environ, start_response):
+    environ["wsgi.input"].read()
+    start_response("200 OK", [])
+    yield b"a" * 1_000
+    pids.append(os.fork())
+    yield b"b" * 1_000
+
+pids = []
+middleware = MoesifMiddleware(app, {"APPLICATION_ID": "forks", "BASE_URI": sys.argv[1]})
+environ = {"REQUEST_METHOD": "POST", "CONTENT_LENGTH": "500"}
+setup_testing_defaults(environ)
+environ["wsgi.input"] = io.BytesIO(b"c" * 500)
+assert len(b"".join(middleware(environ, lambda *_: None))) == 2_000
+assert middleware.force_flush(30_000)
+print(len(pids) and bool(pids[0]), middleware.stats()["accepted"], middleware.stats()["held_bytes"], flush=True)
+if pids[0]:
+    os.waitpid(pids[0], 0)
+else:
+    os._exit(0)
+"""
+
+
+def test_a_call_that_forks_is_the_parents() -> None:
+    """The child serves it to its end, but does not deliver it, and gives no bytes back that it has not taken."""
+    with Sandbox() as sandbox:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore::DeprecationWarning", "-c", IN_A_CALL, sandbox.url],
+            cwd=ROOT,
+            env=clean_environ(),
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3_000:]
+        assert sorted(done.stdout.splitlines()) == ["False 0 0", "True 1 0"]
+        (event,) = sandbox.events()
+    assert event["response"]["status"] == 200

@@ -256,7 +256,9 @@ class _WsgiCall:
         write = self._server_start_response(status, sent, *exc_info, **named)
         exchange = self._exchange
         try:
-            self._app_headers, self._header_count = headers, len(headers)
+            # An iterator can be read once: by the server.
+            self._app_headers = headers if type(headers) is list or hasattr(headers, "__len__") else ()
+            self._header_count = len(self._app_headers)
             self._sent_headers = None if sent is headers else sent
             exchange.status = int(status[:3])
             if self._span is not None:
@@ -367,6 +369,8 @@ class _WsgiCall:
 
     def exhausted(self) -> None:
         """Note that the application gave all: the call is complete, whether or not somebody closes it."""
+        if not self._sent_bytes:  # the server sends the headers now
+            self._catch_up_headers()
         self._finish(Outcome.COMPLETE)
 
     def closed(self) -> None:

@@ -794,8 +794,9 @@ def test_what_an_answer_does_when_it_is_looked_at_is_its_own_affair() -> None:
     assert pipeline.guard.counts() == {}
 
 
+@pytest.mark.parametrize("pieces", [[b"hello"], []], ids=["body", "no body"])
 @pytest.mark.parametrize("result", [list, iter], ids=["list", "stream"])
-def test_a_header_added_after_start_response_is_sent(result: Any) -> None:
+def test_a_header_added_after_start_response_is_sent(result: Any, pieces: list[bytes]) -> None:
     """Wsgiref sends the very list that it was given, at the first piece; with our own header it gets another list."""
     pipeline = RecordingPipeline()
 
@@ -803,7 +804,7 @@ def test_a_header_added_after_start_response_is_sent(result: Any) -> None:
         headers = [("Content-Type", "text/plain")]
         start_response("200 OK", headers)
         headers.append(("X-Late", "yes"))
-        return result([b"hello"])
+        return result(pieces)
 
     stdout = io.BytesIO()
     handler = SimpleHandler(io.BytesIO(), stdout, io.StringIO(), make_environ())
@@ -923,6 +924,24 @@ def test_headers_that_are_none_never_reach_the_server_as_an_error_of_ours(header
     del result
     gc.collect()
     assert [one.outcome for one in pipeline.late_calls()] == [Outcome.DROPPED]
+
+
+@pytest.mark.parametrize("ruled", [False, True])
+def test_headers_that_can_be_read_once_are_the_servers(ruled: bool) -> None:
+    """Werkzeug's server reads them when it sends them: an iterator, which PEP 3333 forbids, comes to it whole."""
+    pipeline, server = RecordingPipeline(), Server()
+    if ruled:
+        pipeline.decision = lambda exchange, read: Decision(False, 0, [("X-Plan", "gold")], None, None)
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("418 I'm a Teapot", (pair for pair in [("Content-Type", "text/plain"), ("X", "y")]))
+        return [b""]
+
+    server.run(captured(app, pipeline, transaction_id=lambda exchange: "the-id"), make_environ())
+    assert server.headers is not None
+    assert list(server.headers)[:2] == [("Content-Type", "text/plain"), ("X", "y")]
+    assert [call.status for call in pipeline.calls] == [418]
+    assert pipeline.guard.counts() == {}
 
 
 def test_a_stream_can_be_referred_to_weakly() -> None:
