@@ -136,6 +136,8 @@ class MoesifMiddleware(Middleware):
 
     def _calling_back(self, call: DjangoCall, response: Any) -> Iterator[Steps]:
         """Note the view's answer; yields the callbacks."""
+        if not call.exchange.is_open:  # the client left before our turn came
+            return
         call.answered(response)
         if self._pipeline.has_callbacks(call.exchange):
             yield self._pipeline.calling_back(call.exchange)

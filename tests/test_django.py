@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import io
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 from wsgiref.util import setup_testing_defaults
 
+import django
 import pytest
 
 from tests.servers import django_project  # configures Django
@@ -21,7 +23,7 @@ from moesif_otel.django import MoesifMiddleware
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.sandbox import Sandbox
 from moesif_otel.wsgi import MoesifMiddleware as WsgiMiddleware
-from tests.capture.asgi.driver import Connection, http_scope, request
+from tests.capture.asgi.driver import DISCONNECT, Connection, http_scope, request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -247,6 +249,56 @@ def test_an_answer_of_an_outer_middleware_is_captured(site: Any, sandbox: Sandbo
     (event,) = sandbox.wait_for_events(1)
     assert event["response"]["status"] == 301
     assert event["user_id"] == "shop.example 301"
+
+
+def test_middlewares_may_name_what_they_call(site: Any, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one answers by itself is captured, even if only the inside of it leads to our middleware."""
+    ours = site("tests.servers.django_project.Gate", *django_project.BEFORE)
+    assert ours.ask("/items/7", b"1")[0] == 201
+    monkeypatch.setattr(django_project.Gate, "turn_away", True)
+    assert ours.ask("/items/7", b"1")[::2] == (429, b'{"full": true}')
+    events = sandbox.wait_for_events(2)
+    assert [(event["response"]["status"], event["response"]["body"]) for event in events] == [(201, {"number": 7, "got": 1}), (429, {"full": True})]
+
+
+@pytest.mark.skipif(django.VERSION < (5, 0), reason="Django 4.2 does not look whether the client is there")
+def test_a_client_that_leaves_before_our_turn_is_one_event(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread of a synchronous middleware goes on, through our middleware too."""
+    came, left, went_on = threading.Event(), threading.Event(), threading.Event()
+
+    class Leaving(Connection):
+        async def receive(self) -> dict[str, Any]:
+            message = await super().receive()
+            if message is DISCONNECT:
+                assert await asyncio.to_thread(came.wait, 10)
+                asyncio.get_running_loop().call_soon(left.set)
+            return message
+
+    def wait() -> None:
+        came.set()
+        assert left.wait(10)
+        went_on.set()
+
+    monkeypatch.setattr(django_project.Gate, "wait", wait)
+    seen: list[Any] = []
+    options = django_project.moesif_options(
+        BASE_URI=sandbox.url, IDENTIFY_USER=lambda request, response: seen.append(response.status_code) or "mary"
+    )
+    with override_settings(MIDDLEWARE=["tests.servers.django_project.Gate", OURS], MOESIF_MIDDLEWARE=options):
+        handler: Any = ASGIHandler()
+
+        async def serve() -> None:
+            await Leaving(request(), DISCONNECT).serve(handler, http_scope(path="/async/items/7"))
+            assert await asyncio.to_thread(went_on.wait, 10)
+            while len(asyncio.all_tasks()) > 1:
+                await asyncio.sleep(0.01)
+
+        asyncio.run(serve())
+        for pipeline in _pipelines():
+            assert pipeline.force_flush(5)
+    (event,) = sandbox.events()
+    assert event["metadata"]["moesif_otel"]["outcome"] == "client_aborted"
+    assert len(seen) == 1
 
 
 def test_the_transaction_id_is_told_unless_disabled(site: Any, sandbox: Sandbox) -> None:

@@ -94,8 +94,10 @@ def _capture_in(chain: Any) -> DjangoCapture | None:
         if isinstance(attributes.get("capture"), DjangoCapture):
             found: DjangoCapture = attributes["capture"]
             return found
-        waiting += [attributes[name] for name in _LINKS if name in attributes]
+        # The last is looked at first: what Django calls these links, before what a middleware may call its own.
+        waiting += attributes.values()
         waiting += [cell.cell_contents for cell in getattr(one, "__closure__", None) or () if cell != _EMPTY_CELL]
+        waiting += [attributes[name] for name in _LINKS if name in attributes]
     return None
 
 
@@ -248,11 +250,15 @@ def _body_length_bytes(request: Any) -> int:
 
 
 def _exchange_of(request: Any, pipeline: CapturePipeline) -> Exchange | None:
-    """Return the Exchange that a capture at the wire opened: ours, or that of a middleware around the application."""
+    """Return the Exchange that a capture at the wire opened: ours, or that of a middleware around the application.
+
+    It may be over: the thread of a synchronous middleware goes on when the client has left.
+    """
     carrier = getattr(request, "scope", None) or request.META
     present: tuple[Exchange, ...] = carrier.get(EXCHANGES_KEY, ())
     key = pipeline.settings.pipeline_key
-    return next((one for one in reversed(present) if one.pipeline.settings.pipeline_key == key and one.is_open), None)
+    found = [one for one in reversed(present) if one.pipeline.settings.pipeline_key == key]
+    return next((one for one in found if one.is_open), found[0] if found else None)
 
 
 def _exchange_of_test_client(request: Any, pipeline: CapturePipeline) -> Exchange:

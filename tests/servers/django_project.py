@@ -75,6 +75,23 @@ def lazy_user(get_response):
     return middleware
 
 
+class Gate:
+    """A middleware that keeps what it calls under a name of its own; `turn_away` answers, `wait` comes before the view."""
+
+    turn_away = False
+    wait = None
+
+    def __init__(self, get_response):
+        self.application = get_response
+
+    def __call__(self, request):
+        if Gate.turn_away:
+            return JsonResponse({"full": True}, status=429)
+        if Gate.wait is not None:
+            Gate.wait()
+        return self.application(request)
+
+
 def echo(request, number):
     answer = JsonResponse({"number": number, "got": json.loads(request.body or b"null")}, status=201)
     answer.set_cookie("a", "1")
