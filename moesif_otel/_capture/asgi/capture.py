@@ -204,7 +204,8 @@ class HttpCall:
         "_exchange",
         "_guard",
         "_has_trailers",
-        "_keeps_bodies",
+        "_keeps_request_body",
+        "_keeps_response_body",
         "_offer",
         "_path",
         "_receive",
@@ -218,7 +219,7 @@ class HttpCall:
         pipeline = exchange.pipeline
         self._exchange: Exchange | None = exchange
         self._guard = pipeline.guard
-        self._keeps_bodies = pipeline.settings.log_body
+        self._keeps_request_body = self._keeps_response_body = pipeline.settings.log_body
         self._receive = receive
         self._send = send
         self._has_trailers = False
@@ -322,7 +323,7 @@ class HttpCall:
         kind = message["type"]
         if kind == "http.request":
             data = message.get("body")
-            if data and self._keeps_bodies and (exchange.request_body is not None or exchange.is_open):
+            if data and self._keeps_request_body and (exchange.request_body is not None or exchange.is_open):
                 if exchange.request_body is None:
                     pipeline = exchange.pipeline
                     exchange.request_body = CapturedBody(pipeline.settings.request_max_body_size, pipeline.budget)
@@ -346,19 +347,19 @@ class HttpCall:
 
     def _sent_start(self, message: Message, exchange: Exchange) -> None:
         status = exchange.status = int(message["status"])
-        headers = repeatable(message.get("headers"))
         self._has_trailers = bool(message.get("trailers"))
+        if status in _NO_BODY_STATUSES or exchange.method == "HEAD":
+            self._keeps_response_body = False  # no client sees a body that is sent all the same
+        headers = repeatable(message.get("headers"))
         exchange.response_headers = named(headers)
         if self._offer is not None:
             self._offer[2]["response_headers"] = headers
         if self._span is not None:
             self._span.send(message)
-        if status in _NO_BODY_STATUSES or exchange.method == "HEAD":
-            self._keeps_bodies = False  # no client sees a body that is sent all the same
 
     def _sent_body(self, data: Any, exchange: Exchange) -> None:
         # One that a shutdown has ended has been sent.
-        if data and self._keeps_bodies and (exchange.response_body is not None or exchange.is_open):
+        if data and self._keeps_response_body and (exchange.response_body is not None or exchange.is_open):
             if not isinstance(data, _BYTES):
                 return  # only the server can say whether it takes that, and as what
             if exchange.response_body is None:

@@ -217,6 +217,23 @@ def test_a_body_that_no_client_sees_is_not_recorded(method: str, status: int) ->
     assert (pipeline.calls[0].response_body is not None) == (method == "GET" and status == 200)
 
 
+@pytest.mark.parametrize(("method", "status"), [("PUT", 204), ("PUT", 304), ("HEAD", 200)])
+def test_a_request_body_read_after_an_answer_without_a_body_is_recorded(method: str, status: int) -> None:
+    """The status says what the response has; an application may begin to answer before it has read everything."""
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await receive()
+        await send({"type": "http.response.body"})
+
+    pipeline = RecordingPipeline()
+    call(captured(pipeline, app), request(b"one", more=True), request(b"two"), scope=http_scope(method))
+    (exchange,) = pipeline.calls
+    assert exchange.request_body.data() == b"onetwo"
+    assert exchange.request_body.total_bytes == 6
+
+
 @pytest.mark.parametrize("piece", ["text", 5, ["a"], {"a": 1}])
 def test_a_piece_that_is_no_bytes_is_noted_as_nothing(piece: Any) -> None:
     """Some servers take it (granian takes text); it is no error of ours, and the response is complete."""
