@@ -610,6 +610,33 @@ def test_a_body_rule_reads_ahead_and_gives_everything_back(governed: Any, sandbo
     assert received in ([], list(long))
 
 
+def test_an_error_of_receive_reaches_the_application_and_skips_no_rule(governed: Any) -> None:
+    """A middleware around us that limits bodies raises from `receive`: the application gets that where it would have."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        received = []
+        try:
+            while True:
+                received.append((await receive())["body"])
+        except LookupError as exc:
+            received.append(exc)
+        await send({"type": "http.response.start", "status": 413, "headers": [], "received": received})
+        await send({"type": "http.response.body"})
+
+    too_long = LookupError("too long")
+    about_bodies = blocking({"path": "request.body.plan", "value": "free"})
+    adds = blocking({"path": "request.verb", "value": "PUT"}, _id="rule-2", block=False, response={"headers": {"X-Quota": "5"}})
+    middleware = governed(app, about_bodies, adds)
+    ours = call(middleware, request(b"one", more=True), too_long, method="PUT")
+    bare = call(app, request(b"one", more=True), too_long, method="PUT")
+    assert bare.sent[0]["received"] == [b"one", too_long]
+    bare.sent[0]["headers"].append((b"x-quota", b"5"))
+    assert ours.seen == bare.seen
+    assert call(middleware, too_long, method="GET").sent[0]["received"] == [too_long]
+    refuses = governed(never, blocking({"path": "request.body.$unreadable", "value": "too_large"}))
+    assert answer(call(refuses, request(b"one", more=True), too_long, method="PUT"))[0] == 429
+
+
 def test_governance_inside_a_framework_gets_the_outer_middlewares_headers(sandbox: Sandbox, governed: Any) -> None:
     """A block passes through what the application has put around us, CORS for one."""
     from starlette.middleware.cors import CORSMiddleware

@@ -502,14 +502,21 @@ class _BodyAhead:
     def __init__(self, receive: Receive, max_bytes: int) -> None:
         self._receive = receive
         self._max_bytes = max_bytes
-        self.messages: deque[Message] = deque()
+        self.messages: deque[Message | Exception] = deque()
 
     async def read(self) -> tuple[bytes | None, bool]:
-        """Receive the body, and say whether it is whole: it is not when it is too long, or the client left."""
+        """Receive the body, and say whether it is whole.
+
+        It is not when it is too long, or the client left, or a middleware around us refuses to receive more.
+        """
         parts: list[bytes] = []
         size_bytes = 0
         while True:
-            message = await self._receive()
+            try:
+                message = await self._receive()
+            except Exception as exc:
+                self.messages.append(exc)
+                return None, False
             self.messages.append(message)
             if message["type"] != "http.request":
                 return None, False
@@ -522,5 +529,10 @@ class _BodyAhead:
                 return b"".join(parts), True
 
     async def receive(self) -> Message:
-        """Receive for the application: first what was read ahead."""
-        return self.messages.popleft() if self.messages else await self._receive()
+        """Receive for the application: first what was read ahead, and the error that ended that."""
+        if not self.messages:
+            return await self._receive()
+        message = self.messages.popleft()
+        if isinstance(message, Exception):
+            raise message
+        return message
