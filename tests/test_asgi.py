@@ -86,8 +86,8 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": message["body"] or b"{}"})
 
 
-def call(app: Any, *incoming: Any, **scope: Any) -> Connection:
-    return asyncio.run(Connection(*incoming, DISCONNECT).serve(app, http_scope(**scope)))
+def call(app: Any, *incoming: Any, fails_at: Any = None, **scope: Any) -> Connection:
+    return asyncio.run(Connection(*incoming, DISCONNECT, fails_at=fails_at).serve(app, http_scope(**scope)))
 
 
 def post(app: Any, body: bytes = b'{"a": 1}', **scope: Any) -> Connection:
@@ -608,6 +608,23 @@ def test_a_body_rule_reads_ahead_and_gives_everything_back(governed: Any, sandbo
     long = (request(bytes(80), more=True), request(bytes(80), more=True), request(bytes(80)))
     assert answer(call(middleware, *long, method="POST", headers=headers))[0] in {200, 429}
     assert received in ([], list(long))
+
+
+@pytest.mark.parametrize("message", [None, 5, {}, {"type": ["unhashable"]}])
+def test_a_message_that_is_none_reaches_the_server(governed: Any, message: Any) -> None:
+    """Where a rule adds headers, and in a lifespan: what is wrong with it is said by the server alone."""
+    told = LookupError("what the server says")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/first":
+            await echo(scope, receive, send)
+        else:
+            await send(message)
+
+    rule = blocking({"path": "request.verb", "value": "GET"}, block=False, response={"headers": {"X-Quota": "5"}})
+    middleware = governed(app, rule)
+    assert call(middleware, request(), fails_at=(0, told)).ended == ("raised", told)
+    assert call(middleware, request(), fails_at=(0, told), type="lifespan").ended == ("raised", told)
 
 
 def test_an_error_of_receive_reaches_the_application_and_skips_no_rule(governed: Any) -> None:

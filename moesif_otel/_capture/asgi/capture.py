@@ -454,10 +454,11 @@ class _DecidedSend:
 
     async def __call__(self, message: Message) -> Any:
         decision = self._decision
-        if decision is not None and message.get("type") in _STARTS:
-            self._decision = None
+        if decision is not None:
             try:
-                message = _with_headers(message, decision)
+                if message["type"] in _STARTS:
+                    self._decision = None
+                    message = _with_headers(message, decision)
             except Exception as exc:
                 self._guard.caught("headers of a governance rule", exc)
         return await self._send(message)

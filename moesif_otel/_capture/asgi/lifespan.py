@@ -59,7 +59,11 @@ class Lifespan:
 
     async def send(self, message: MutableMapping[str, Any]) -> Any:
         """Send a message to the server."""
-        if message.get("type") in _ENDS:
+        try:
+            is_end = message["type"] in _ENDS
+        except (KeyError, TypeError):
+            is_end = False  # the server says what is wrong with such a message
+        if is_end:
             await _deliver(self._pipeline)
         return await self._send(message)
 
