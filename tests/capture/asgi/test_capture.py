@@ -457,6 +457,15 @@ def test_odd_scopes_are_the_applications_affair(scope: dict[str, Any]) -> None:
         assert isinstance(exchange.url, str)
 
 
+@pytest.mark.parametrize("raw_path", [None, "/\ud800"])
+def test_a_path_that_is_no_text_is_captured(raw_path: Any) -> None:
+    """JSON may hold half a pair of surrogates, and so does the path that an adapter takes from an event of AWS."""
+    pipeline = RecordingPipeline()
+    scope = {**http_scope(), "path": "/\ud800", "raw_path": raw_path, "root_path": "/\udfff"}
+    call(captured(pipeline, hello), scope=scope)
+    assert [exchange.url for exchange in pipeline.calls] == ["http://shop.example/%ED%BF%BF/%ED%A0%80"]
+
+
 # WebSockets.
 
 
