@@ -27,6 +27,7 @@ class Urllib3Request(NamedTuple):
     url: str
     headers: Mapping[str, str]
     body: Any
+    """None for a file or an iterable where the response's body is still to come."""
 
 
 class Urllib3Response(NamedTuple):
@@ -52,11 +53,12 @@ def _urlopen(urlopen: Any, pool: Any, /, *args: Any, **kwargs: Any) -> Any:
         return urlopen(pool, *args, **kwargs)
     call.sends(Urllib3Request(method, call.exchanges[0].url, headers, given.get("body")), _pairs, headers)
     with call:
-        if call.stand_in is not None:
+        stand_in, call.stand_in = call.stand_in, None  # it leads to the call
+        if stand_in is not None:
             if len(args) > _BODY_AT:
-                args = (*args[:_BODY_AT], call.stand_in, *args[_BODY_AT + 1 :])
+                args = (*args[:_BODY_AT], stand_in, *args[_BODY_AT + 1 :])
             else:
-                kwargs = {**kwargs, "body": call.stand_in}
+                kwargs = {**kwargs, "body": stand_in}
         response = urlopen(pool, *args, **kwargs)
     return call.answered(response)
 
@@ -108,6 +110,8 @@ class _Urllib3Call(OutgoingCall):
             self.take_body(response._body, decoded=is_decoded(response))
             return False
         request, seen = self.request, self._shown(response)
+        if not is_plain(request.body):
+            request = request._replace(body=None)  # sent: it is its caller's to keep
         self.set_arguments(request, seen)
         return watch_download(self, response, lambda outcome, error: self.finish(request, seen, outcome, error))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import inspect
 import io
+import weakref
+from collections import deque
 
 import pytest
 import requests
@@ -126,3 +128,25 @@ def test_with_the_instrumentor_in_any_order(upstream, first):
 def test_the_place_that_we_stand_at():
     """A release of urllib3 that moves it fails here, by name."""
     assert list(inspect.signature(urllib3.HTTPConnectionPool.urlopen).parameters)[:5] == ["self", "method", "url", "body", "headers"]
+
+
+@pytest.mark.parametrize("preload", [True, False])
+def test_a_body_goes_when_its_caller_drops_it(upstream, preload):
+    """At once, and with it the file or the connection that it has open: nothing of ours leads back to it."""
+
+    class File(io.BytesIO):
+        pass
+
+    with capturing(clients=("urllib3",)) as pipeline, urllib3.PoolManager() as pool:
+        body = File(b"from a file")
+        kept = weakref.ref(body)
+        pipeline.seen_by_callbacks = deque(maxlen=0)
+        gc.disable()
+        try:
+            response = pool.request("POST", upstream.url + "/echo", body=body, preload_content=preload)
+            del body
+            assert kept() is None
+        finally:
+            gc.enable()
+        assert response.data == b"from a file"
+    assert pipeline.only.request_body.data() == b"from a file"
