@@ -103,9 +103,13 @@ class TornadoCall:
             try:
                 close_callback()
             finally:
-                self.end(Outcome.ABORTED)
+                self.closed()
 
         return on_close
+
+    def closed(self) -> None:
+        """Note that the connection is closed before its response was complete."""
+        self.end(Outcome.ABORTED)
 
     def add_decided_headers(self, headers: HTTPHeaders) -> None:
         """Let governance add its headers to those that are about to be sent."""
@@ -184,17 +188,21 @@ class HandlerCall(TornadoCall, OutputTransform):
         awaits_log: Whether its application calls our `log_event` at the end.
     """
 
-    __slots__ = ("_awaits_log", "_end", "_ended_response", "_streamed")
+    __slots__ = ("_answered", "_awaits_log", "_end", "_ended_response", "_streamed")
 
     def __init__(self, exchange: Exchange, handler: RequestHandler, *, awaits_log: bool) -> None:
         TornadoCall.__init__(self, exchange, handler)
         self._awaits_log = awaits_log
         self._end: tuple[Outcome, BaseException | None] | None = None  # which waits for the span to end
         self._ended_response = False
+        self._answered = False  # while the client was there
         self._streamed = False
 
     def watch(self, exchange: Exchange, handler: RequestHandler) -> None:
         """Take the request body, or a place beside its stream; notice when the client leaves."""
+        if streams_request_body(handler):
+            # Of an upload that is malformed, or whose handler raises, Tornado tells the handler alone.
+            self.hook(handler, "on_connection_close", self.and_then_aborted(handler.on_connection_close))
         if streams_request_body(handler) and exchange.pipeline.settings.log_body:
             body = request_body_of(exchange)
             self.hook(handler, "data_received", _teed(handler.data_received, body, exchange))
@@ -238,6 +246,7 @@ class HandlerCall(TornadoCall, OutputTransform):
         self.response_piece(chunk)
         if finishing:
             self._ended_response = True
+            self._answered = self._answered or not self.client_left
             if not self._awaits_log:
                 self._call_soon(self._end_answered)  # else the return of `_execute`, or the finalizer, will tell
 
@@ -274,7 +283,7 @@ class HandlerCall(TornadoCall, OutputTransform):
         if exchange is None or handler is None:
             return
         if self.client_left:
-            self.end(Outcome.ABORTED)
+            self.closed()
             return
         error = None
         try:
@@ -320,10 +329,20 @@ class HandlerCall(TornadoCall, OutputTransform):
         elif finishes_by_itself(handler):
             self.end(Outcome.ABORTED)  # the client left during an upload that the handler takes as a stream
 
-    def _end_answered(self) -> None:
+    def closed(self) -> None:
+        """Note the end of the connection; Tornado closes it for a wrong `Content-Length`, behind the headers."""
+        if self._end is None:
+            self._take_headers_of_answer()
+            self._end = Outcome.ABORTED, None
+        self.end(*self._end)
+
+    def _take_headers_of_answer(self) -> None:
         exchange, handler = self.exchange, self.handler
-        if exchange is not None and handler is not None and not self.client_left:
+        if self._answered and exchange is not None and handler is not None:
             self.guard.run("capture of the end of a Tornado request", self._take_headers, exchange, handler)
+
+    def _end_answered(self) -> None:
+        self._take_headers_of_answer()
         self.end(Outcome.ABORTED if self.client_left else Outcome.COMPLETE)
 
 

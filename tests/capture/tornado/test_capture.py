@@ -605,6 +605,52 @@ def test_a_client_that_leaves_during_an_upload_is_recorded():
     assert (seen.outcome, seen.request_body, seen.status) == (Outcome.ABORTED, b"half", None)
 
 
+def test_an_upload_that_its_handler_refuses_by_raising_is_recorded():
+    """Tornado closes the connection and tells the handler alone, whose own `on_connection_close` ends nothing."""
+
+    @web.stream_request_body
+    class Upload(web.RequestHandler):
+        def prepare(self) -> None:
+            begun.set()
+
+        def data_received(self, chunk: bytes) -> None:
+            raise LookupError
+
+        def on_connection_close(self) -> None:
+            told.append(self)
+
+    async def serve(capture: TornadoCapture) -> None:
+        async with serving(web.Application([("/", Upload)], log_function=capture.log_event)) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\n")
+            await begun.wait()
+            writer.write(b"half")
+            assert await reader.read() == b""
+            writer.close()
+            await eventually(lambda: capture.pipeline.seen)
+
+    begun = asyncio.Event()
+    told: list[Any] = []
+    with capturing() as capture:
+        run(serve(capture))
+    assert len(told) == 1
+    seen = one(capture.pipeline)
+    assert (seen.outcome, seen.request_body, seen.status) == (Outcome.ABORTED, b"half", None)
+
+
+def test_an_answer_that_is_shorter_than_it_says_is_recorded_with_its_status():
+    """Tornado sends the headers, then finds that there is less and closes the connection."""
+
+    class Short(web.RequestHandler):
+        def get(self) -> None:
+            self.set_header("Content-Length", "5")
+
+    pipeline, answers = compare([("/short", Short)], get("/short"))
+    assert answers[0].startswith(b"HTTP/1.1 200 OK\r\n")
+    seen = one(pipeline)
+    assert (seen.outcome, seen.status, seen.header("Content-Length")) == (Outcome.ABORTED, 200, ["5"])
+
+
 def test_a_websocket_is_recorded_at_its_handshake_and_works_on():
     """The event is there while the connection is open; messages pass as before."""
 
