@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import gc
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import flask
 import pytest
 import trio
+import trio.lowlevel
 from a2wsgi import WSGIMiddleware
 from fastapi import BackgroundTasks, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
@@ -29,6 +31,7 @@ from starlette.routing import Mount, Route
 from moesif_otel import identify
 from moesif_otel._capture.asgi import span
 from moesif_otel._capture.asgi.callback_objects import CallbackObjects
+from moesif_otel._guard import PROCESS_GUARD
 from moesif_otel.asgi import MoesifMiddleware
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.sandbox import Sandbox
@@ -226,6 +229,56 @@ def test_trio_awaits_callbacks_too(wrap: Any, sandbox: Sandbox) -> None:
     trio.run(serve)
     (event,) = sandbox.events()  # nobody has flushed
     assert (event["user_id"], event["company_id"]) == ("mary", "acme")
+
+
+class _NoException(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("error", [_NoException, asyncio.CancelledError, SystemExit, LookupError])
+def test_what_a_callback_raises_under_trio_does_not_end_the_run(
+    wrap: Any, sandbox: Sandbox, error: type[BaseException]
+) -> None:
+    """The task that awaits it is one of trio's system tasks, whose errors end everything."""
+
+    async def user(request: Any, response: Any) -> str:
+        await trio.lowlevel.checkpoint()
+        raise error("secret")
+
+    middleware = wrap(echo, IDENTIFY_USER=user, IDENTIFY_COMPANY=lambda request, response: "acme")
+    connection = Connection(request(), DISCONNECT)
+
+    async def serve() -> None:
+        await connection.serve(middleware, http_scope())
+        await trio.lowlevel.checkpoint()
+
+    trio.run(serve)
+    assert answer(connection)[0] == 201
+    assert "user_id" not in event_of(middleware, sandbox)
+
+
+def test_what_a_callback_raises_is_not_told_by_asyncio(wrap: Any, sandbox: Sandbox) -> None:
+    """It is counted; an application's handler of forgotten exceptions hears nothing of it."""
+    told: list[Any] = []
+    before = PROCESS_GUARD.counts().get("a callback that is awaited", 0)
+
+    async def user(request: Any, response: Any) -> str:
+        await asyncio.sleep(0)
+        raise _NoException("secret")
+
+    middleware = wrap(echo, IDENTIFY_USER=user)
+
+    async def serve() -> Connection:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+        connection = await Connection(request(), DISCONNECT).serve(middleware, http_scope())
+        await asyncio.sleep(0)
+        gc.collect()
+        return connection
+
+    assert answer(asyncio.run(serve()))[0] == 201
+    assert told == []
+    assert PROCESS_GUARD.counts()["a callback that is awaited"] == before + 1
+    event_of(middleware, sandbox)
 
 
 def test_plain_objects_where_starlette_is_not_installed(wrap: Any, sandbox: Sandbox) -> None:

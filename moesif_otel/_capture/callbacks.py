@@ -153,6 +153,8 @@ def ends_the_task(exc: BaseException) -> bool:
     asyncio = sys.modules.get("asyncio")  # a WSGI application need not import it
     if asyncio is None or not isinstance(exc, asyncio.CancelledError):
         return not isinstance(exc, Exception)
+    if asyncio._get_running_loop() is None:  # trio, which has a cancellation of its own
+        return False
     cancelling = getattr(asyncio.current_task(), "cancelling", None)
     return cancelling is None or cancelling() > 0
 

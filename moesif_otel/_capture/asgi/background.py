@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from moesif_otel._capture.callbacks import await_steps
+from moesif_otel._guard import PROCESS_GUARD
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from moesif_otel._capture.exchange import Steps
 
 _PATIENCE_S: Final = 5.0  # the pipeline waits no longer either
+
+_KIND: Final = "a callback that is awaited"
 
 _tasks: Final[set[asyncio.Task[None]]] = set()
 """Tasks at work: an event loop keeps only weak references."""
@@ -54,6 +57,9 @@ def _in_asyncio(rest: Any) -> Callable[[], Awaitable[Any]]:
     def end(task: asyncio.Task[None]) -> None:
         too_late.cancel()
         _tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            PROCESS_GUARD.caught(_KIND, error)
 
     task.add_done_callback(end)
     # Not the task itself: who is cancelled while it waits must not cancel it.
@@ -68,6 +74,10 @@ def _in_trio(rest: Any) -> Callable[[], Awaitable[Any]]:
         try:
             with trio.move_on_after(_PATIENCE_S):
                 await rest
+        except trio.Cancelled:
+            raise
+        except BaseException as exc:  # out of a system task it would end the whole run
+            PROCESS_GUARD.caught(_KIND, exc)
         finally:
             done.set()
 

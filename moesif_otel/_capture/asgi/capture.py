@@ -429,8 +429,10 @@ class WebSocketCall(HttpCall):
         kind = message["type"]
         if kind == "websocket.accept":
             exchange.status = 101
-            exchange.response_headers = named(repeatable(message.get("headers")))
-            self.end(Outcome.UPGRADED)
+            try:
+                exchange.response_headers = named(repeatable(message.get("headers")))
+            finally:  # some servers take anything there, and send nothing of it
+                self.end(Outcome.UPGRADED)
         elif kind == "websocket.close":
             exchange.status = 403  # what servers answer to a close before the handshake
             self.end(Outcome.COMPLETE)

@@ -47,9 +47,7 @@ def _authority(scheme: str, headers: Any, server: Any) -> str:
 def _path(root_path: str, raw_path: Any, path: str) -> str:
     # `raw_path` are the bytes as they came; some servers leave the query in it.
     found = (
-        quote(_bytes(raw_path).partition(b"?")[0], safe=_RAW_SAFE)
-        if raw_path
-        else quote(_bytes(path), safe=_PATH_SAFE)
+        quote(_bytes(raw_path).partition(b"?")[0], safe=_RAW_SAFE) if raw_path else quote(_bytes(path), safe=_PATH_SAFE)
     )
     root_path = root_path.rstrip("/")
     # The specification has `root_path` inside `path`; hypercorn, and uvicorn before 0.26, leave it out.

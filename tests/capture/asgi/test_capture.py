@@ -476,6 +476,18 @@ async def accepts(scope, receive, send):
     await send({"type": "websocket.send", "text": "secret"})
 
 
+async def accepts_with_odd_headers(scope, receive, send):
+    await send({"type": "websocket.accept", "headers": [None]})
+    await send({"type": "websocket.close"})
+
+
+def test_headers_that_cannot_be_read_do_not_hide_that_a_handshake_was_accepted() -> None:
+    """Granian and daphne take anything there, and send nothing of it."""
+    pipeline = RecordingPipeline()
+    call(captured(pipeline, accepts_with_odd_headers), scope=websocket_scope())
+    assert [(exchange.status, exchange.outcome) for exchange in pipeline.calls] == [(101, Outcome.UPGRADED)]
+
+
 async def closes(scope, receive, send):
     await receive()
     await send({"type": "websocket.close", "code": 1008})
