@@ -49,7 +49,7 @@ class UploadSink:
         text_encoding: How the client sends text.
     """
 
-    __slots__ = ("_call", "_elsewhere", "_passed_bytes", "_start", "_text_encoding")
+    __slots__ = ("_call", "_elsewhere", "_is_rewound", "_passed_bytes", "_start", "_text_encoding")
 
     def __init__(self, call: OutgoingCall, start: int | None = None, text_encoding: str = "utf-8") -> None:
         self._call = call
@@ -57,10 +57,13 @@ class UploadSink:
         self._text_encoding = text_encoding
         self._passed_bytes = 0
         self._elsewhere = False
+        self._is_rewound = False
 
     def piece(self, piece: Any) -> None:
         """Note one piece that was read."""
         try:
+            if self._is_rewound:
+                self.restarted()
             if isinstance(piece, str):
                 piece = piece.encode(self._text_encoding, "replace")
             if not isinstance(piece, (bytes, bytearray, memoryview)):
@@ -84,7 +87,8 @@ class UploadSink:
         """Note a `seek`."""
         try:
             if whence == io.SEEK_SET and (self._start is None or position == self._start):
-                self.restarted()
+                # What was sent counts until it is sent again: digest authentication rewinds, needed or not.
+                self._is_rewound, self._passed_bytes, self._elsewhere = True, 0, False
             else:
                 # A probe of the length (to the end and back) is the usual case; reading on from there is not.
                 self._elsewhere = not (
@@ -95,7 +99,7 @@ class UploadSink:
 
     def restarted(self) -> None:
         """Note that the body is sent from its beginning."""
-        self._passed_bytes, self._elsewhere = 0, False
+        self._is_rewound, self._passed_bytes, self._elsewhere = False, 0, False
         for body in self._call.request_bodies:
             body.restart()
 
