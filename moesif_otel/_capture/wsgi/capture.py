@@ -195,8 +195,11 @@ class _WsgiCall:
         """Call the application and take its result."""
         exchange = self._exchange
         pipeline = exchange.pipeline
-        token = current_exchange.set(exchange)
+        outer = exchange.outer
         try:
+            # Set back by value: a signal handler that raises before a token is kept would leave this call current for
+            # all that this thread serves.
+            current_exchange.set(exchange)
             if spans is not None:
                 self._start_span(spans, environ)
             pipeline.opened(exchange)
@@ -220,7 +223,7 @@ class _WsgiCall:
                 if span is not None:
                     span.leave()
         finally:
-            current_exchange.reset(token)
+            current_exchange.set(outer)
         try:
             return self._take(result, environ)
         except Exception as exc:

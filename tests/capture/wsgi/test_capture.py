@@ -22,6 +22,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind
 
 from moesif_otel._capture.exchange import Decision, Outcome, current_exchange
+from moesif_otel._capture.wsgi import capture as wsgi_capture
 from moesif_otel._capture.wsgi import span as wsgi_span
 from moesif_otel._capture.wsgi.capture import WsgiCapture
 from moesif_otel._capture.wsgi.span import WsgiServerSpans
@@ -942,6 +943,31 @@ def test_headers_that_can_be_read_once_are_the_servers(ruled: bool) -> None:
     assert list(server.headers)[:2] == [("Content-Type", "text/plain"), ("X", "y")]
     assert [call.status for call in pipeline.calls] == [418]
     assert pipeline.guard.counts() == {}
+
+
+def test_a_signal_that_raises_as_a_call_begins_leaves_it_current_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next call of the same URL in this thread would be taken for a part of it, and not be captured."""
+
+    class Interrupted(Exception):
+        pass
+
+    class InterruptedVariable:
+        get, reset = current_exchange.get, current_exchange.reset
+
+        def set(self, value: Any) -> Any:
+            token = current_exchange.set(value)
+            if value is not None and not pipeline.calls:
+                raise Interrupted
+            return token
+
+    pipeline = RecordingPipeline()
+    with monkeypatch.context() as patched:
+        patched.setattr(wsgi_capture, "current_exchange", InterruptedVariable())
+        with pytest.raises(Interrupted):
+            Server().run(captured(simple_app, pipeline), make_environ())
+    assert current_exchange.get() is None
+    assert Server().run(captured(simple_app, pipeline), make_environ()) == b"hello world"
+    assert [call.status for call in pipeline.calls] == [200]
 
 
 def test_a_stream_can_be_referred_to_weakly() -> None:
