@@ -150,13 +150,14 @@ def ends_the_task(exc: BaseException) -> bool:
     A callback that awaits a cancelled task of its own raises CancelledError. Before Python 3.11 nobody can tell that
     from a cancellation of the call's task.
     """
-    asyncio = sys.modules.get("asyncio")  # a WSGI application need not import it
-    if asyncio is None or not isinstance(exc, asyncio.CancelledError):
+    if isinstance(exc, (Exception, SystemExit, KeyboardInterrupt, GeneratorExit)):
         return not isinstance(exc, Exception)
-    if asyncio._get_running_loop() is None:  # trio, which has a cancellation of its own
-        return False
+    asyncio = sys.modules.get("asyncio")  # a WSGI application need not import it
+    is_cancelled = asyncio is not None and isinstance(exc, asyncio.CancelledError)
+    if asyncio is None or asyncio._get_running_loop() is None:
+        return not is_cancelled  # trio, which has a cancellation of its own
     cancelling = getattr(asyncio.current_task(), "cancelling", None)
-    return cancelling is None or cancelling() > 0
+    return is_cancelled and (cancelling is None or cancelling() > 0)
 
 
 class _NotImportedError(Exception):

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 _PATIENCE_S: Final = 5.0  # the pipeline waits no longer either
 
-_KIND: Final = "a callback that is awaited"
-
 _tasks: Final[set[asyncio.Task[None]]] = set()
 """Tasks at work: an event loop keeps only weak references."""
 
@@ -57,9 +55,6 @@ def _in_asyncio(rest: Any) -> Callable[[], Awaitable[Any]]:
     def end(task: asyncio.Task[None]) -> None:
         too_late.cancel()
         _tasks.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
-            PROCESS_GUARD.caught(_KIND, error)
 
     task.add_done_callback(end)
     # Not the task itself: who is cancelled while it waits must not cancel it.
@@ -77,7 +72,7 @@ def _in_trio(rest: Any) -> Callable[[], Awaitable[Any]]:
         except trio.Cancelled:
             raise
         except BaseException as exc:  # out of a system task it would end the whole run
-            PROCESS_GUARD.caught(_KIND, exc)
+            PROCESS_GUARD.caught("a callback that is awaited", exc)
         finally:
             done.set()
 
