@@ -265,7 +265,7 @@ class _WsgiCall:
             self._sent_headers = None if sent is headers else sent
             exchange.status = int(status[:3])
             if self._span is not None:
-                self._span.respond(status, headers)
+                self._span.respond(status, self._app_headers)
             elif exchange.pipeline.sees_spans:
                 exchange.pipeline.answering(exchange)
         except Exception as exc:

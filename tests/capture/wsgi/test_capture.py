@@ -928,7 +928,7 @@ def test_headers_that_are_none_never_reach_the_server_as_an_error_of_ours(header
 
 
 @pytest.mark.parametrize("ruled", [False, True])
-def test_headers_that_can_be_read_once_are_the_servers(ruled: bool) -> None:
+def test_headers_that_can_be_read_once_are_the_servers(ruled: bool, spans: Any) -> None:
     """Werkzeug's server reads them when it sends them: an iterator, which PEP 3333 forbids, comes to it whole."""
     pipeline, server = RecordingPipeline(), Server()
     if ruled:
@@ -938,7 +938,7 @@ def test_headers_that_can_be_read_once_are_the_servers(ruled: bool) -> None:
         start_response("418 I'm a Teapot", (pair for pair in [("Content-Type", "text/plain"), ("X", "y")]))
         return [b""]
 
-    server.run(captured(app, pipeline, transaction_id=lambda exchange: "the-id"), make_environ())
+    server.run(captured(app, pipeline, transaction_id=lambda exchange: "the-id", spans=spans), make_environ())
     assert server.headers is not None
     assert list(server.headers)[:2] == [("Content-Type", "text/plain"), ("X", "y")]
     assert [call.status for call in pipeline.calls] == [418]
