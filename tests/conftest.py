@@ -10,6 +10,7 @@ in each run, so that a red run tells of the change and not of the dice.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -104,6 +105,16 @@ class _Loops:
 
 _LOOPS = _Loops()
 _CLOSING_S = 20  # a server's thread closes its loop a moment after the loop has ended
+
+
+@pytest.fixture(autouse=True)
+def _our_logger() -> Iterator[None]:
+    """`DEBUG` makes our lines visible for the whole process: after a test that sets it they are as they were."""
+    ours = logging.getLogger("moesif_otel")
+    level, handlers = ours.level, tuple(ours.handlers)
+    yield
+    ours.setLevel(level)
+    ours.handlers[:] = handlers
 
 
 @pytest.fixture(autouse=True)

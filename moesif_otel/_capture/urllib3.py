@@ -70,7 +70,8 @@ def _full_url(pool: Any, url: Any) -> str:
     target = text_of(url)
     if not target.startswith("/"):
         return target  # absolute, as a proxy gets it
-    host = f"[{pool.host}]" if ":" in pool.host and not pool.host.startswith("[") else pool.host
+    host = str(pool.host)  # a pool of somebody's own may have none
+    host = f"[{host}]" if ":" in host and not host.startswith("[") else host
     default = {"http": 80, "https": 443}.get(pool.scheme)
     return f"{pool.scheme}://{host}{'' if pool.port in {None, default} else f':{pool.port}'}{target}"
 

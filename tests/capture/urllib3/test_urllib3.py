@@ -87,6 +87,25 @@ def test_a_call_is_captured(upstream):
     assert (request.method, request.body, response.status, response.data) == ("POST", b"body", 200, b"body")
 
 
+def test_a_pool_without_a_host(upstream):
+    """Somebody's own pool, to a socket of its own making, may have none: its calls go out as they did."""
+
+    class Pool(urllib3.HTTPConnectionPool):
+        host = None
+
+        def __init__(self, url):
+            super().__init__("127.0.0.1", int(url.rpartition(":")[2]))
+            self.__dict__.pop("host", None)
+
+        def _get_conn(self, timeout=None):
+            return urllib3.connection.HTTPConnection("127.0.0.1", self.port)
+
+    with capturing(clients=("urllib3",)) as pipeline, Pool(upstream.url) as pool:
+        response = pool.urlopen("GET", "/json", assert_same_host=False)
+    assert (response.status, response.data) == (200, JSON)
+    assert pipeline.only.status == 200
+
+
 def test_a_stream_that_is_forgotten(upstream):
     """Garbage collection ends it."""
     with capturing(clients=("urllib3",)) as pipeline, urllib3.PoolManager() as pool:
