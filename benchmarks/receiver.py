@@ -1,7 +1,6 @@
 """A Moesif that answers at once, late, never, or with a refusal; a process of its own: `python -m benchmarks.receiver MODE`.
 
-It prints its port. Bodies are read and thrown away, so that
-it takes as little of the machine as a server can.
+It prints its port. Bodies are read and thrown away, so that it takes as little of the machine as a server can.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ async def _serve(mode: str) -> None:
                     if line.startswith(b"content-length:"):
                         length = int(line[15:])
                 while length:
-                    length -= len(await reader.read(min(length, 1 << 20)))
+                    length -= len(await reader.readexactly(min(length, 1 << 16)))  # raises where the client has left
                 if mode == "silent":
                     await asyncio.sleep(3600)
                 if mode == "slow":
