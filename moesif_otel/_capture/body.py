@@ -59,9 +59,8 @@ class ByteBudget(Counters):
     def reserve(self, count_bytes: int) -> bool:
         """Take `count_bytes` if they fit; False means: do not keep them."""
         # First taken, then looked at: of two threads that would fit one by one both may be refused, never both kept.
-        deferred = self._deferred
-        deferred.append((_HELD, count_bytes))
-        if self._sums.get(_HELD, 0) + len(deferred) * _LARGEST_BYTES < self.limit_bytes or self.has_room(0):
+        self._deferred.append((_HELD, count_bytes))
+        if self.has_room(0):
             return True
         self.release(count_bytes)
         return False

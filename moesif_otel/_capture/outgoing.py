@@ -279,15 +279,13 @@ class OutgoingCall:
 
     # While the client sends.
 
-    def sends(self, request: Any, read_headers: Callable[[Any], Headers], headers_of: Any) -> None:
+    def sends(self, request: Any, read_headers: Callable[[Any], Headers], source: Any) -> None:
         """Take what is about to be sent, as `note_request` takes it once the client has added to it. Never raises."""
         self.request = request
-        try:
-            headers = read_headers(headers_of)
-            for exchange in self.exchanges:
-                exchange.request_headers = headers
-        except Exception as exc:
-            self.caught("capture of outgoing request headers", exc)
+        guard = self.exchanges[0].pipeline.guard
+        headers = guard.run("capture of outgoing request headers", read_headers, source) or []
+        for exchange in self.exchanges:
+            exchange.request_headers = headers
 
     def __enter__(self) -> None:
         """Make the call current in this thread or task. Never raises."""

@@ -292,7 +292,6 @@ _SPECIAL: Final = {
     "__next__": _advance,
     "__aiter__": _iterate_async,
     "__enter__": _enter,
-    "read": _read,  # the one method that nearly everybody calls: `__getattr__` takes three times as long
 }
 
 
@@ -322,8 +321,10 @@ def stand_in_for(body: Any, sink: PieceSink) -> Any | None:
 def _stand_in_of(kind: Any) -> tuple[type[_StandIn], bool]:
     """Return the class of a stand-in that has the special methods of `kind`, and whether that can be iterated."""
     special = {name: _SPECIAL.get(name) or _forward(name) for name in (*_SPECIAL, *_FORWARDED) if hasattr(kind, name)}
-    if not callable(getattr(kind, "read", None)):
-        special.pop("read", None)  # a property: not every object of this class need have it
+    # The one method that nearly everybody calls: `__getattr__` takes three times as long. Not of a property: an object
+    # of this class need not have it.
+    if callable(getattr(kind, "read", None)):
+        special["read"] = _read
     is_iterable = "__iter__" in special or "__aiter__" in special
     return type("_StandIn", (_StandIn,), {"__slots__": (), **special}), is_iterable
 

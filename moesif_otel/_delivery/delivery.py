@@ -120,10 +120,10 @@ class Delivery(Generic[T]):
         The caller has charged `held_bytes` to the budget for it. They are given back when it is dropped, and replaced
         by the size of its payload when it is prepared.
         """
-        state = self._state
-        if not self._accept(state):
+        if not self.accept():
             self.budget.release(held_bytes)
             return False
+        state = self._state
         submitted = state.submitted
         submitted.append((item, held_bytes))
         if not state.intake_gathers:
@@ -146,10 +146,6 @@ class Delivery(Generic[T]):
         self.submit_accepted(payload)
         return True
 
-    def accept(self) -> bool:
-        """Take responsibility for one event; return False when it was dropped (and counted) at once."""
-        return self._accept(self._state)
-
     def submit_accepted(self, payload: bytes) -> None:
         """Take an event that is JSON already, and that `accept` has let in; see `submit_prepared`."""
         state = self._state
@@ -166,8 +162,10 @@ class Delivery(Generic[T]):
         if state.ended:  # as above
             self._drop_submitted(state)
 
-    def _accept(self, state: ProcessState[T]) -> bool:
+    def accept(self) -> bool:
+        """Take responsibility for one event; return False when it was dropped (and counted) at once."""
         ledger = self.ledger
+        state = self._state  # first: where no at-fork hook runs it begins the counters of a forked child anew
         ledger.accept()
         if state.closing:
             ledger.drop(DropReason.SHUTDOWN)

@@ -260,7 +260,7 @@ class _WsgiCall:
         exchange = self._exchange
         try:
             # An iterator can be read once: by the server.
-            self._app_headers = headers if type(headers) is list or hasattr(headers, "__len__") else ()
+            self._app_headers = headers if hasattr(headers, "__len__") else ()
             self._header_count = len(self._app_headers)
             self._sent_headers = None if sent is headers else sent
             exchange.status = int(status[:3])
@@ -289,11 +289,11 @@ class _WsgiCall:
         if transaction_id is None or type(headers) is not list:
             return headers
         try:
-            if _TRANSACTION_ID_NAME in map(str.lower, map(_first, headers)):
-                return headers
-            return [*headers, (TRANSACTION_ID_HEADER, transaction_id(self._exchange))]
-        except TypeError:  # a name that is no text: the server's to refuse
-            return headers
+            try:
+                is_there = _TRANSACTION_ID_NAME in map(str.lower, map(_first, headers))
+            except TypeError:  # a name that is no text: the server's to refuse
+                is_there = True
+            return headers if is_there else [*headers, (TRANSACTION_ID_HEADER, transaction_id(self._exchange))]
         except Exception as exc:
             self._exchange.pipeline.guard.caught("the transaction id header", exc)
         return headers
