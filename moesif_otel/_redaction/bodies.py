@@ -41,6 +41,7 @@ _MAX_ENCODED_NAME: Final = 256
 _PART_HEADER: Final = re.compile(
     r"^[ \t]*(content-[a-z-]+)[ \t]*:[ \t]*([^\r\n]*(?:\r?\n[ \t][^\r\n]*)*)", re.IGNORECASE | re.MULTILINE
 )
+_CUT_TAG: Final = re.compile(r"<[A-Za-z][\w.\-:]*\s+[\w.\-:]+\s*=")
 _HEAD_END: Final = re.compile(rb"\r?\n\r?\n")
 _OTHER_HEADER: Final = re.compile(
     r"^(?![ \t]|content-(?:disposition|type|transfer-encoding)[ \t]*:)([^:\r\n]+)(:[ \t]*)"
@@ -88,14 +89,20 @@ def _redacted(look: Inspection, data: bytes, media: Media, *, whole: bool, nesti
     text, codec = decoded
     if not rules.active:
         return data
-    if not whole and rules.auto:
-        text = without_cut_user_info(text)
+    if not whole:
+        text = _without_cut_tag(without_cut_user_info(text) if rules.auto else text)
     shown: str | None = text
     if rules.may_concern_text(text):
         shown = _by_format(look, text, media, whole=whole)
     if shown is None:
         return LeftOut.NOT_MASKABLE
     return data if shown == decoded.text else shown.encode(codec, "replace")
+
+
+def _without_cut_tag(text: str) -> str:
+    """Drop the end of a cut text where it is a tag with attributes: that which names the others may have come later."""
+    start = text.rfind("<")
+    return text[:start] if start >= 0 and ">" not in text[start:] and _CUT_TAG.match(text, start) else text
 
 
 def _by_format(look: Inspection, text: str, media: Media, *, whole: bool) -> str | None:

@@ -218,7 +218,7 @@ class _JsonPass:
         hidden = self._look.inspect(clear, card=in_card)
         if hidden != clear:
             self._replace(start, end, json.dumps(hidden))
-        elif raw.startswith("-") and self._look.rules.verdict(raw.lstrip("-")) in {Verdict.HIDE, Verdict.REMOVE}:
+        elif clear.startswith("-") and self._look.rules.verdict(clear.lstrip("-")) in {Verdict.HIDE, Verdict.REMOVE}:
             following = _FOLLOWING.match(self._text, end)
             if following is not None:
                 self._at = following.end()

@@ -105,7 +105,7 @@ def fold(name: str) -> str:
     return name.lower().translate(_SEPARATORS)
 
 
-_SEPARATORS: Final = dict.fromkeys(map(ord, "_- \0\u00a0\t"))
+_SEPARATORS: Final = dict.fromkeys(map(ord, "_- \u00a0"))
 
 
 def is_secret_name(folded: str) -> bool:

@@ -33,7 +33,7 @@ MAX_REMEMBERED: Final = 128
 """Names of more characters are judged anew each time."""
 
 _COOKIE_HEADERS: Final = frozenset({"cookie", "set-cookie"})
-_SEGMENTS: Final = re.compile(r"[.\[\]:/$@]+")
+_SEGMENTS: Final = re.compile(r"[.\[\]:/$@!]+")
 _WORDS: Final = re.compile(r"[^\W_]+")
 _WORDY: Final = re.compile(r"[\w.\- ]+\Z")
 

@@ -27,17 +27,20 @@ _SEARCHES: Final = tuple(
     for pattern in (
         rb"k(?:n(?<=tkn)|y(?<=[pstng]ky))",  # token, …_key
         rb"p(?:ss[wpc]|wd|ns(?<=srspns)=)",  # password, passphrase, passcode, pwd; SAMLResponse of a form
-        rb"c(?:rd|r(?<=scr)t|v[vc]|cnr)",  # credential and card, secret, cvv and cvc, ccnumber
+        rb"c(?:rd|r(?<=scr)t|v[vc]|cnr|dvrr)",  # credential and card, secret, cvv and cvc, ccnumber, code_verifier
         rb"z(?<=trz)tn",  # authorization
         rb"gn(?<=sgn)tr",  # signature
         rb"=(?:(?<=[sc][gd]=)|(?<=rtn=)|(?<=snd=))",  # of a query: sig, code, assertion; of a path: jsessionid
     )
 )
 _IGNORED: Final = b"\0_-+ \t"
+# Blanks in a name do not count either where a URL or UTF-8 writes them so.
+_SPELLED_BLANKS: Final = (b"%20", b"%2b", b"\xc2\xa0")
 # Letters that need no escape but have one may spell a name: `%70assword`, `\u0070assword`, `&#112;assword`. An escaped
 # percent sign may be the first half of an escape, an escaped `@` may end the password of a URL.
 _SPELLED: Final = re.compile(
-    rb"%(?:[46][1-9A-Fa-f]|[57][0-9Aa]|40|3[0-9]|2[5DEde]|5[CcFf]|(?<=(?:ig|de|on)%)3[Dd])|\\{1,32}u00[2-7]|&(?:#|nbsp|colon|equals|quot|lowbar|commat|sol)"
+    rb"%(?:[46][1-9A-Fa-f]|[57][0-9Aa]|40|3[0-9]|2[5DEde]|5[CcFf]|(?<=(?i:ig|de|on|se)%)3[Dd]|[Cc]2%[Aa]0)"
+    rb"|\\{1,32}u00[2-7]|&(?:#|nbsp|NonBr|colon|equals|quot|lowbar|UnderB|commat|sol)"
 )
 _USER_INFO: Final = re.compile(rb'/\\{0,8}/[^/?#\s"\\<>]*@')
 _PLAIN_MASK: Final = re.compile(r"[ !#$'-.0-;=-\[\]-~]+\Z")  # ASCII without quotes, slashes and `%&<`
@@ -71,6 +74,10 @@ class QuickScan:
             return False
         if self._needles:
             flat = data.translate(_LOWER, _IGNORED)
+            if b"\\" in flat:
+                flat = flat.replace(b"\\u00a0", b"").replace(b"\\", b"")
+            for blank in _SPELLED_BLANKS:
+                flat = flat.replace(blank, b"")
             for needle in self._needles:
                 if needle in flat:
                     return True

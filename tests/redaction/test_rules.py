@@ -10,12 +10,14 @@ import pytest
 
 from moesif_otel._events.serialize import serialize
 from moesif_otel._redaction.cards import has_card_number
-from moesif_otel._redaction.names import CARD_NAMES, SENSITIVE_NAMES
+from moesif_otel._redaction.names import CARD_NAMES, QUERY_NAMES, SENSITIVE_NAMES
 from moesif_otel._redaction.rules import Rules, redaction_for
 from moesif_otel._redaction.text import redact_text, redact_url
 from tests.calls import build_event
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.calls import Calls
 
 AUTO = Rules(auto=True)
@@ -58,6 +60,25 @@ def test_the_quick_scan_sees_every_name(name: str) -> None:
         assert AUTO.may_concern(b'{"%s": 1}' % spelling.encode())
         assert AUTO.may_concern(f'{{"{spelling}": 1}}'.encode("utf-16"))
         assert AUTO.may_concern(b"a=b&%s=1" % spelling.encode())
+
+
+@pytest.mark.parametrize("name", QUERY_NAMES)
+@pytest.mark.parametrize("spelling", [str.lower, str.upper, str.title])
+def test_the_quick_scan_sees_every_name_of_a_query(name: str, spelling: Callable[[str], str]) -> None:
+    """Also in a URL within another one, where the equals sign is escaped."""
+    for text in (spelling(name), spelling(name.replace("_", "-")), spelling(name.replace("_", ""))):
+        assert AUTO.may_concern(b"https://x/?%s=1" % text.encode())
+        assert AUTO.may_concern(b"next=https%%3A//x/%%3F%s%%3D1" % text.encode())
+
+
+@pytest.mark.parametrize(
+    "blank", ["", "_", "-", " ", "+", "%20", "%2B", "%5F", "%C2%A0", "\u00a0", "\\u00A0", "\\u0020", "&nbsp;"]
+)
+def test_the_quick_scan_sees_a_mask_however_its_blanks_are_written(blank: str) -> None:
+    """As URLs, JSON and HTML write them: case, `_`, `-` and spaces do not count."""
+    rules = Rules(["tax number"], auto=False)
+    assert rules.may_concern_text(f"a Tax{blank}Number=1")
+    assert rules.may_concern_text(json.dumps({"a": f"Tax{blank}Number=1"}))
 
 
 @pytest.mark.parametrize("text", [b'{"id": 1, "name": "x", "created_at": "y"}', b"<p>hello</p>", b"a=b&c=d", b""])
@@ -142,7 +163,10 @@ def test_masks_outside_ascii(calls: Calls) -> None:
     for text in ('{"Contraseña": "x"}', '{"CONTRASE\\u00d1A": "x"}'):
         found = body_of(calls, text.encode(), "application/json", REQUEST_BODY_MASKS=["contraseña"])
         assert list(found.values()) == [None]
-    assert body_of(calls, "contraseña: x".encode(), "text/plain", REQUEST_BODY_MASKS=["contraseña"]) == "contraseña: ".encode()
+    assert (
+        body_of(calls, "contraseña: x".encode(), "text/plain", REQUEST_BODY_MASKS=["contraseña"])
+        == "contraseña: ".encode()
+    )
 
 
 @pytest.mark.parametrize(
@@ -197,7 +221,11 @@ def test_what_a_card_number_is(text: str, card: bool) -> None:
             "text/event-stream",
             b'id: 1\ndata: {"token":"(hidden)"}\n\ndata: [DONE]\n\n',
         ),
-        (b'data: {"token":\r\ndata: "x"}\r\n\r\n', "text/event-stream", b'data: {"token":\r\ndata: "(hidden)"}\r\n\r\n'),
+        (
+            b'data: {"token":\r\ndata: "x"}\r\n\r\n',
+            "text/event-stream",
+            b'data: {"token":\r\ndata: "(hidden)"}\r\n\r\n',
+        ),
         (b"data: password: x\n\ndata: ok\n\n", "text/event-stream", b"data: password: (hidden)\n\ndata: ok\n\n"),
         (
             b"user=a&password=x&empty=&token",
@@ -227,11 +255,29 @@ def test_what_a_card_number_is(text: str, card: bool) -> None:
         (b"PK\x03\x04....", "application/octet-stream", "binary"),
         (b"see https://u:p@host/", "text/plain", b"see https://(hidden)@host/"),
         (b"card: 4111111111111111", "text/plain", b"card: (hidden)"),
+        (b'["--\\u0074oken", "x"]', "application/json", ["--token", "(hidden)"]),
+        (b"tax%20number=x&b=1", "application/x-www-form-urlencoded", b"tax%20number=&b=1"),
     ],
 )
 def test_each_format(calls: Calls, data: bytes, content_type: str, expected: Any) -> None:
     """What can be read is masked in its own form; what cannot be is left out with the reason, never sent raw."""
-    assert body_of(calls, data, content_type) == expected
+    assert body_of(calls, data, content_type, REQUEST_BODY_MASKS=["tax_number"]) == expected
+
+
+@pytest.mark.parametrize("name", ["password", "tax_number"])
+def test_a_tag_that_was_cut_is_dropped(calls: Calls, name: str) -> None:
+    """The attribute that names the value may come behind it."""
+    data = f"<p>kept</p><input type='text' value='hunter2' name='{name}'> and more".encode()
+    for kept in range(1, len(data)):
+        found = body_of(calls, data, "text/html", kept=kept, REQUEST_BODY_MASKS=["tax number"])
+        assert b"hunt" not in found
+        assert found.startswith(data[: min(kept, 11)])
+
+
+@pytest.mark.parametrize("text", [b"if a <b and c == d: kept", b"5 < 6 = kept", b"<p>kept", b"<p class=a>kept"])
+def test_a_cut_text_without_a_cut_tag_stays(calls: Calls, text: bytes) -> None:
+    """Not each `<` begins a tag."""
+    assert body_of(calls, text + b" more", "text/html", kept=len(text)) == text
 
 
 def test_multipart_fields(calls: Calls) -> None:
@@ -298,6 +344,8 @@ def test_user_information_cut_before_its_end(calls: Calls, data: bytes, kept: in
         ("https://x/a?b=c", "https://x/a?b=c"),
         ("https://x/reset-password/token", "https://x/reset-password/token"),
         ("https://x/a?token=t&b=c#access_token=t&d", "https://x/a?token=(hidden)&b=c#access_token=(hidden)&d"),
+        ("https://x/#!token=t&b=c", "https://x/#!token=(hidden)&b=c"),
+        ("https://x/#/token=t", "https://x/#/token=(hidden)"),
         ("https://u:p@x/a", "https://(hidden)@x/a"),
         ("https://ghp_abc@x/a", "https://(hidden)@x/a"),
         ("/a;token=t?b", "/a;token=(hidden)?b"),
