@@ -436,6 +436,21 @@ def test_other_middlewares_around_and_inside(sandbox: Sandbox) -> None:
     assert any(event["response"]["headers"].get("x-outer") == "1" for event in events)  # from the second call on we stand outside of it
 
 
+def test_identify_tells_every_application_id(sandbox: Sandbox) -> None:
+    """Two middlewares see the same request: who makes it is the same for both."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        identify(user_id="mary")
+        await echo(scope, receive, send)
+
+    inner = MoesifMiddleware(app, {"APPLICATION_ID": "first", "BASE_URI": sandbox.url})
+    outer = MoesifMiddleware(inner, {"APPLICATION_ID": "second", "BASE_URI": sandbox.url})
+    asyncio.run(Connection(request()).serve(outer, http_scope()))
+    for middleware in (inner, outer):
+        assert middleware.force_flush(30_000)
+    assert [event["user_id"] for event in sandbox.wait_for_events(2)] == ["mary", "mary"]
+
+
 def test_two_middlewares_of_different_ids_both_see_what_the_client_gets(sandbox: Sandbox) -> None:
     """Also the answer of the error handling around all middlewares."""
 

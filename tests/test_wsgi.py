@@ -547,6 +547,37 @@ def test_one_untraced_call_changes_no_other(sandbox: Sandbox, global_provider: A
     assert len(service.events()) == 8
 
 
+def test_an_instrumentation_around_us_is_seen_from_the_first_call_on(sandbox: Sandbox, global_provider: Any) -> None:
+    """Its span has begun when we look for a provider; of two application ids both see that it is this call's."""
+    from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware
+
+    one = Service(sandbox, APPLICATION_ID="one")
+    two = Service(sandbox, one.app, APPLICATION_ID="two")
+    app = OpenTelemetryMiddleware(two.app, tracer_provider=global_provider)
+    for _ in range(2):
+        ask(app)
+    one.events()
+    two.events()
+    spans = sorted(f"{span.context.span_id:016x}" for span in global_provider.finished.get_finished_spans())
+    for name in ("one", "two"):
+        assert sorted(event["span"]["id"] for event in sandbox.events(application_id=name)) == spans
+
+
+def test_a_provider_that_is_set_up_after_the_first_calls(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A health check may come first; our thread looks for the provider meanwhile, no call does."""
+    provider = TracerProvider(shutdown_on_exit=False)
+    service = Service(sandbox, own_spans(provider, untraced="/health"))
+    service.ask("/health")
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+    service.app._pipeline.housekeeping()
+    finished = InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(finished))
+    service.ask("/items")
+    (span,) = finished.get_finished_spans()
+    ids = {event["request"]["uri"][-6:]: event["span"]["id"] for event in service.events()}
+    assert ids["/items"] == f"{span.context.span_id:016x}"
+
+
 def test_a_span_is_made_where_nobody_else_makes_one(sandbox: Sandbox, global_provider: Any) -> None:
     """On a global provider: for a path that has shown it at once, for every other after some paths have."""
     service = Service(sandbox)

@@ -86,6 +86,8 @@ def call_of_span(span: ReadableSpan, settings: Settings) -> Exchange | None:
     if agent and all(name != "User-Agent" for name, _ in request_headers):
         request_headers.append(("User-Agent", agent))
     call.url = _url(attributes, request_headers)
+    if span.context is None or not span.context.is_valid:
+        call.fix_ids()  # else all such spans were one event: Moesif knows events by their ids
     peer = _text(attributes, "network.peer.address", "net.sock.peer.addr", "net.peer.ip")
     # Instrumentations up to 0.52b0 write the Host header there, which a client chooses.
     client = sound_address(_text(attributes, "client.address", "http.client_ip") or "") if incoming else None

@@ -75,6 +75,7 @@ class Middleware(PipelineHandle, ProfileCalls):
             if callable(getattr(provider, "add_span_processor", None)):
                 self._pipeline.watch(provider)
                 return provider
+        self._pipeline.awaits_global_provider = True
         return None
 
     def _resolve_spans(self, load: Callable[[], Callable[..., _Spans]]) -> _Spans | None:

@@ -134,6 +134,7 @@ class Pipeline:
         self._owners: weakref.WeakSet[Any] = weakref.WeakSet()
         self._dispatchers: list[Dispatcher] = []
         self._global_provider: Any = None  # the one that was looked at last
+        self.awaits_global_provider = False  # whether calls came before the application had set one up
         if self.settings.debug:
             show_debug_log()
         _watch_exit()
@@ -170,6 +171,10 @@ class Pipeline:
         if not callable(getattr(provider, "add_span_processor", None)):
             return
         try:
+            span: Any = trace.get_current_span()
+            if span.is_recording() and getattr(span, "kind", None) is SpanKind.SERVER:
+                # An instrumentation around us has started it for the very call that has us look for a provider.
+                self._live[_span_id(span)] = None
             dispatcher = dispatcher_on(provider)
             if dispatcher not in self._dispatchers and self.is_live:
                 self._dispatchers.append(dispatcher)
@@ -408,7 +413,7 @@ class Pipeline:
         if not context.is_valid:
             return
         wanted = SpanKind.CLIENT if exchange.direction == "Outgoing" else SpanKind.SERVER
-        nested = exchange.direction == "Incoming" and exchange.outer is not None
+        nested = exchange.direction == "Incoming" and exchange.outer is not None and not exchange.same_request
         if context.span_id in self._live and getattr(span, "kind", None) is wanted and not nested:
             self._live.pop(context.span_id, None)
             self._bind(exchange, span)
@@ -432,6 +437,9 @@ class Pipeline:
 
     def housekeeping(self) -> float | None:
         """Look after calls on our own thread; return in how many seconds to look again, None for no need."""
+        if self.awaits_global_provider and self.is_live:
+            self.watch_global_provider()
+            self.awaits_global_provider = not self._dispatchers
         self._look_is_due = False  # before looking: who comes later asks for a look of its own
         wait_s = self._look_after_calls()
         self._look_is_due = wait_s is not None

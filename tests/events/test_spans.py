@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.sdk.trace import Event
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanKind, StatusCode
 
 from moesif_otel._events.serialize import serialize
 from moesif_otel._events.spans import weight_of
@@ -331,6 +331,18 @@ def test_times_that_are_missing(calls: Calls) -> None:
     found = sent(calls, {"http.request.method": "GET"}, start_time=None, end_time=None)
     assert found is not None
     assert found["request"]["time"] == "1970-01-01T00:00:00.000"
+
+
+def test_spans_without_ids_are_different_events(calls: Calls) -> None:
+    """Moesif knows events by their ids, which are made of the span's: of equal ones it would keep one."""
+    found = []
+    for _ in range(2):
+        span = calls.span(STABLE)
+        span._context = INVALID_SPAN_CONTEXT
+        event = build_event(None, span, calls.settings, parse_bodies=False)
+        assert event is not None
+        found.append(event["transaction_id"])
+    assert found[0] != found[1]
 
 
 NAMES = st.sampled_from(

@@ -98,6 +98,8 @@ class AsgiCapture:
             if present and not self._takes_over(present):
                 return app(scope, receive, send)  # type: ignore[no-any-return]
             exchange = self._open(scope, is_http=kind == "http")
+            if present:
+                exchange.same_request = exchange.outer in present
             scope[EXCHANGES_KEY] = (*present, exchange)
             call = (HttpCall if kind == "http" else WebSocketCall)(exchange, receive, send)
             if self._pipeline.has_callbacks(exchange):
