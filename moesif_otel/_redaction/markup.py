@@ -14,7 +14,7 @@ from urllib.parse import unquote_plus
 from moesif_otel._redaction.cards import has_card_number
 from moesif_otel._redaction.names import HIDDEN, Verdict
 from moesif_otel._redaction.prose import QUOTE, hide_pairs, is_card_label, is_label, next_concerned
-from moesif_otel._redaction.urls import hide_user_info
+from moesif_otel._redaction.urls import hide_user_info, inspect_url
 
 if TYPE_CHECKING:
     from moesif_otel._redaction.budget import Inspection
@@ -69,8 +69,12 @@ def _pass(look: Inspection, text: str, *, card: bool, cut: bool) -> str:
         if "PRIVATE KEY" in text:
             text = _PRIVATE_KEY.sub(rf"\1{HIDDEN}", text)
     if "://" in text or "/\\/" in text:
-        text = _URL.sub(lambda match: look.inspect(match[0]), text)
+        text = _URL.sub(lambda match: _url(look, match[0]), text)
     return _hidden(look, text, card=card, cut=cut)
+
+
+def _url(look: Inspection, url: str) -> str:
+    return inspect_url(look, url) if look.rules.may_concern_text(url) else url
 
 
 def unescaped(text: str) -> str:

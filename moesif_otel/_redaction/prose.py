@@ -156,7 +156,7 @@ def _verdict_of_words(look: Inspection, text: str, at: int, name: str) -> Verdic
     """Judge a name together with the words that stand before it in its line."""
     look.spend(0, 2)
     line = text[max(0, at - _MAX_BEFORE) : at]
-    words = line[max(line.rfind("\n"), line.rfind("\r")) + 1 :].rsplit(None, 4)[-4:]
+    words = line[max(line.rfind("\n"), line.rfind("\r")) + 1 :].replace("+", " ").rsplit(None, 4)[-4:]
     for word in reversed(words):
         tail = _NAME_TAIL.search(word)
         if tail is None:

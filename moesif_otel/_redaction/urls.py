@@ -24,6 +24,8 @@ _CUT_USER_INFO: Final = re.compile(
 )
 _ENDS_OF_USER_INFO: Final = '/?#"<>\\ \t\r\n'
 _SLASHES: Final = re.compile(r":[\\/]{1,15}\Z")
+# Scheme, host, and the folders of a path: what stands there neither names a value nor is one.
+_START: Final = re.compile(r"""\s*(?:[A-Za-z][A-Za-z0-9+.\-]{0,19}:(?=[\\/]))?[\\/]*(?:[^?&;#=%"'{}<>\s]*/)?""")
 _PIECES: Final = re.compile(r"([?&;#])")
 _FORM_PIECES: Final = re.compile(r"([&;])")
 # RFC 6749, OAuth 2.0 Form Post Response Mode, SAML's HTTP POST binding.
@@ -50,7 +52,10 @@ def inspect_url(look: Inspection, url: str) -> str:
     if "=" not in url and "%" not in url:
         # A path alone has no values.
         return url
-    return _pairs(look, url, _PIECES, look.rules.query_verdict)
+    # Without its start it is no URL any more: what of it is inspected as a text does not come back here for ever.
+    start = _START.match(url)
+    at = 0 if start is None else start.end()
+    return url[:at] + _pairs(look, url[at:], _PIECES, look.rules.query_verdict)
 
 
 def inspect_form(look: Inspection, text: str, *, cut: bool) -> str:

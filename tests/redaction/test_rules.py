@@ -392,6 +392,47 @@ def test_texts_inside_values(text: str, expected: str) -> None:
     assert redact_text(AUTO, text) == expected
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://x/odata/People(ID=1)/Records",
+        "https://x:8080/dt=2024-01-01/tokens/a?x=1",
+        "s3://bucket/dt=2024/tokens/part",
+        "https://token.example.com/secrets/dt=2024/records",
+        "/v1/users:find=1/tokens",
+        "https://api.example.com/repos/a/tokenizers/labels{/name}",
+        "https://x/users/{token}/reset",
+        "https://x/%7Btoken%7D?a=b",
+        "https://x/?next=https://y/{token}/b=c",
+        "https:\\/\\/token.example.com\\/x",
+    ],
+)
+def test_urls_without_secrets_stay(calls: Calls, url: str) -> None:
+    """As the call's own and inside of texts, whatever words and marks their paths have."""
+    assert redact_url(AUTO, url) == url
+    for text in (url, f"see {url} please", f"<a href='{url}'>x</a>"):
+        assert redact_text(AUTO, text) == text
+        assert body_of(calls, json.dumps({"a": text}).encode(), "application/json") == {"a": text}
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://x/dt=1/tokens?token=t", "https://x/dt=1/tokens?token=(hidden)"),
+        ("https://u:p@x/a=tokenizer", "https://(hidden)@x/a=tokenizer"),
+        ("https://x/users/{id}?password=t&a=b", "https://x/users/{id}?password=(hidden)&a=b"),
+        ("https://x/a=https://u:p@h/tokens", "https://x/a=https://(hidden)@h/tokens"),
+        ("https://x/password=t/a?b=c", "https://x/password=(hidden)?b=c"),
+        ("https://x/a/b=c/password=t", "https://x/a/b=c/password=(hidden)"),
+        ("https:\\/\\/x\\/?api+key=t&a=b", "https:\\/\\/x\\/?api+key=(hidden)&a=b"),
+    ],
+)
+def test_urls_with_odd_paths_and_secrets(url: str, expected: str) -> None:
+    """What is hidden is the secret, not the URL."""
+    assert redact_url(AUTO, url) == expected
+    assert redact_text(AUTO, f"see {url} please") == f"see {expected} please"
+
+
 def test_texts_inside_texts_end(calls: Calls) -> None:
     """However often JSON is put into JSON; too deep is hidden as a whole."""
     text = '{"password":"hunter2"}'
