@@ -132,7 +132,10 @@ def show_debug_log() -> None:
     ours = logging.getLogger("moesif_otel")
     ours.setLevel(logging.DEBUG)
     if not ours.hasHandlers():
-        ours.addHandler(logging.StreamHandler())
+        handler = logging.StreamHandler()
+        # Silent as soon as the application has a handler that shows our lines, too: it may configure its logging later.
+        handler.addFilter(lambda _record: ours.handlers == [handler] and not logging.getLogger().handlers)
+        ours.addHandler(handler)
 
 
 _logger: Final = get_logger(__name__)

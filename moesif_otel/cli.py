@@ -63,8 +63,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     except BrokenPipeError:
         # `… | head` has what it wanted. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 0
+    except OSError as error:
+        # A full disk, say. Commands tell of their own files and addresses themselves.
+        if error.errno != errno.ENOSPC:
+            raise
+        _discard_output()
+        _complain(f"cannot write the output: {error.strerror}")
+        return EXIT_FAILED
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _make_streams_safe() -> None:
@@ -127,7 +138,8 @@ def _add_sandbox_options(sandbox: argparse.ArgumentParser) -> None:
     add("--port", type=_port, default=_DEFAULT_PORT, help="default %(default)s; 0 chooses a free one")
     add("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     add("--database", metavar="FILE", help="keep what it receives in this SQLite file")
-    add("--application-id", action="append", default=[], metavar="ID", help="accept only this id (may be repeated)")
+    only = "accept only this id (may be repeated)"
+    add("--application-id", type=_id, action="append", default=[], metavar="ID", help=only)
     also = "also accept requests for this host name (may be repeated)"
     add("--allow-host", action="append", default=[], metavar="NAME", help=also)
     add("--quiet", action="store_true", help="do not print a line for each call")
@@ -139,34 +151,38 @@ def _add_tail_options(tail: argparse.ArgumentParser) -> None:
     add("--url", default=f"http://127.0.0.1:{_DEFAULT_PORT}", help="the sandbox's address (default %(default)s)")
     add("-n", "--number", type=_number, default=10, help="recent calls to begin with (default %(default)s)")
     add("-q", "--text", dest="q", metavar="TEXT", help="only calls that contain this text")
-    add("--verb")
+    add("--verb", help="such as GET")
     add("--status", help="such as 404, 5xx or none; separate several with commas")
-    add("--user", metavar="ID")
-    add("--company", metavar="ID")
+    add("--user", metavar="ID", help="only calls of this user")
+    add("--company", metavar="ID", help="only calls of this company")
     add("--direction", choices=("incoming", "outgoing", "internal"))
-    add("--application-id", metavar="ID")
-    add("--route")
-    add("--trace", metavar="ID")
-    add("--marks", choices=("blocked", "hidden", "truncated"))
+    add("--application-id", metavar="ID", help="only calls sent with this application id")
+    add("--route", help="only calls of this route, such as /users/{id}")
+    add("--trace", metavar="ID", help="only calls of this trace")
+    add("--marks", choices=("blocked", "hidden", "truncated"), help="only calls with this mark")
     add("--errors", action="store_const", const="1", help="only calls that failed")
     add("--json", action="store_true", help="print one JSON object per line")
     add("--color", choices=_COLOURS, default="auto", help="default %(default)s")
 
 
 def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= 65_535:
-        raise ValueError
-    return port
-
-
-_port.__name__ = "port number"  # argparse quotes it
+    return _whole(text, 65_535)
 
 
 def _number(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 6):
-        raise ValueError
+    return _whole(text, 99_999)
+
+
+def _whole(text: str, most: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 6 and int(text) <= most):
+        raise argparse.ArgumentTypeError(f"takes a whole number from 0 to {most}, got {text!r}")
     return int(text)
+
+
+def _id(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("takes an application id, got nothing")
+    return text
 
 
 def _version() -> str:
@@ -203,7 +219,8 @@ def _sandbox(options: argparse.Namespace, ended: threading.Event) -> int:
         _say(f"  MOESIF_BASE_URI={sandbox.url} MOESIF_APPLICATION_ID={(options.application_id or ['any-id'])[0]}")
         _follow(sandbox, last, options, ended)
         stats = sandbox.stats()
-        _say(f"\nReceived {stats['received']} events, {stats['duplicates']} of them twice; {stats['rejected']} refused")
+        received, duplicates, refused = stats["received"], stats["duplicates"], stats["rejected"]
+        _say(f"\nEvents received: {received}, duplicates: {duplicates}, requests refused: {refused}")
     finally:
         sandbox.close()
     return 0

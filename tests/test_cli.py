@@ -44,7 +44,7 @@ def test_sandbox_runs_until_it_is_ended(ending):
     assert (process.returncode, complaints(err)) == (0, "")
     assert "MOESIF_APPLICATION_ID=mine" in out
     assert re.search(r"^\d\d:\d\d:\d\d    200 -   GET     /orders\?page=1 .*5 ms", out, re.MULTILINE)
-    assert "Received 1 events" in out
+    assert "Events received: 1, duplicates: 0, requests refused: 1" in out
 
 
 def test_sandbox_shows_calls_that_come_as_soon_as_it_listens(capsys, monkeypatch):
@@ -137,9 +137,9 @@ def test_tail_says_what_is_not_there(capsys):
     assert "start one with `moesif-otel sandbox`" in capsys.readouterr().err
     with Sandbox() as sandbox:
         assert main(["tail", "--url", sandbox.url, "--status", "bad"]) == 1
-        assert "status must be one of" in capsys.readouterr().err
+        assert "status takes statuses such as 404, 5xx or none, separated by commas" in capsys.readouterr().err
         assert main(["tail", "--url", sandbox.url.removeprefix("http://"), "--status", "bad"]) == 1
-        assert "status must be one of" in capsys.readouterr().err  # the scheme may be left out
+        assert "status takes" in capsys.readouterr().err  # the scheme may be left out
         assert main(["tail", "--url", sandbox.url + "/nothing"]) == 1
         assert "is not a sandbox" in capsys.readouterr().err
 
@@ -198,13 +198,34 @@ def test_without_the_extra_it_says_what_to_install(arguments, package):
     assert repr(package) in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [[], ["nothing"], ["sandbox", "--port", "x"], ["sandbox", "--port", "70000"]])
-def test_wrong_arguments_are_status_2(arguments, capsys):
-    """A wrong call says how to call it."""
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "the following arguments are required: command"),
+        (["nothing"], "invalid choice: 'nothing'"),
+        (["sandbox", "--port", "x"], "argument --port: takes a whole number from 0 to 65535, got 'x'"),
+        (["sandbox", "--port", "70000"], "got '70000'"),
+        (["sandbox", "--application-id", " "], "argument --application-id: takes an application id, got nothing"),
+        (["tail", "-n", "-3"], "argument -n/--number: takes a whole number from 0 to 99999, got '-3'"),
+    ],
+)
+def test_wrong_arguments_are_status_2(arguments, expected, capsys):
+    """A wrong call says how to call it, and what the wrong argument takes."""
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
-    assert "usage: moesif-otel" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "usage: moesif-otel" in said
+    assert expected in said
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+def test_a_full_disk_is_said():
+    """Output that cannot be written is one line and status 1, no traceback."""
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "moesif_otel", "sandbox", "--port", "0"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=200)
+    assert (done.returncode, done.stderr) == (1, "moesif-otel: cannot write the output: No space left on device\n")
 
 
 def test_version_and_help(capsys):

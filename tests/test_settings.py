@@ -246,8 +246,8 @@ def test_reading_settings_changes_no_logger() -> None:
     assert (ours.level, ours.handlers) == (level, handlers)
 
 
-def test_debug_gives_our_logger_a_handler_only_where_none_would_show_it() -> None:
-    """The root logger is untouched; our own gets a handler on stderr once."""
+def test_debug_gives_our_logger_a_handler_only_where_none_would_show_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """The root logger is untouched; our own gets a handler on stderr once, which is silent when there is another."""
     ours, root = logging.getLogger("moesif_otel"), logging.getLogger()
     level, handlers, root_handlers = ours.level, list(ours.handlers), list(root.handlers)
     try:
@@ -256,6 +256,10 @@ def test_debug_gives_our_logger_a_handler_only_where_none_would_show_it() -> Non
             show_debug_log()
         assert len(ours.handlers) == 1
         assert root.handlers == []
+        ours.warning("before")
+        root.addHandler(logging.NullHandler())  # the application configures its logging later, as waitress does
+        ours.warning("after")
+        assert capsys.readouterr().err == "before\n"
     finally:
         ours.setLevel(level)
         ours.handlers[:] = handlers

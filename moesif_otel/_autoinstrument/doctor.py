@@ -81,19 +81,22 @@ def diagnose(program: Sequence[str] = (), *, send: bool = False) -> list[Finding
     """
     found: list[Finding] = []
     settings, errors = Settings.of_any()
+    usable = settings
+    if settings is None:
+        usable, errors = _without_errors(errors)
     checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("options", lambda: _options(settings, errors)),
         ("capture", lambda: _packages(settings)),
         ("opentelemetry", _opentelemetry),
     ]
-    if settings is not None:
+    if usable is not None:
         checks += [
-            ("callbacks", lambda: _callbacks(settings)),
-            ("spool", lambda: _spool(settings)),
-            ("address", lambda: _address(settings)),
+            ("callbacks", lambda: _callbacks(usable)),
+            ("spool", lambda: _spool(usable)),
+            ("address", lambda: _address(usable)),
         ]
     if program:
-        checks.append(("program", lambda: _program(program)))
+        checks.append(("program", lambda: _program(program, is_captured=settings is not None)))
     if send:
         checks.append(("send", lambda: _send(settings)))
     for name, check in checks:
@@ -136,6 +139,21 @@ def _options(settings: Settings | None, errors: list[MoesifConfigError]) -> Iter
         yield Finding("ok", f"{name} = {shown} ({source[1] if source else 'given'})")
     left = len(OPTIONS) - len(changed)
     yield Finding("info", f"{left} other options have their defaults; options in the code take precedence over these")
+
+
+def _without_errors(errors: list[MoesifConfigError]) -> tuple[Settings | None, list[MoesifConfigError]]:
+    """Return what the settings would be without the wrong options, and all errors: one run tells everything.
+
+    The settings are None if there is no address or no application id.
+    """
+    left = dict(os.environ)
+    for error in errors:
+        while (found := variable_of(error.option or "", left)) is not None:
+            del left[found[1]]
+    wrong = {error.option for error in errors}
+    settings, others = Settings.of_any(environ=left)
+    errors = [*errors, *(error for error in others if error.option not in wrong)]
+    return None if "BASE_URI" in wrong else settings, errors
 
 
 # What is there to capture.
@@ -398,7 +416,7 @@ def _send(settings: Settings | None) -> Iterator[Finding]:
 # The program.
 
 
-def _program(program: Sequence[str]) -> Iterator[Finding]:
+def _program(program: Sequence[str], *, is_captured: bool) -> Iterator[Finding]:
     found = _dry_run(program)
     if found is None:
         yield Finding(
@@ -408,10 +426,15 @@ def _program(program: Sequence[str]) -> Iterator[Finding]:
         )
         return
     if found["error"]:
-        yield Finding("error", f"it ended with {found['error']}", "Run it on its own to see the whole error")
-    yield Finding(
-        "ok" if found["captured"] else "warning", f"captured in it: {', '.join(found['captured']) or 'nothing'}"
-    )
+        yield Finding("error", f"the program ended with {found['error']}", "Run it on its own to see the whole error")
+    names = ", ".join(found["captured"])
+    if names and is_captured:
+        yield Finding("ok", f"captured in it: {names}")
+    elif names:
+        advice = "Only a middleware in its code captures it, until the options are right"
+        yield Finding("info", f"in it: {names}", advice)
+    elif not found["error"]:
+        yield Finding("warning", "captured in it: nothing")
     for line in found["application"]:
         yield Finding("info", line)
     for line in found["twice"]:

@@ -17,6 +17,7 @@ import shlex
 import shutil
 import sys
 import threading
+import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -52,6 +53,7 @@ class _Report:
         self._once = threading.Lock()
         self.provider_before: Any = None
         self.application: list[str] = []
+        self.modules_before: frozenset[str] = frozenset()
 
     def write(self, error: str = "") -> None:
         """Write the report and exit the process, whatever is running in it."""
@@ -73,15 +75,41 @@ class _Report:
         outgoing = settings is not None and settings.capture_outgoing_requests
         names = {**_FRAMEWORKS, **(_CLIENTS if outgoing else {})}
         middlewares, twice = _middlewares()
+        used = _used_packages(self.modules_before)
         return {
             "error": error,
             "provider": f"{type(provider).__module__}.{type(provider).__qualname__}",
             "provider_changed": provider is not self.provider_before,
             "sampler": sampler.get_description() if sampler is not None else "none",
-            "captured": [name for module, name in names.items() if module in sys.modules],
+            "captured": [
+                name for module, name in names.items() if module in sys.modules and module.partition(".")[0] in used
+            ],
             "application": [*self.application, *middlewares],
             "twice": twice,
         }
+
+
+def _used_packages(before: frozenset[str]) -> set[str]:
+    """Name the packages of modules that the program has loaded, and of what these have imported.
+
+    That a module is loaded says nothing: OpenTelemetry's instrumentations load the frameworks that are installed.
+    """
+    used = set()
+    for name, module in tuple(sys.modules.items()):
+        if name in before and name != "__main__":
+            continue
+        used.add(name.partition(".")[0])
+        for value in tuple(getattr(module, "__dict__", {}).values()):
+            # Asked of the type: a proxy's own attributes may raise.
+            kind = type(value)
+            if kind is types.ModuleType:
+                origins = [value.__name__]
+            elif kind is types.FunctionType:
+                origins = [value.__module__]
+            else:  # the bases, too: instrumentations derive classes of their own from the frameworks'
+                origins = [one.__module__ for one in (value if issubclass(kind, type) else kind).__mro__]
+            used.update(str(origin).partition(".")[0] for origin in origins)
+    return used
 
 
 def _middlewares() -> tuple[list[str], list[str]]:
@@ -125,6 +153,7 @@ def main(arguments: Sequence[str]) -> None:
         environment.prepare(os.environ)
         initialize()
         report.provider_before = trace.get_tracer_provider()
+        report.modules_before = frozenset(sys.modules)
         timer.start()  # not before: the set-up takes its time on a busy machine, and is no part of the program
         _run(program, report)
     except SystemExit as exc:

@@ -587,12 +587,19 @@ def _weakly(pipeline: Pipeline, method: Callable[[Pipeline], _T]) -> Callable[[]
     return run
 
 
+_NO_FRAMEWORKS: Final = frozenset({"builtins", "abc", "collections", "typing", "moesif_otel"})
+
+
 def _name_of(exchange: Exchange) -> str:
     """Name what serves or makes a call by the package of its object: `flask`, `tornado`, `requests`."""
     arguments = exchange.callback_arguments
     subject = getattr(arguments[0], "__self__", arguments[0]) if arguments else exchange
-    name: str = type(subject).__module__.partition(".")[0]
-    return name if name not in {"builtins", "moesif_otel"} else exchange.method
+    # Of the user's own class (a Tornado handler) the framework's base counts.
+    for kind in reversed(type(subject).__mro__):
+        name = kind.__module__.partition(".")[0]
+        if name not in _NO_FRAMEWORKS:
+            return name
+    return exchange.method
 
 
 def _has_ended(exchange: Exchange) -> bool:

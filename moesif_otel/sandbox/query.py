@@ -56,11 +56,11 @@ class Filters:
         """
         found = cls(**{f.name: given.get(f.name, "").strip()[:_MAX_CHARACTERS] for f in fields(cls)})
         if found.direction and found.direction not in DIRECTIONS:
-            raise _wrong("direction", ", ".join(DIRECTIONS))
+            raise _wrong("direction", f"one of {', '.join(DIRECTIONS)}")
         if any(not _STATUS.fullmatch(word) for word in found.statuses):
-            raise _wrong("status", "statuses such as 404, 5xx or none, with commas between them")
+            raise _wrong("status", "statuses such as 404, 5xx or none, separated by commas")
         if found.marks and found.marks not in _MARKS:
-            raise _wrong("marks", ", ".join(_MARKS))
+            raise _wrong("marks", f"one of {', '.join(_MARKS)}")
         return replace(found, errors="1" if found.errors not in {"", "0", "false"} else "")
 
     @property
@@ -136,4 +136,4 @@ def _exactly(word: str) -> str:
 
 
 def _wrong(field: str, takes: str) -> Refusal:
-    return Refusal(400, "wrong_value", f"{field} must be one of: {takes}", field=field)
+    return Refusal(400, "wrong_value", f"{field} takes {takes}", field=field)

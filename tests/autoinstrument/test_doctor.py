@@ -156,7 +156,31 @@ def test_a_program_is_run_and_ended(doctor: Doctor) -> None:
     (doctor.folder / "fails.py").write_text("raise RuntimeError('the-secret-id')")
     status, _ = doctor("--", "python", "fails.py")
     assert status == 1
-    assert "it ended with RuntimeError. Run it on its own" in doctor.output
+    assert "the program ended with RuntimeError. Run it on its own" in doctor.output
+
+
+def test_only_what_the_program_uses_is_captured_in_it(doctor: Doctor) -> None:
+    """Instrumentations load the frameworks that are installed; that puts none into a program."""
+    (doctor.folder / "plain.py").write_text("import json")
+    status, lines = doctor("--", "python", "plain.py")
+    assert status == 0
+    assert "warning program        captured in it: nothing" in lines
+    (doctor.folder / "factory.py").write_text("from flask import Flask\n\ndef make():\n    return Flask(__name__)")
+    (doctor.folder / "made.py").write_text("import factory\napp = factory.make()")
+    _, lines = doctor("--", "made:app")
+    assert "ok      program        captured in it: Flask" in lines
+
+
+def test_one_run_finds_every_error(doctor: Doctor) -> None:
+    """A wrong option does not hide what else is wrong, and nothing is called captured."""
+    (doctor.folder / "serve.py").write_text("import flask, time\ntime.sleep(600)")
+    values = {"MOESIF_LOG_BODY": "maybe", "MOESIF_BATCH_SIZE": "many", "MOESIF_SKIP": "absent:skip"}
+    status, lines = doctor("--", "python", "serve.py", **values)
+    assert status == 1
+    for expected in ("LOG_BODY: got 'maybe'", "BATCH_SIZE: got 'many'", "SKIP: absent:skip cannot", "accepts the application id"):
+        assert expected in doctor.output
+    assert not any("captured in it" in line for line in lines)
+    assert "info    program        in it: Flask. Only a middleware in its code captures it" in doctor.output
 
 
 def test_a_program_is_run_as_python_runs_it(doctor: Doctor) -> None:
@@ -172,9 +196,9 @@ def test_a_program_is_run_as_python_runs_it(doctor: Doctor) -> None:
 @pytest.mark.parametrize(
     ("program", "expected"),
     [
-        (["python", "absent.py"], "it ended with FileNotFoundError (absent.py)"),
-        (["absent:app"], "it ended with ModuleNotFoundError (absent)"),
-        (["program:absent"], "it ended with AttributeError (absent)"),
+        (["python", "absent.py"], "FileNotFoundError (absent.py)"),
+        (["absent:app"], "ModuleNotFoundError (absent)"),
+        (["program:absent"], "AttributeError (absent)"),
     ],
 )
 def test_a_name_that_leads_nowhere_is_named(program: list[str], expected: str, tmp_path: Path) -> None:
@@ -182,7 +206,8 @@ def test_a_name_that_leads_nowhere_is_named(program: list[str], expected: str, t
     (tmp_path / "program.py").write_text("")
     command = [sys.executable, "-m", "moesif_otel._autoinstrument.dry_run", str(tmp_path / "report.json"), *program]
     subprocess.run(command, cwd=tmp_path, timeout=200, check=True, capture_output=True)
-    assert f"it ended with {json.loads((tmp_path / 'report.json').read_text())['error']}" == expected
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["error"], report["captured"]) == (expected, [])
 
 
 def test_json_has_the_same_findings(doctor: Doctor) -> None:
