@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,13 @@ def test_options_that_a_page_names_exist(page: Path) -> None:
     named = set(re.findall(r"\b(?:OTEL_)?MOESIF_([A-Z][A-Z_]*[A-Z])\b", page.read_text())) - {"LOCAL_MOESIF_BASEURL", "MIDDLEWARE"}
     wrong = {name for name in named if name not in OPTIONS}
     assert not {name for name in wrong if f"MOESIF_{name}" != "MOESIF_OTEL"}, wrong
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_are_those_of_the_code(page: Path) -> None:
+    """Options, lists and bounds on a page are the ones in force; `python docs/_tables.py` writes them."""
+    with_tables = runpy.run_path(str(ROOT / "docs" / "_tables.py"))["with_tables"]
+    assert with_tables(page.read_text()) == page.read_text()
 
 
 def test_the_readme_is_short() -> None:

@@ -1,6 +1,6 @@
-"""An MkDocs hook that fills in tables from the code: the options, the bounds of an event, the lists of secret names.
+"""Writes the tables that come from the code into the pages: `python docs/_tables.py`, after an option or list changed.
 
-A page has a placeholder where a table goes, such as `<!-- options -->`.
+A table stands between two marks, such as `<!-- options -->` and `<!-- /options -->`.
 """
 
 from __future__ import annotations
@@ -55,12 +55,6 @@ def budget_table() -> str:
     return "\n".join(["| | at most |", "|---|---|", *lines])
 
 
-def results() -> str:
-    """Return what `python -m benchmarks` wrote last, without its title."""
-    text = (Path(__file__).parents[1] / "benchmarks" / "RESULTS.md").read_text()
-    return text.partition("\n")[2].strip()
-
-
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in sorted(names)) + "."
 
@@ -68,7 +62,6 @@ def _listed(names: Iterable[str]) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "options": options_table,
     "budget": budget_table,
-    "results": results,
     "secret-names": lambda: _listed(SENSITIVE_NAMES),
     "secret-cookies": lambda: _listed(SENSITIVE_COOKIES),
     "secret-query": lambda: _listed(QUERY_NAMES),
@@ -76,10 +69,16 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace each placeholder with its table (MkDocs calls this for every page)."""
+def with_tables(page: str) -> str:
+    """Return a page with its tables as the code has them now."""
     for name, table in TABLES.items():
-        placeholder = f"<!-- {name} -->"
-        if placeholder in markdown:
-            markdown = markdown.replace(placeholder, table())
-    return markdown
+        before, mark, rest = page.partition(f"<!-- {name} -->\n")
+        if mark:
+            _, end, after = rest.partition(f"<!-- /{name} -->")
+            page = f"{before}{mark}{table()}\n{end}{after}"
+    return page
+
+
+if __name__ == "__main__":
+    for path in Path(__file__).parent.glob("*.md"):
+        path.write_text(with_tables(path.read_text()))
