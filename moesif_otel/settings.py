@@ -103,9 +103,14 @@ def _some_names(value: Any) -> tuple[str, ...]:
 def _masks(value: Any) -> tuple[str, ...]:
     names = _names(value)
     # A mask that matches nothing hides nothing, and nobody notices.
-    if any(_NO_NAME.search(name) for name in names):
-        raise ValueError
+    for name in names:
+        if _NO_NAME.search(name):
+            raise _WrongNameError(name)
     return names
+
+
+class _WrongNameError(ValueError):
+    """One of several names is wrong: this one."""
 
 
 # Patterns, other separators, JSONPath and JSON pointers, a list that was not parsed, and names of no letter or digit.
@@ -217,6 +222,8 @@ class Option:
         """Check and convert a Python value, or the text of an environment variable. Raises `MoesifConfigError`."""
         try:
             return self.convert(self.of_text(value) if variable else value)
+        except _WrongNameError as wrong:
+            raise self._error(str(wrong), variable) from None
         except (TypeError, ValueError, KeyError, OSError):  # OSError: a relative path in a folder that is gone
             raise self._error(value, variable) from None
 
@@ -248,7 +255,7 @@ _flag_option: Final = partial(_option, _flag, "True or False", of_text=lambda te
 _masks_option: Final = partial(
     _option,
     _masks,
-    "a list of names, or a string of names with commas between them (names in full: no patterns or paths)",
+    "a list of names, or a string of names separated by commas (names in full: no patterns or paths)",
     default=(),
     protects=True,
 )
@@ -288,7 +295,7 @@ class Settings:
     )
     base_uri: str = _option(
         _uri,
-        "an address that begins with http:// or https://, such as https://api.moesif.net",
+        "an http:// or https:// address without a query, such as https://api.moesif.net",
         "The address that events are sent to: Moesif, a secure proxy, or a sandbox. `LOCAL_MOESIF_BASEURL` is its old "
         "name.",
         "https://api.moesif.net",
@@ -330,7 +337,7 @@ class Settings:
 
     authorization_header_name: tuple[str, ...] = _option(
         _some_names,
-        "a header name, or several with commas between them",
+        "a header name, or several separated by commas",
         "The headers that identify the user if `IDENTIFY_USER` does not. The first one that is present is used.",
         ("authorization",),
     )

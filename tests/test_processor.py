@@ -10,7 +10,9 @@ import weakref
 from collections import Counter
 from typing import Any
 
+import flask
 import pytest
+import tornado.web
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -350,6 +352,34 @@ def test_an_applications_flush_does_not_wait_for_moesif() -> None:
     assert provider.force_flush(30_000)
     assert time.monotonic() - started < 1
     processor.shutdown(0)
+
+
+class _HandlerOfTheUser(tornado.web.RequestHandler):
+    """Its module is the user's; what serves it is Tornado."""
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        (object.__new__(_HandlerOfTheUser), "(incoming, tornado)"),
+        (flask.Flask("shop").wsgi_app, "(incoming, flask)"),
+        (object(), "(incoming, GET)"),
+    ],
+    ids=["tornado", "flask", "nothing known"],
+)
+def test_the_first_call_names_the_framework(
+    argument: object, expected: str, moesif: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By what the capture gives to callbacks, whoever wrote its class; else by the method."""
+    caplog.set_level(logging.INFO, "moesif_otel")
+    service = Service(moesif)
+    exchange = Exchange(service.pipeline, "Incoming", "GET")
+    exchange.callback_arguments = (argument,)
+    service.pipeline.opened(exchange)
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]
+    assert f"captured the first call {expected}" in line
+    exchange.finish(Outcome.COMPLETE)
+    service.events()
 
 
 def test_the_first_call_says_what_is_captured(moesif: Sandbox, caplog: pytest.LogCaptureFixture) -> None:

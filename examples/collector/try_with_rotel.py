@@ -13,7 +13,7 @@ import rotel
 
 
 def words(port: str) -> list[str]:
-    """Give the command."""
+    """Return the command."""
     base_uri = os.environ.get("MOESIF_BASE_URI", "https://api.moesif.net")
     return [
         str(Path(rotel.__file__).with_name("rotel-agent")),

@@ -27,12 +27,13 @@ def identify_user(request, response):
 
 
 def get_metadata(request, response):
-    return {"datacenter": "westus", "view": request.resolver_match.view_name}
+    match = request.resolver_match  # None for a URL without a view
+    return {"datacenter": "westus", "view": match and match.view_name}
 
 
 settings.configure(
     SECRET_KEY="an example's",
-    ALLOWED_HOSTS=["127.0.0.1"],
+    ALLOWED_HOSTS=["127.0.0.1", "localhost"],
     ROOT_URLCONF=__name__,
     MIDDLEWARE=["django.middleware.common.CommonMiddleware", "moesif_otel.django.MoesifMiddleware"],
     MOESIF_MIDDLEWARE={"IDENTIFY_USER": identify_user, "GET_METADATA": get_metadata},

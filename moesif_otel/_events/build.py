@@ -476,7 +476,7 @@ def _joined(plan: _HeaderPlan, values: Sequence[str]) -> dict[str, str]:
     """Return headers of which some are repeated: their values in the order in which they came."""
     pieces: dict[str, list[str]] = {}
     for name, value in zip(plan.spelled, values, strict=True):
-        pieces.setdefault(name, []).append(value)
+        pieces.setdefault(name, []).append(value.strip())
     # RFC 9113 section 8.2.3: pieces of one cookie header are joined with a semicolon.
     return {name: ("; " if name.lower() == "cookie" else ", ").join(several) for name, several in pieces.items()}
 

@@ -587,7 +587,7 @@ def _weakly(pipeline: Pipeline, method: Callable[[Pipeline], _T]) -> Callable[[]
     return run
 
 
-_NO_FRAMEWORKS: Final = frozenset({"builtins", "abc", "collections", "typing", "moesif_otel"})
+_NO_FRAMEWORKS: Final = frozenset({"__main__", "abc", "builtins", "collections", "moesif_otel", "typing"})
 
 
 def _name_of(exchange: Exchange) -> str:

@@ -61,7 +61,7 @@ def _value(look: Inspection, name: str, value: str, verdict: Verdict, *, concern
         return _credentials(value) if name in look.rules.credential_headers else HIDDEN
     if name in _COOKIES:
         look.spend(len(value))
-        return ";".join([_cookies(look, part, concerned=concerned) for part in value.split(";")])
+        return ";".join([_cookies(look, part, concerned=concerned) for part in value.strip().split(";")])
     if concerned and ("=" in value or ":" in value or "%" in value):
         return look.inspect(value)
     return value
