@@ -72,7 +72,7 @@ def test_options_that_a_page_names_exist(page: Path) -> None:
 def test_tables_are_those_of_the_code(page: Path) -> None:
     """Options, lists and bounds on a page are the ones in force; `python docs/_tables.py` writes them."""
     with_tables = runpy.run_path(str(ROOT / "docs" / "_tables.py"))["with_tables"]
-    assert with_tables(page.read_text()) == page.read_text()
+    assert with_tables(page.read_text()) == page.read_text(), "run `python docs/_tables.py`"
 
 
 def test_the_readme_is_short() -> None:
