@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import importlib
 import time
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from moesif_otel._capture.body import ByteBudget, LeftOut
@@ -63,7 +62,7 @@ point at which it lets go of the interpreter: at saturation p99 is half as much 
 _AT_ONCE_URL_CHARACTERS: Final = 4_096
 
 _CONTENT_ENCODING: Final = "content-encoding"
-_first: Final = itemgetter(0)
+_ENCODING_CHARACTERS: Final = len(_CONTENT_ENCODING)
 
 _FULL_RATE: Final = 100.0
 
@@ -408,8 +407,9 @@ def _may_take_long(exchange: Exchange) -> bool:
     if not kept_bytes:
         return False
     for headers in (exchange.request_headers, exchange.response_headers):
-        if _CONTENT_ENCODING in map(str.lower, map(_first, headers)):
-            return True
+        for name, _ in headers:
+            if len(name) == _ENCODING_CHARACTERS and name.lower() == _CONTENT_ENCODING:
+                return True
     return False
 
 

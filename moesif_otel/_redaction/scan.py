@@ -43,6 +43,8 @@ _SPELLED: Final = re.compile(
     rb"|\\{1,32}u00[2-7]|&(?:#|nbsp|NonBr|colon|equals|quot|lowbar|UnderB|commat|sol)"
 )
 _USER_INFO: Final = re.compile(rb'/\\{0,8}/[^/?#\s"\\<>]*@')
+# `64 in data` looks for one byte; `b"@" in data` tries its argument as a number first, and raises within.
+_AT, _BACKSLASH, _PERCENT, _AMPERSAND = b"@\\%&"
 _PLAIN_MASK: Final = re.compile(r"[ !#$'-.0-;=-\[\]-~]+\Z")  # ASCII without quotes, slashes and `%&<`
 
 
@@ -68,7 +70,7 @@ class QuickScan:
             for search in _SEARCHES:
                 if search(skeleton) is not None:
                     return True
-            if b"@" in data and _USER_INFO.search(data) is not None:
+            if _AT in data and _USER_INFO.search(data) is not None:
                 return True
         elif not self._needles:
             return False
@@ -79,6 +81,6 @@ class QuickScan:
             for blank in _SPELLED_BLANKS:
                 flat = flat.replace(blank, b"")
             for needle in self._needles:
-                if needle in flat:
+                if flat.find(needle) >= 0:
                     return True
-        return (b"\\" in data or b"%" in data or b"&" in data) and _SPELLED.search(data) is not None
+        return (_BACKSLASH in data or _PERCENT in data or _AMPERSAND in data) and _SPELLED.search(data) is not None

@@ -12,24 +12,27 @@ from hypothesis import strategies as st
 from moesif_otel._events import json_check
 from moesif_otel._events.json_check import is_embeddable, load_validator
 
-PADDING = b" " * json_check._SHORT_BYTES
+PADDING = b" " * 1_024
 
 
-@pytest.fixture(autouse=True)
-def _validator() -> None:
-    """With the faster check, as in a process whose intake has run."""
-    load_validator()
+def without_msgspec(data: bytes) -> bool:
+    """What is said before the faster check is loaded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_check, "_validators", [])
+        return is_embeddable(data)
 
 
 def agrees(data: bytes) -> bool:
     """Whether both ways say what orjson says."""
+    load_validator()
     try:
         orjson.loads(data)
     except ValueError:
         expected = False
     else:
         expected = True
-    return is_embeddable(data) is is_embeddable(data + PADDING) is is_embeddable(PADDING + data) is expected
+    padded = is_embeddable(data + PADDING) is is_embeddable(PADDING + data)
+    return padded and is_embeddable(data) is is_embeddable(data + PADDING) is without_msgspec(data) is expected
 
 
 @pytest.mark.parametrize(

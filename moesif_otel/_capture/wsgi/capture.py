@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 from functools import partial
 from io import IOBase
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -30,8 +29,8 @@ EXCHANGES_KEY: Final = "moesif_otel.exchanges"
 
 TRANSACTION_ID_HEADER: Final = "X-Moesif-Transaction-Id"
 _TRANSACTION_ID_NAME: Final = TRANSACTION_ID_HEADER.lower()
+_ID_HEADER_CHARACTERS: Final = len(TRANSACTION_ID_HEADER)
 
-_first: Final = itemgetter(0)
 _enter: Final = current_exchange.set
 _leave: Final = current_exchange.reset
 
@@ -289,11 +288,13 @@ class _WsgiCall:
         if transaction_id is None or type(headers) is not list:
             return headers
         try:
-            try:
-                is_there = _TRANSACTION_ID_NAME in map(str.lower, map(_first, headers))
-            except TypeError:  # a name that is no text: the server's to refuse
-                is_there = True
-            return headers if is_there else [*headers, (TRANSACTION_ID_HEADER, transaction_id(self._exchange))]
+            for name, _ in headers:
+                if len(name) == _ID_HEADER_CHARACTERS and name.lower() == _TRANSACTION_ID_NAME:
+                    return headers
+        except (TypeError, ValueError, AttributeError):  # no pairs of texts: the server's to refuse
+            return headers
+        try:
+            return [*headers, (TRANSACTION_ID_HEADER, transaction_id(self._exchange))]
         except Exception as exc:
             self._exchange.pipeline.guard.caught("the transaction id header", exc)
         return headers
@@ -426,11 +427,11 @@ class _WsgiCall:
         decision = self._decision
         if decision is not None and not decision.blocked and headers:
             headers = decision.added_to(headers)
-        try:
-            "".join(map("".join, headers))
-        except TypeError:  # what is no text the server refuses, or sends as text
-            headers = [(str(header[0]), str(header[1])) for header in headers]
-        self._exchange.response_headers = list(headers)
+        self._exchange.response_headers = noted = list(headers)
+        for name, value in noted:
+            if type(name) is not str or type(value) is not str:  # the server refuses it, or sends it as text
+                self._exchange.response_headers = [(str(name), str(value)) for name, value in noted]
+                return
 
     def _finish(self, outcome: Outcome, error: BaseException | None = None) -> None:
         self.is_finished = True

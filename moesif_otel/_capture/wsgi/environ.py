@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from moesif_otel._capture.authority import authority_of, percent_encoded
@@ -13,8 +12,6 @@ if TYPE_CHECKING:
     from moesif_otel._capture.exchange import Headers
 
 _UNPREFIXED: Final = (("Content-Type", "CONTENT_TYPE"), ("Content-Length", "CONTENT_LENGTH"))
-_ONLY_TEXT: Final = {str}
-_second: Final = itemgetter(1)
 # RFC 3986: pchar and "/" stay as they are in a path; what else may stand in a query; "%" of a raw query is kept.
 _PATH_SAFE: Final = "/:@!$&'()*+,;=~"
 _QUERY_SAFE: Final = _PATH_SAFE + "?%[]"
@@ -60,8 +57,9 @@ def headers_of(environ: dict[str, Any]) -> Headers:
         value = environ.get(key)
         if value:
             headers.append((name, value))
-    if set(map(type, map(_second, headers))) != _ONLY_TEXT:
-        headers = [(name, str(value)) for name, value in headers]
+    for _, value in headers:
+        if type(value) is not str:
+            return [(name, str(value)) for name, value in headers]
     return headers
 
 
