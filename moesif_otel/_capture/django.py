@@ -271,7 +271,7 @@ def _exchange_of_test_client(request: Any, pipeline: CapturePipeline) -> Exchang
     else:
         pairs = asgi_scope.repeatable(scope.get("headers"))
         exchange.url = asgi_scope.url_of(scope, pairs)
-        headers = asgi_scope.named(pairs)
+        headers = asgi_scope.text_headers(pairs)
         exchange.peer_address = asgi_scope.peer_address(scope)
     exchange.request_headers = _upper_case(headers)
     exchange.has_remote_parent = "HTTP_TRACEPARENT" in request.META

@@ -125,7 +125,6 @@ if TYPE_CHECKING:
         def verdict(self) -> Decision | None:
             """Return what the rules decide, or None when none has anything to say."""
 
-
     class CapturePipeline(Protocol):
         """The pipeline that a capture works for, as far as it needs it (`_pipeline.pipeline.Pipeline`)."""
 

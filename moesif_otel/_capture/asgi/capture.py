@@ -18,7 +18,7 @@ from opentelemetry import context as otel_context
 from moesif_otel._capture.asgi.background import go_on
 from moesif_otel._capture.asgi.callback_objects import CallbackObjects
 from moesif_otel._capture.asgi.lifespan import Lifespan, deliver_at_shutdown
-from moesif_otel._capture.asgi.scope import named, peer_address, repeatable, url_of
+from moesif_otel._capture.asgi.scope import peer_address, repeatable, text_headers, url_of
 from moesif_otel._capture.body import CapturedBody
 from moesif_otel._capture.callbacks import await_steps
 from moesif_otel._capture.exchange import Exchange, Outcome, chain, current_exchange
@@ -171,7 +171,7 @@ class AsgiCapture:
         exchange.provisional = self._provisional
         headers = repeatable(scope.get("headers"))
         exchange.url = url_of(scope, headers)
-        exchange.request_headers = named(headers)
+        exchange.request_headers = text_headers(headers)
         exchange.peer_address = peer_address(scope)
         exchange.has_remote_parent = b"traceparent" in [name for name, _ in headers]
         return exchange
@@ -353,7 +353,7 @@ class HttpCall:
         if status in _NO_BODY_STATUSES or exchange.method == "HEAD":
             self._keeps_response_body = False  # no client sees a body that is sent all the same
         headers = repeatable(message.get("headers"))
-        exchange.response_headers = named(headers)
+        exchange.response_headers = text_headers(headers)
         if self._offer is not None:
             self._offer[2]["response_headers"] = headers
         if self._span is not None:
@@ -432,7 +432,7 @@ class WebSocketCall(HttpCall):
         if kind == "websocket.accept":
             exchange.status = 101
             try:
-                exchange.response_headers = named(repeatable(message.get("headers")))
+                exchange.response_headers = text_headers(repeatable(message.get("headers")))
             finally:  # some servers take anything there, and send nothing of it
                 self.end(Outcome.UPGRADED)
         elif kind == "websocket.close":

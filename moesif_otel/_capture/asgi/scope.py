@@ -56,7 +56,7 @@ def _path(root_path: str, raw_path: Any, path: str) -> str:
     return found if found.startswith("/") else f"/{found}"
 
 
-def named(headers: Any) -> Headers:
+def text_headers(headers: Any) -> Headers:
     """Return headers, a list or tuple of (name, value) bytes, as text."""
     try:
         return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]

@@ -38,7 +38,7 @@ def url_of(environ: dict[str, Any]) -> str:
     return f"{scheme}://{host}{path}?{percent_encoded(str(query), _QUERY_SAFE)}"
 
 
-_MOST_KEYS: Final = 256
+_MOST_KEY_SETS: Final = 256
 _MAX_KEYS_CHARACTERS: Final = 4_096
 
 
@@ -72,7 +72,7 @@ def _header_names(keys: tuple[str, ...]) -> tuple[list[str], list[str]]:
     return list(names.values()), list(names)
 
 
-_remembered: Final = lru_cache(maxsize=_MOST_KEYS)(_header_names)
+_remembered: Final = lru_cache(maxsize=_MOST_KEY_SETS)(_header_names)
 
 
 def asks_for_upgrade(environ: dict[str, Any]) -> bool:
