@@ -52,6 +52,7 @@ def redact_header(look: Inspection, name: str, value: str, *, concerned: bool) -
 
 
 _COOKIES: Final = frozenset({"cookie", "set-cookie"})
+_COOKIE_NODES: Final = 8  # browsers keep some hundred cookies of a site; thousands are an attack
 
 
 def _value(look: Inspection, name: str, value: str, verdict: Verdict, *, concerned: bool) -> str:
@@ -76,7 +77,7 @@ def _cookies(look: Inspection, part: str, *, concerned: bool) -> str:
     """Return the text between two semicolons, hidden: a cookie or attribute, or two cookies joined by a comma."""
     out: list[str] = []
     for piece in _JOINED.split(part) if "," in part else (part,):
-        look.spend(0)
+        look.spend(0, _COOKIE_NODES)
         name, equals, value = piece.partition("=")
         verdict = look.rules.cookie_verdict(name.strip().strip('"'))
         if verdict is Verdict.REMOVE or verdict is Verdict.HIDE:

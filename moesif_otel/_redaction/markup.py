@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_plus
 
 from moesif_otel._redaction.cards import has_card_number
+from moesif_otel._redaction.json_text import is_json_text
 from moesif_otel._redaction.names import HIDDEN, Verdict
 from moesif_otel._redaction.prose import QUOTE, hide_pairs, is_card_label, is_label, next_concerned
 from moesif_otel._redaction.urls import hide_user_info, inspect_url
@@ -186,7 +187,8 @@ class _Markup:
         # The cells below it, wherever they are, may hold card numbers.
         self._card = self._card or (self._within.lower() in _CELLS and is_card_label(self._look, node))
         card = self._card or self._card_depth > 0
-        if node.lstrip()[:1] in {"{", "["}:
+        # Only what is JSON: another text would come back here, with each level of nesting once.
+        if node.lstrip()[:1] in {"{", "["} and is_json_text(node):
             node = self._look.inspect(node, card=card)
         shown, rest = hide_pairs(self._look, node, card=card, cut=self._cut and last, more=not last)
         if "&" in node:
@@ -213,11 +215,13 @@ class _Markup:
                 self._card_depth -= 1
             return tag[0], False
         alone = inside.endswith("/") or name.lower() in _VOID
-        named = any(
-            rules.verdict(found[2].strip("\"'\\")) in {Verdict.HIDE, Verdict.REMOVE}
-            for found in _NAMING.finditer(inside)
-        )
-        inside = _ATTRIBUTE.sub(lambda found: self._attribute(found, hide=named), inside)
+        named = False
+        if "=" in inside:
+            named = any(
+                rules.verdict(found[2].strip("\"'\\")) in {Verdict.HIDE, Verdict.REMOVE}
+                for found in _NAMING.finditer(inside)
+            )
+            inside = _ATTRIBUTE.sub(lambda found: self._attribute(found, hide=named), inside)
         if verdict is Verdict.CARD and not alone:
             if not self._card_depth:
                 self._card_tag, self._card_depth = name, 1

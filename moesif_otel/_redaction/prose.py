@@ -26,6 +26,9 @@ _LISTED: Final = re.compile(r"""\\{0,31}["']([\w.\- ]{1,64})\\{0,31}["'][ \t]{0,
 _ROW: Final = re.compile(
     r"""^[ \t|]{0,16}["']?([\w.\-][\w.\- ]{0,63})["']?[ \t]{0,4}(?:[\t|]|[,;](?=[^\s,;]))""", re.MULTILINE
 )
+_QUOTES: Final = re.compile(r"[\"']")
+_CELL_ENDS: Final = re.compile(r"[\t|,;]")
+_ASSIGNED: Final = re.compile(r"[:=\uff1a]")
 _WORD: Final = re.compile(r"\S*")
 _NAME_TAIL: Final = re.compile(r"[\w.\-]+\Z")
 _MAX_BEFORE: Final = 80
@@ -73,7 +76,8 @@ def _pairs(look: Inspection, text: str, *, cut: bool, more: bool) -> tuple[str, 
     out: list[str] = []
     done = at = 0
     looked_to = 0
-    while True:
+    assigned = _ASSIGNED.search(text) is not None
+    while assigned:
         if at >= looked_to:
             at, looked_to = next_concerned(look, text, at, _LINE_START)
         match = _KEY.search(text, at)
@@ -154,6 +158,8 @@ def _verdict(look: Inspection, text: str, match: re.Match[str]) -> Verdict:
 
 def _verdict_of_words(look: Inspection, text: str, at: int, name: str) -> Verdict:
     """Judge a name together with the words that stand before it in its line."""
+    if not at or not (text[at - 1].isspace() or text[at - 1] == "+"):
+        return Verdict.KEEP
     look.spend(0, 2)
     line = text[max(0, at - _MAX_BEFORE) : at]
     words = line[max(line.rfind("\n"), line.rfind("\r")) + 1 :].replace("+", " ").rsplit(None, 4)[-4:]
@@ -275,7 +281,9 @@ def _without_flags(look: Inspection, text: str) -> str:
 
 def _listed_at(look: Inspection, text: str) -> int | None:
     """Return where a name ends that is followed by its value in a list or a row: `"password";s:7:"x"`, `password,x`."""
-    for pattern in (_LISTED, _ROW):
+    for pattern, mark in ((_LISTED, _QUOTES), (_ROW, _CELL_ENDS)):
+        if mark.search(text) is None:
+            continue
         for match in pattern.finditer(text):
             look.spend(0)
             if look.rules.verdict(match[1]) in {Verdict.HIDE, Verdict.REMOVE}:

@@ -189,6 +189,8 @@ def test_headers_are_bounded() -> None:
     [
         [("Cookie", "token=b; " * 5_000)], [("Set-Cookie", ",a=" * 12_000)], [("Set-Cookie", "," + " " * 32_000)],
         [("X-A", "token: a=b " * 3_000)], [("Referer", "https://x/?" + "a=token&" * 4_000)], [("X", "%2561" * 6_500)],
+        [("Cookie", ";" * 32_000)], [("Cookie", "a=b;" * 8_000)], [("X-A", "https:\\/\\/token:a " * 1_600)],
+        [("X-A", '[<a:"token":|<b>' * 2_000)], [("X-A", "a key==" * 4_500)],
         [("X-A", '{"card":"' + "1 " * 16_000 + '"}')], [(f"X-{n}", "a=b:token") for n in range(2_000)],
     ],
 )  # fmt: skip
@@ -201,6 +203,13 @@ def test_the_work_of_headers_is_bounded(headers: list[tuple[str, str]]) -> None:
             redact_header(look, name.lower(), value, concerned=True)
 
     assert calls_of(redact) < 250_000
+
+
+def test_as_many_cookies_as_a_browser_sends_are_shown() -> None:
+    """Browsers keep some hundred of a site; the bound is far above."""
+    value = "; ".join(f"c{n}=v{n}" for n in range(1_000))
+    look = Inspection(AUTO, inspect_text)
+    assert redact_header(look, "cookie", f"{value}; token=x", concerned=True) == f"{value}; token=(hidden)"
 
 
 def test_an_event_says_what_was_left_out(calls: Calls) -> None:

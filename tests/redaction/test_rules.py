@@ -385,6 +385,8 @@ def test_urls(url: str, expected: str) -> None:
         ('password=a"b<c&d=1', "password=(hidden)&d=1"),
         ("password: a&b;c", "password: (hidden)"),
         ("100% token of a % b", "100% token of a % b"),
+        ("[see a <b for tokens: none]", "[see a <b for tokens: none]"),
+        ("<p>{if x <y then password: x} </p>", "<p>{if x <y then password: (hidden)</p>"),
     ],
 )
 def test_texts_inside_values(text: str, expected: str) -> None:
