@@ -72,14 +72,15 @@ class RuleSet:
         """Compile the answer of `GET /v1/rules`; if a rule cannot be used, only that rule is ignored.
 
         Raises:
-            MalformedError: The answer is not a JSON array.
+            MalformedError: The answer is not a JSON array of objects.
         """
         try:
             entries = orjson.loads(data)
         except orjson.JSONDecodeError as exc:
             raise MalformedError("rules are not JSON") from exc
-        if not isinstance(entries, list):
-            raise MalformedError("rules are not an array")
+        # One in which nothing is an object has no rule that could be wrong: it is somebody else's answer.
+        if not isinstance(entries, list) or (entries and not any(isinstance(entry, dict) for entry in entries)):
+            raise MalformedError("rules are not an array of objects")
         conditions = Conditions()
         rules: list[Rule] = []
         for entry in entries:

@@ -376,7 +376,7 @@ def test_a_bad_rule_is_left_out_alone(bad: Any, caplog: pytest.LogCaptureFixture
     assert len(caplog.records) == 1
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b"null", b"5", b"[", b"\xff"])
+@pytest.mark.parametrize("data", [b"", b"{}", b"null", b"5", b"[", b"\xff", b'["busy"]', b"[null, []]"])
 def test_an_answer_that_is_no_array_is_malformed_as_a_whole(data: bytes) -> None:
     """Such an answer raises, so that the poller keeps the last good rules."""
     with pytest.raises(MalformedError):
