@@ -171,7 +171,7 @@ class ImportedCallback:
             try:
                 found = operator.attrgetter(attribute)(imported)
             except AttributeError:
-                raise ImportError(f"callback {self.path!r}: {attribute!r} is not in it") from None
+                raise ImportError(f"callback {self.path!r}: the module has no {attribute!r}") from None
             if not callable(found):
                 raise TypeError(f"callback {self.path!r} is not callable")
             function = self._function = found

@@ -62,8 +62,8 @@ class Finding:
 _CAPTURED: Final = {
     **dict.fromkeys(("flask", "bottle", "pyramid", "falcon", "django"), "incoming calls"),
     **dict.fromkeys(("fastapi", "starlette", "quart", "litestar", "tornado"), "incoming calls"),
-    **dict.fromkeys(("gunicorn", "waitress", "werkzeug", "cheroot", "gevent"), "applications of no framework"),
-    **dict.fromkeys(("uvicorn", "hypercorn", "daphne", "granian"), "applications of no framework"),
+    **dict.fromkeys(("gunicorn", "waitress", "werkzeug", "cheroot", "gevent"), "calls of applications without a framework"),
+    **dict.fromkeys(("uvicorn", "hypercorn", "daphne", "granian"), "calls of applications without a framework"),
     **dict.fromkeys(("requests", "httpx"), "outgoing calls"),
     "aiohttp": "outgoing calls (the client)",
 }
@@ -304,7 +304,7 @@ def _connect(host: str, port: int, *, secure: bool) -> Iterator[Finding]:
     except OSError as exc:
         yield Finding("error", f"DNS: {host} cannot be resolved ({exc.strerror})", "Check BASE_URI and the name server")
         return
-    yield Finding("ok", f"DNS: {host} is {', '.join(sorted({str(entry[4][0]) for entry in found}))}")
+    yield Finding("ok", f"DNS: {host} resolves to {', '.join(sorted({str(entry[4][0]) for entry in found}))}")
     try:
         with socket.create_connection((host, port), timeout=_PROBE_TIMEOUT_S) as connection:
             yield Finding("ok", f"TCP: port {port} is open")

@@ -119,7 +119,7 @@ class _Connection:
         """Set the socket's timeout for the next step to the time that is left until the deadline."""
         left_s = self.deadline_s - time.monotonic()
         if left_s <= 0:
-            raise TimeoutError("the deadline of this request is over")
+            raise TimeoutError("the deadline of this request has passed")
         self.sock.settimeout(left_s)
 
     def makefile(self, *_: object) -> io.BufferedReader:
@@ -221,7 +221,7 @@ class Connections:
             self._give_back(connection, reusable=reusable)
         if body_timeout_s is None:
             if not reusable and answer.length:
-                raise ConnectionError("the answer broke off")
+                raise ConnectionError("the answer ended early")
             data = _decoded(data, found.get("Content-Encoding", ""), max_body_bytes)
         return HttpAnswer(answer.status, found, data)
 
@@ -338,7 +338,7 @@ def _encoded(first_line: str, headers: Mapping[str, str]) -> bytes:
 def _time_to_connect(deadline_s: float) -> float:
     left_s = deadline_s - time.monotonic()
     if left_s <= 0:
-        raise TimeoutError("the deadline of this request is over")
+        raise TimeoutError("the deadline of this request has passed")
     return min(_CONNECT_TIMEOUT_S, left_s)
 
 

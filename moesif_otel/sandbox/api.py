@@ -163,7 +163,7 @@ class Api:
     async def _stream(self, _: Request) -> Response:
         """Tell of changes as server-sent events: how much is there now, not what; pages ask for what they show."""
         if self._streams >= _MAX_STREAMS:
-            raise Refusal(503, "too_many_streams", f"at most {_MAX_STREAMS} pages are told of changes at a time")
+            raise Refusal(503, "too_many_streams", f"at most {_MAX_STREAMS} pages can follow changes at a time")
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(self._changes(), headers=headers, media_type="text/event-stream")
 
@@ -233,7 +233,7 @@ class Api:
         """Read or put the configuration or the rules, with the checks of an editor."""
         name = request.path_params["name"]
         if name not in DOCUMENTS:
-            raise Refusal(404, "not_found", "there are the documents config and rules")
+            raise Refusal(404, "not_found", "the documents are config and rules")
         application_id = request.query_params.get("application_id", "")
         if request.method == "PUT":
             body = await _body(request, MAX_DOCUMENT_BYTES)

@@ -92,7 +92,11 @@ def run_demo(*, ports: Sequence[int], once: bool, ended: threading.Event, say: C
             demo.exceed_quota(ended)
         else:
             demo.send_forever(ended, say)
-        return demo.finish(say)
+        status = demo.finish(say)
+        if once:
+            say("\nTo look further: `moesif-otel demo` keeps it running, with all of this on a page in the browser;")
+            say("`moesif-otel sandbox` waits for your own service, and `moesif-otel tail` follows it in a terminal.")
+        return status
 
 
 @contextlib.contextmanager
@@ -226,8 +230,6 @@ class _Demo:
             say(f"did not arrive: {verb} {path}" + (f" ({number} times)" if number > 1 else ""))
         if self.rule_failed:
             say(f"the rule blocked nothing within {_RULE_TIMEOUT_S:g} s")
-        say("\nTo look further: `moesif-otel demo` keeps it running, with all of this on a page in the browser;")
-        say("`moesif-otel sandbox` waits for your own service, and `moesif-otel tail` follows it in a terminal.")
         return 1 if missing or self.rule_failed else 0
 
     def _wait_for_incoming(self) -> None:

@@ -48,7 +48,7 @@ def make_api(payments_url: str, shipping_url: str) -> Flask:
     @app.get("/reports/daily")
     def report() -> Response:
         time.sleep(0.12)
-        raise RuntimeError("the report's database is away")
+        raise RuntimeError("the report's database is down")
 
     @app.get("/products/<name>/picture")
     def picture(name: str) -> Response:

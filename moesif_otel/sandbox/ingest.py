@@ -186,7 +186,7 @@ class Ingest:
         if not found:
             raise Refusal(401, "no_application_id", "the header X-Moesif-Application-Id is missing")
         if len(found) > _MAX_APPLICATION_ID_CHARACTERS:
-            raise Refusal(401, "wrong_application_id", "the application id is far too long to be one")
+            raise Refusal(401, "wrong_application_id", "the application id is too long")
         if self._application_ids and found not in self._application_ids:
             raise Refusal(401, "wrong_application_id", "this sandbox was started for other application ids")
         return found

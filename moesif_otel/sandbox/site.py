@@ -185,7 +185,7 @@ class Site:
         def work() -> Response:
             call = self._detail(filters, sequence)
             if call is None:
-                raise Refusal(404, "not_found", f"no call {sequence}: it may have been forgotten")
+                raise Refusal(404, "not_found", f"no call {sequence}: it may have been deleted")
             return self._render("call.html", call=call, filters=filters)
 
         found: Response = await self._backend.run(work)
