@@ -58,12 +58,13 @@ class Finding:
     check: str = ""
 
 
+_NO_FRAMEWORK: Final = "calls of applications without a framework"
 # Packages whose calls are captured, and which calls those are.
 _CAPTURED: Final = {
     **dict.fromkeys(("flask", "bottle", "pyramid", "falcon", "django"), "incoming calls"),
     **dict.fromkeys(("fastapi", "starlette", "quart", "litestar", "tornado"), "incoming calls"),
-    **dict.fromkeys(("gunicorn", "waitress", "werkzeug", "cheroot", "gevent"), "calls of applications without a framework"),
-    **dict.fromkeys(("uvicorn", "hypercorn", "daphne", "granian"), "calls of applications without a framework"),
+    **dict.fromkeys(("gunicorn", "waitress", "werkzeug", "cheroot", "gevent"), _NO_FRAMEWORK),
+    **dict.fromkeys(("uvicorn", "hypercorn", "daphne", "granian"), _NO_FRAMEWORK),
     **dict.fromkeys(("requests", "httpx"), "outgoing calls"),
     "aiohttp": "outgoing calls (the client)",
 }
