@@ -172,7 +172,7 @@ class EventBuilder:
         if self._settings.debug:
             _note_sources(event, call, facts)
             if self._masks:
-                ours["masks"] = self._masks  # what they remove leaves no trace
+                ours["masks"] = dict(self._masks)  # what they remove leaves no trace
         self._add_trace(event, call, facts)
         self._add_remarks(ours, call, facts)
         if ours or call.metadata is not None:

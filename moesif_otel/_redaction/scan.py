@@ -76,11 +76,18 @@ class QuickScan:
             return False
         if self._needles:
             flat = data.translate(_LOWER, _IGNORED)
-            if b"\\" in flat:
-                flat = flat.replace(b"\\u00a0", b"").replace(b"\\", b"")
             for blank in _SPELLED_BLANKS:
                 flat = flat.replace(blank, b"")
-            for needle in self._needles:
-                if flat.find(needle) >= 0:
+            if self._has_name(flat):
+                return True
+            if _BACKSLASH in flat:  # blanks as JSON writes them, maybe inside of other JSON
+                flat = flat.replace(b"\\t", b"").replace(b"\\u00a0", b"").replace(b"\\", b"")
+                if self._has_name(flat):
                     return True
         return (_BACKSLASH in data or _PERCENT in data or _AMPERSAND in data) and _SPELLED.search(data) is not None
+
+    def _has_name(self, flat: bytes) -> bool:
+        for needle in self._needles:  # noqa: SIM110 - a generator would cost as much as the search
+            if flat.find(needle) >= 0:
+                return True
+        return False

@@ -395,3 +395,13 @@ def test_odd_facts_cost_only_themselves(
         assert "kept" in found["request"]["headers"]["X-Sound"]
         assert "kept" in found["response"]["headers"]["X-Sound"]
         assert found["request"]["body"] == {"a": 1}
+
+
+def test_what_a_mask_does_to_one_event_is_not_in_the_next(calls: Calls) -> None:
+    """With `DEBUG` an event names the masks; the names are its own copy."""
+    settings = calls.options(DEBUG=True, REQUEST_BODY_MASKS=["ssn"])
+    for _ in range(2):
+        event = build_event(calls.exchange(), None, settings, parse_bodies=True)
+        masks = event["metadata"]["moesif_otel"]["masks"]
+        assert masks == {"REQUEST_BODY_MASKS": ("ssn",)}
+        masks.clear()

@@ -72,7 +72,7 @@ def test_the_quick_scan_sees_every_name_of_a_query(name: str, spelling: Callable
 
 
 @pytest.mark.parametrize(
-    "blank", ["", "_", "-", " ", "+", "%20", "%2B", "%5F", "%C2%A0", "\u00a0", "\\u00A0", "\\u0020", "&nbsp;"]
+    "blank", ["", "_", "-", " ", "+", "%20", "%2B", "%5F", "%C2%A0", "\u00a0", "\\u00A0", "\\u0020", "\\t", "&nbsp;"]
 )
 def test_the_quick_scan_sees_a_mask_however_its_blanks_are_written(blank: str) -> None:
     """As URLs, JSON and HTML write them: case, `_`, `-` and spaces do not count."""
