@@ -6,8 +6,10 @@ import linecache
 import logging
 import os
 import re
+import subprocess
 import sys
 import threading
+from typing import Final
 
 import pytest
 
@@ -115,3 +117,69 @@ def test_the_place_of_an_error_needs_no_source_and_no_limit_of_tracebacks(monkey
     with pytest.raises(ValueError, match="secret") as caught:
         fail()
     assert re.fullmatch(r"test_guard\.py:\d+ in fail", place_of(caught.value))
+
+
+_SERVE_WATCHED: Final = """
+import asyncio, sys
+from importlib.abc import MetaPathFinder
+from wsgiref.util import setup_testing_defaults
+
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+
+from moesif_otel import _guard
+from moesif_otel._autoinstrument.exporter import AutoSpanExporter
+from moesif_otel._autoinstrument.instrument import Instrumentation
+from moesif_otel.settings import Settings
+
+options = {"APPLICATION_ID": "a", "BASE_URI": "http://127.0.0.1:9"}
+serving = False
+
+class Watch(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if serving and not _guard.LATE_IMPORTS._is_owned():
+            print(name)
+
+sys.meta_path.insert(0, Watch())
+trace.set_tracer_provider(TracerProvider())
+zero_code = Instrumentation(Settings.of({**options, "IDENTIFY_USER": lambda request, response: None}))
+app = lambda environ, start_response: start_response("200 OK", []) and [] or []
+environ = {}
+setup_testing_defaults(environ)
+
+async def asgi_app(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200})
+    await send({"type": "http.response.body"})
+
+async def nothing(*_):
+    return {"type": "http.request"}
+
+scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+serving = True
+zero_code.wrapped(app, app)(dict(environ), lambda *_: None)
+asyncio.run(zero_code.wrapped_asgi(asgi_app)(dict(scope), nothing, nothing))
+AutoSpanExporter(application_id="b")._exporter()
+serving = False
+from moesif_otel.asgi import MoesifMiddleware as AsgiMiddleware
+from moesif_otel.wsgi import MoesifMiddleware
+from moesif_otel._remote.expressions import Pattern
+middleware, asgi = MoesifMiddleware(app, options), AsgiMiddleware(asgi_app, options)
+serving = True
+middleware(dict(environ), lambda *_: None)
+asyncio.run(asgi(dict(scope), nothing, nothing))
+Pattern("a")
+serving = False
+import os
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+def test_no_call_imports_a_module_that_a_fork_could_leave_half_imported() -> None:
+    """A child that is forked while another thread of its parent imports a module waits for it for ever.
+
+    So nothing is imported in a request, or on a thread of ours, without the lock that a fork takes.
+    """
+    found = subprocess.run([sys.executable, "-c", _SERVE_WATCHED], capture_output=True, text=True, timeout=60, check=False)
+    assert found.stderr == ""
+    assert [name for name in found.stdout.split() if name.startswith(("moesif_otel", "opentelemetry", "regex"))] == []

@@ -17,7 +17,7 @@ from moesif_otel._autoinstrument.instrument import read_settings, sink_of
 
 # For its exit handler: registered before the tracer provider's, it runs after that one's last export.
 from moesif_otel._delivery import process  # noqa: F401 - see above
-from moesif_otel._guard import PROCESS_GUARD
+from moesif_otel._guard import LATE_IMPORTS, PROCESS_GUARD
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,8 +48,9 @@ class AutoSpanExporter(SpanExporter):
     def _exporter(self) -> tuple[MoesifSpanExporter, bool] | None:
         made = self._made.get("made")
         if made is None and self._settings is not None:
-            from moesif_otel._pipeline.sink import EventSink
-            from moesif_otel.exporter import MoesifSpanExporter
+            with LATE_IMPORTS:
+                from moesif_otel._pipeline.sink import EventSink
+                from moesif_otel.exporter import MoesifSpanExporter
 
             found = sink_of(self._settings)
             made = (MoesifSpanExporter.of(found or EventSink(self._settings)), found is not None)

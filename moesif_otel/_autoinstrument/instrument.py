@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from moesif_otel._autoinstrument.targets import install, say_what_is_not_captured
 from moesif_otel._capture.patching import when_imported
-from moesif_otel._guard import PROCESS_GUARD, get_logger
+from moesif_otel._guard import LATE_IMPORTS, PROCESS_GUARD, get_logger
 from moesif_otel.errors import install_command
 from moesif_otel.settings import Settings
 
@@ -96,8 +96,9 @@ class Instrumentation:
         made = self._made.get("made")
         if made is None:
             # Late imports: delivery imports `requests`, and makes locks that must come after gevent's patches.
-            from moesif_otel._capture.wsgi.capture import WsgiCapture
-            from moesif_otel._pipeline.pipeline import pipeline_for
+            with LATE_IMPORTS:
+                from moesif_otel._capture.wsgi.capture import WsgiCapture
+                from moesif_otel._pipeline.pipeline import pipeline_for
 
             pipeline = pipeline_for(self.settings, of_processor=True)
             made = self._made.setdefault("made", (pipeline, WsgiCapture(pipeline, provisional=True)))
@@ -120,7 +121,8 @@ class Instrumentation:
         try:
             pipeline = self.pipeline()
             if self._asgi is None:
-                from moesif_otel._capture.asgi.capture import AsgiCapture
+                with LATE_IMPORTS:
+                    from moesif_otel._capture.asgi.capture import AsgiCapture
 
                 self._asgi = AsgiCapture(pipeline, provisional=True)
             pipeline.watch_global_provider()

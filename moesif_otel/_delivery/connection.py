@@ -33,6 +33,8 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies, select_p
 from urllib3.util.ssltransport import SSLTransport
 from urllib3.util.wait import wait_for_read
 
+from moesif_otel._guard import LATE_IMPORTS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -387,7 +389,8 @@ def _tunnel(connection: _Connection, proxy: _Address, server: _Address) -> None:
 
 def _socks_connection(proxy: _Address, server: _Address, timeout_s: float) -> Any:
     try:
-        import socks  # type: ignore[import-untyped]  # an extra of `requests`
+        with LATE_IMPORTS:
+            import socks  # type: ignore[import-untyped]  # an extra of `requests`
     except ImportError:
         raise ConnectionError(0, "a SOCKS proxy needs PySocks: pip install PySocks") from None
     user, _, password = (

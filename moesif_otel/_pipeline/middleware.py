@@ -9,6 +9,7 @@ from opentelemetry import trace
 
 from moesif_otel._capture.callbacks import check_signatures
 from moesif_otel._events.build import transaction_id_for
+from moesif_otel._guard import LATE_IMPORTS
 from moesif_otel._pipeline.handle import PipelineHandle, check_tracer_provider
 from moesif_otel._pipeline.pipeline import pipeline_for
 from moesif_otel.client import ProfileCalls
@@ -88,7 +89,9 @@ class Middleware(PipelineHandle, ProfileCalls):
         try:
             provider = self._provider_to_watch()
             if provider is not None:
-                spans = load()(provider, app=self.app, given=self._explicit_provider is not None)
+                with LATE_IMPORTS:
+                    make = load()
+                spans = make(provider, app=self.app, given=self._explicit_provider is not None)
         except ImportError as exc:  # what WSGI needs is always installed
             self._pipeline.guard.caught(f"SERVER spans ({install_command('asgi')} brings what is missing)", exc)
         except Exception as exc:

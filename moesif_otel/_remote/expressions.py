@@ -19,6 +19,8 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
+from moesif_otel._guard import LATE_IMPORTS
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -87,7 +89,8 @@ class Pattern:
     _untimed: Callable[[str], Any]
 
     def __init__(self, expression: str) -> None:
-        import regex  # late: most services have no rules, and importing it takes long
+        with LATE_IMPORTS:
+            import regex  # late: most services have no rules, and importing it takes long
 
         self._slow_until_s = 0.0
         self._untimed_chars = _MAX_UNTIMED_STEPS // (len(expression) + 1)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from moesif_otel._guard import LATE_IMPORTS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -25,8 +27,9 @@ class CallbackObjects:
 
     def __init__(self) -> None:
         try:
-            from starlette.requests import Request
-            from starlette.responses import Response
+            with LATE_IMPORTS:
+                from starlette.requests import Request
+                from starlette.responses import Response
         except ImportError:
             self._request_class: Any = None
             self._response_class: Any = None
