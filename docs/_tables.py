@@ -30,7 +30,11 @@ def _default(name: str, value: Any) -> str:
         return f"{value // (1024 * 1024)} MiB"
     if isinstance(value, float):
         return f"{value:g} s"
-    return f"{value:,}".replace(",", " ") if isinstance(value, int) else f"`{value}`"
+    return _number(value) if isinstance(value, int) else f"`{value}`"
+
+
+def _number(value: int) -> str:
+    return f"{value:,}".replace(",", " ")
 
 
 def options_table() -> str:
@@ -51,7 +55,7 @@ def budget_table() -> str:
         ("bytes of headers, for the request and the response each", budget.MAX_HEADER_BYTES),
         ("levels of nested JSON, in a body that is sent as JSON", budget.MAX_DEPTH),
     )
-    lines = [f"| {what} | {bound:,} |".replace(",", " ") for what, bound in rows]
+    lines = [f"| {what} | {_number(bound)} |" for what, bound in rows]
     return "\n".join(["| | at most |", "|---|---|", *lines])
 
 

@@ -65,13 +65,9 @@ class MoesifLogger(Middleware):
         """Return the handler with the capture around it; what it returns and raises passes unchanged.
 
         Raises:
-            MoesifConfigError: It is a coroutine function, whose result would not be seen.
+            MoesifConfigError: It is no function, or a coroutine function, whose result would not be seen.
         """
-        if inspect.iscoroutinefunction(handler):
-            raise MoesifConfigError(
-                f"handler: {handler.__qualname__} is a coroutine function; put MoesifLogger on the function that "
-                "Lambda calls, which runs it"
-            )
+        _check(handler)
         # Now, since OpenTelemetry's Lambda instrumentation starts the first call's span before we see the call.
         self._pipeline.watch_global_provider()
 
@@ -104,7 +100,11 @@ def deliver_before_freeze(handler: _Handler) -> _Handler:
 
     Returns:
         The handler; what it returns and raises passes unchanged.
+
+    Raises:
+        MoesifConfigError: As for `MoesifLogger`.
     """
+    _check(handler)
 
     @functools.wraps(handler, updated=())
     def wrapped(*arguments: Any, **keywords: Any) -> Any:
@@ -115,6 +115,15 @@ def deliver_before_freeze(handler: _Handler) -> _Handler:
             PROCESS_GUARD.run("delivery at the end of a Lambda call", _deliver, context)
 
     return cast("_Handler", wrapped)
+
+
+def _check(handler: Any) -> None:
+    if not callable(handler):
+        raise MoesifConfigError(f"handler: got {type(handler).__qualname__}, takes a function (event, context)")
+    if inspect.iscoroutinefunction(handler):
+        raise MoesifConfigError(
+            f"handler: {handler.__qualname__} is a coroutine function, takes the function that Lambda calls"
+        )
 
 
 def _deliver(context: Any) -> None:

@@ -141,7 +141,7 @@ def _add_sandbox_options(sandbox: argparse.ArgumentParser) -> None:
     only = "accept only this id (may be repeated)"
     add("--application-id", type=_id, action="append", default=[], metavar="ID", help=only)
     also = "also accept requests for this host name (may be repeated)"
-    add("--allow-host", action="append", default=[], metavar="NAME", help=also)
+    add("--allow-host", type=_host_name, action="append", default=[], metavar="NAME", help=also)
     add("--quiet", action="store_true", help="do not print a line for each call")
     add("--color", choices=_COLOURS, default="auto", help="default %(default)s")
 
@@ -182,6 +182,12 @@ def _whole(text: str, most: int) -> int:
 def _id(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("takes an application id, got nothing")
+    return text
+
+
+def _host_name(text: str) -> str:
+    if not text or any(mark in text for mark in "/:@ "):
+        raise argparse.ArgumentTypeError(f"takes a host name without scheme and port, got {text!r}")
     return text
 
 

@@ -434,11 +434,14 @@ def test_a_handler_is_called_as_it_was_called() -> None:
     assert deliver_before_freeze(lambda event, context: context)(event=1, context=Context(-5)).remaining_millis == -5
 
 
-def test_a_coroutine_function_is_no_handler() -> None:
-    """Its result comes when the capture is over; the error names what to decorate."""
+@pytest.mark.parametrize("wrap", [deliver_before_freeze, lambda handler: MoesifLogger({"APPLICATION_ID": "l"})(handler)])
+def test_what_is_no_handler_is_refused(wrap: Any) -> None:
+    """When the module is loaded, not at the first call; a coroutine's result would come when the capture is over."""
 
     async def handler(event: Any, context: Any) -> None:
         """Return a response."""
 
-    with pytest.raises(MoesifConfigError, match="on the function that Lambda calls"):
-        MoesifLogger({"APPLICATION_ID": "l"})(handler)
+    with pytest.raises(MoesifConfigError, match="the function that Lambda calls"):
+        wrap(handler)
+    with pytest.raises(MoesifConfigError, match=r"handler: got int, takes a function \(event, context\)"):
+        wrap(3)

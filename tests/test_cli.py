@@ -206,6 +206,7 @@ def test_without_the_extra_it_says_what_to_install(arguments, package):
         (["sandbox", "--port", "x"], "argument --port: takes a whole number from 0 to 65535, got 'x'"),
         (["sandbox", "--port", "70000"], "got '70000'"),
         (["sandbox", "--application-id", " "], "argument --application-id: takes an application id, got nothing"),
+        (["sandbox", "--allow-host", "http://x/"], "argument --allow-host: takes a host name without scheme and port, got 'http://x/'"),
         (["tail", "-n", "-3"], "argument -n/--number: takes a whole number from 0 to 99999, got '-3'"),
     ],
 )
