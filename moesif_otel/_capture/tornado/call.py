@@ -225,6 +225,7 @@ class HandlerCall(TornadoCall, OutputTransform):
             self.had_coding = "Content-Encoding" in headers
             if not finishing:
                 self._streamed = True
+            if not finishing or not self._awaits_log:
                 self._look_at_headers()
             self._flushed(chunk, finishing=finishing)
         except Exception as exc:
@@ -253,7 +254,8 @@ class HandlerCall(TornadoCall, OutputTransform):
     def _look_at_headers(self) -> None:
         """Look at what is sent: the handler goes on and may change it; compression and the framing are in it by then.
 
-        Of a response that is written in one piece the handler's own headers stand.
+        Where `log_function` tells us, it does so before the handler goes on: of a response that is written in one piece
+        the handler's own headers stand.
         """
         connection: Any = self.handler.request.connection if self.handler is not None else None
         if connection is None:

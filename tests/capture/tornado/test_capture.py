@@ -10,13 +10,14 @@ import json
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from tornado import iostream, web, websocket, wsgi
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
 from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange, identify
+from moesif_otel._capture.tornado.capture import TornadoCapture
 from moesif_otel._capture.wsgi.capture import WsgiCapture
 from moesif_otel.settings import Settings
 from tests.capture.tornado.serving import (
@@ -31,9 +32,6 @@ from tests.capture.tornado.serving import (
     talk,
     without_dates,
 )
-
-if TYPE_CHECKING:
-    from moesif_otel._capture.tornado.capture import TornadoCapture
 
 
 def compare(
@@ -841,6 +839,44 @@ def test_a_log_function_around_ours_is_found(how):
         if how != "partial":
             assert (first.response_body, first.notes) == (None, {"capture": "response_body_not_seen"})
             assert len(first.header("Set-Cookie")) == 2
+
+
+class ChangedAfterwards(web.RequestHandler):
+    def get(self) -> None:
+        self.redirect("/login")
+        self.set_status(201)
+        self.set_header("Location", "/never/sent")
+
+    def post(self) -> None:
+        self.write("begun")
+        self.finish()
+        self.clear()
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["log_function", "everywhere"])
+def test_what_a_handler_changes_after_its_answer_is_not_recorded(asked):
+    """A redirect without a `return`: the client got the redirect, whatever the handler says next."""
+    pipeline = recorder()
+    capture = TornadoCapture(pipeline, everywhere=not asked)
+    capture.start()
+    try:
+
+        async def serve() -> list[bytes]:
+            log_function = capture.log_event if asked else lambda handler: None
+            async with serving(web.Application([("/", ChangedAfterwards)], log_function=log_function)) as port:
+                return [await talk(port, get("/")), await talk(port, get("/", method="POST"))]
+
+        redirected, begun = run(serve())
+    finally:
+        capture.stop()
+    assert redirected.startswith(b"HTTP/1.1 302 ")
+    assert b"\r\nLocation: /login\r\n" in redirected
+    assert begun.startswith(b"HTTP/1.1 200 ")
+    assert b"\r\nContent-Length: 5\r\n" in begun
+    first, second = pipeline.seen
+    assert (first.status, first.header("Location"), first.outcome) == (302, ["/login"], Outcome.COMPLETE)
+    assert (second.status, second.header("Content-Length"), second.response_body) == (200, ["5"], b"begun")
+    assert pipeline.guard.counts() == {}
 
 
 def test_two_taps_can_share_an_application():
