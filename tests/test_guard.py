@@ -120,7 +120,7 @@ def test_the_place_of_an_error_needs_no_source_and_no_limit_of_tracebacks(monkey
 
 
 _SERVE_WATCHED: Final = """
-import asyncio, sys
+import asyncio, logging, sys
 from importlib.abc import MetaPathFinder
 from wsgiref.util import setup_testing_defaults
 
@@ -132,6 +132,8 @@ from moesif_otel._autoinstrument.exporter import AutoSpanExporter
 from moesif_otel._autoinstrument.instrument import Instrumentation
 from moesif_otel.settings import Settings
 
+# Nobody answers there: on a slow machine our threads have the time to say so.
+logging.getLogger("moesif_otel").addHandler(logging.NullHandler())
 options = {"APPLICATION_ID": "a", "BASE_URI": "http://127.0.0.1:9"}
 serving = False
 

@@ -22,14 +22,15 @@ from moesif_otel._delivery.process import FORKS_TELL, LIVE_DELIVERIES, Collabora
 from moesif_otel._delivery.queue import BatchQueue, Prepared
 from moesif_otel._delivery.report import DeliveryLog
 from moesif_otel._delivery.sender import Sender
-from moesif_otel._delivery.spool import Disk
 from moesif_otel._delivery.stats import DropReason, Ledger
+from moesif_otel._guard import LATE_IMPORTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from moesif_otel._capture.body import ByteBudget
     from moesif_otel._delivery.process import Transport
+    from moesif_otel._delivery.spool import Disk
     from moesif_otel._guard import Guard
     from moesif_otel.settings import Settings
 
@@ -99,8 +100,11 @@ class Delivery(Generic[T]):
         parts = Collaborators(settings, transport, self.ledger, budget, guard, self._clock, self._log)
         # A transport without a binding (another exporter's) has payloads that are not ours to write.
         binding: str | None = getattr(transport, "spool_binding", None)
-        directory = settings.spool_directory
-        self._disk = None if directory is None or binding is None else Disk(directory, binding, parts)
+        self._disk: Disk | None = None
+        if settings.spool_directory is not None and binding is not None:
+            with LATE_IMPORTS:  # most services have none
+                from moesif_otel._delivery.spool import Disk as SpoolDisk
+            self._disk = SpoolDisk(settings.spool_directory, binding, parts)
         self._sender = Sender(parts, self._disk, without_bodies)
         self._housekeeping: list[Callable[[], float | None]] = []
         self._after_fork_runs: list[Callable[[], object]] = []

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -34,15 +33,17 @@ _NOT_ASKED: Final = object()
 _SLASHES: Final = re.compile("//+")
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Field:
     """A parsed condition path: the kind of fact, and its name within that kind.
 
     There is one object per path in a set of rules: it is looked up by identity, hundreds of times per request.
     """
 
-    kind: str
-    name: str = ""
+    __slots__ = ("kind", "name")
+
+    def __init__(self, kind: str, name: str = "") -> None:
+        self.kind = kind
+        self.name = name
 
     @classmethod
     def of(cls, path: str) -> Field:
@@ -56,12 +57,14 @@ class Field:
         return cls("unknown")
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Condition:
     """A field and the expression that its text must match; equal ones are one object, evaluated once per request."""
 
-    field: Field
-    pattern: Pattern
+    __slots__ = ("field", "pattern")
+
+    def __init__(self, field: Field, pattern: Pattern) -> None:
+        self.field = field
+        self.pattern = pattern
 
 
 def route_of(uri: str) -> str:
