@@ -7,6 +7,7 @@ obeyed nor changed.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -18,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
 from moesifapi.controllers.api_controller import ApiController
-from moesifapi.exceptions.api_exception import APIException
 from moesifapi.http.http_client import HttpClient
 from moesifapi.http.http_response import HttpResponse
 from opentelemetry.instrumentation.utils import suppress_instrumentation
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from moesifapi.http.http_request import HttpRequest
 
-    from moesif_otel._delivery.connection import HttpAnswer
     from moesif_otel.settings import Settings
 
 _EVENTS_BATCH: Final = "/v1/events/batch"
@@ -90,15 +89,13 @@ class _Attempt(HttpClient):  # type: ignore[misc]
     def __init__(self, transport: MoesifTransport, timeout_s: float) -> None:
         self._transport = transport
         self._timeout_s = timeout_s
-        self.tried = False
-        self.answer: HttpAnswer | None = None
+        self.answer: PostAnswer | None = None
 
     def execute_as_string(self, request: HttpRequest) -> HttpResponse:
         """Make the attempt."""
-        self.tried = True
         path = request.query_url[request.query_url.rindex("/v1/") :]
-        answer = self.answer = self._transport.post(path, request.headers or {}, request.parameters, self._timeout_s)
-        return HttpResponse(answer.status, answer.headers, answer.body)
+        self.answer = self._transport.post(path, request.headers or {}, request.parameters, self._timeout_s)
+        return HttpResponse(self.answer.status, {}, b"")
 
 
 class _Controller(ApiController):  # type: ignore[misc]
@@ -111,9 +108,7 @@ class _Controller(ApiController):  # type: ignore[misc]
         return gzipped(b"[" + b",".join(body) + b"]"), headers
 
     def validate_response(self, context: Any) -> None:
-        """Raise `APIException` unless the status is a success; the original logs headers and body of the answer."""
-        if not 200 <= context.response.status_code < 300:
-            raise APIException("Moesif did not take it", context)
+        """Do nothing: the attempt has the answer. The original logs its headers and body."""
 
 
 class MoesifTransport:
@@ -141,18 +136,12 @@ class MoesifTransport:
     def send(self, payloads: Sequence[bytes], timeout_s: float) -> PostAnswer:
         """Make one attempt to deliver a batch of events, each as JSON."""
         attempt = _Attempt(self, timeout_s)
-        try:
+        with contextlib.suppress(Exception):
             _Controller(attempt).create_events_batch(payloads)
-        except _NO_ANSWER as exc:
-            if attempt.tried:
-                return PostAnswer(BatchOutcome.RETRY, detail=describe(exc))
-        except Exception:
-            if attempt.tried and attempt.answer is None:
-                raise  # a defect of ours
-        if attempt.answer is None:
+        answer = attempt.answer
+        if answer is None:
             # `Configuration.BASE_URI` is no address: the application's affair, not ours.
             return self.post_json(_EVENTS_BATCH, b"[" + b",".join(payloads) + b"]", timeout_s)
-        answer = _answer_of(attempt.answer)
         if self._on_tags is not None and (answer.config_etag or answer.rules_tag):
             # Not the caller's affair: the batch has been answered, whatever becomes of the tags.
             PROCESS_GUARD.run("reading configuration tags", self._on_tags, answer.config_etag, answer.rules_tag)
@@ -164,23 +153,31 @@ class MoesifTransport:
         if len(body) >= _LEAST_GZIP_BYTES:
             body = gzipped(body)
             headers["Content-Encoding"] = "gzip"
+        return self.post(path, headers, body, timeout_s)
+
+    def post(self, path: str, headers: Mapping[str, str], body: bytes, timeout_s: float) -> PostAnswer:
+        """Make one attempt to POST."""
         try:
-            return _answer_of(self.post(path, headers, body, timeout_s))
+            with suppress_instrumentation():
+                answer = self._connections.request(
+                    "POST",
+                    path,
+                    {**headers, **self._own_headers()},
+                    body,
+                    timeout_s=timeout_s,
+                    max_body_bytes=_MAX_ANSWER_BYTES,
+                    body_timeout_s=_ANSWER_BODY_S,
+                )
         except _NO_ANSWER as exc:
             return PostAnswer(BatchOutcome.RETRY, detail=describe(exc))
-
-    def post(self, path: str, headers: Mapping[str, str], body: bytes, timeout_s: float) -> HttpAnswer:
-        """Make one attempt to POST; any status is an answer. Raises what `Connections.request` raises."""
-        with suppress_instrumentation():
-            return self._connections.request(
-                "POST",
-                path,
-                {**headers, **self._own_headers()},
-                body,
-                timeout_s=timeout_s,
-                max_body_bytes=_MAX_ANSWER_BYTES,
-                body_timeout_s=_ANSWER_BODY_S,
-            )
+        found = answer.headers
+        return PostAnswer(
+            outcome_of_status(answer.status),
+            status=answer.status,
+            retry_after_s=retry_after_seconds(found.get("Retry-After"), time.time()),
+            config_etag=found.get("X-Moesif-Config-ETag"),
+            rules_tag=found.get("X-Moesif-Rules-Tag"),
+        )
 
     def get_json(self, path: str, *, etag: str | None, timeout_s: float) -> tuple[int, bytes, Mapping[str, str]]:
         """Make one attempt to GET a document (`/v1/config`, `/v1/rules`), unless it has the ETag that is known already.
@@ -220,14 +217,3 @@ class MoesifTransport:
 def _without_credentials(base_uri: str) -> str:
     parts = urlsplit(base_uri.rstrip("/"))
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
-def _answer_of(answer: HttpAnswer) -> PostAnswer:
-    headers = answer.headers
-    return PostAnswer(
-        outcome_of_status(answer.status),
-        status=answer.status,
-        retry_after_s=retry_after_seconds(headers.get("Retry-After"), time.time()),
-        config_etag=headers.get("X-Moesif-Config-ETag"),
-        rules_tag=headers.get("X-Moesif-Rules-Tag"),
-    )
