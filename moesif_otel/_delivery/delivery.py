@@ -68,8 +68,8 @@ class Delivery(Generic[T]):
         clock: Time; the system's by default.
         measured: Whether its counters are exported as OpenTelemetry metrics.
 
-    Thread-safe. In a forked child it begins anew: what the parent holds is the parent's. `submit` and `submit_prepared`
-    never wait and never raise.
+    Thread-safe. In a forked child it begins anew: what the parent holds is the parent's. `submit`, `accept` and
+    `submit_accepted` never wait and never raise.
     """
 
     def __init__(
@@ -108,7 +108,6 @@ class Delivery(Generic[T]):
         self._sender = Sender(parts, self._disk, without_bodies)
         self._housekeeping: list[Callable[[], float | None]] = []
         self._after_fork_runs: list[Callable[[], object]] = []
-        self._generation = 0
         self._closed = False
         # The state is made at its first use, not here and not in the at-fork hook: see `ProcessState`.
         self._slot: dict[str, ProcessState[T]] = {}
@@ -140,18 +139,11 @@ class Delivery(Generic[T]):
             self._drop_submitted(state)
         return True
 
-    def submit_prepared(self, payload: bytes) -> bool:
-        """Take one event that is JSON already; return False when it was dropped (and counted). Not for finalizers.
+    def submit_accepted(self, payload: bytes) -> None:
+        """Take an event that is JSON already, and that `accept` has let in. Not for finalizers.
 
         The caller has charged nothing for it: its bytes are charged here, until it is settled.
         """
-        if not self.accept():
-            return False
-        self.submit_accepted(payload)
-        return True
-
-    def submit_accepted(self, payload: bytes) -> None:
-        """Take an event that is JSON already, and that `accept` has let in; see `submit_prepared`."""
         state = self._state
         size_bytes = len(payload)
         self.budget.charge(size_bytes)
@@ -193,12 +185,6 @@ class Delivery(Generic[T]):
             state = self._slot.setdefault("state", ProcessState(queue, closed=self._closed))
         return state
 
-    @property
-    def generation(self) -> int:
-        """Grows in a forked child, also where no at-fork hook ran."""
-        self.notice_fork()
-        return self._generation
-
     def notice_fork(self) -> None:
         """Begin anew in a forked child where no at-fork hook ran."""
         pid = os.getpid()
@@ -215,7 +201,6 @@ class Delivery(Generic[T]):
             self._disk.after_fork()
         for part in (self.ledger, self.budget, self.guard, self._transport, self._log):
             part.after_fork()
-        self._generation += 1
         for run in self._after_fork_runs:
             self.guard.run("starting again after a fork", run)
         self._begun = {}

@@ -410,11 +410,13 @@ class Profiles:
 
     def _take(self, payload: bytes) -> bool:
         queued = self._queued
-        if queued.budget.held_bytes + len(payload) > queued.budget.limit_bytes:
-            queued.ledger.accept()
+        if not queued.accept():
+            return False
+        if not queued.budget.has_room(len(payload)):
             queued.ledger.drop(DropReason.QUEUE_FULL)
             return False
-        return queued.submit_prepared(payload)
+        queued.submit_accepted(payload)
+        return True
 
     def force_flush(self, timeout_s: float) -> bool:
         """Deliver what is queued, within the time limit."""

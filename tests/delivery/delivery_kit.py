@@ -148,6 +148,12 @@ class Rig:
         assert_law(self.ledger.snapshot())
         return taken
 
+    def submit_json(self, payload: bytes) -> bool:
+        taken = self.delivery.accept()
+        if taken:
+            self.delivery.submit_accepted(payload)
+        return taken
+
     @property
     def stats(self) -> Stats:
         stats = self.ledger.snapshot()

@@ -520,7 +520,7 @@ def test_an_event_is_delivered_though_its_delivery_is_forgotten_at_once(prepared
     sys.setswitchinterval(1)  # the intake does not run before we have let go
     try:
         if prepared:
-            rig.delivery.submit_prepared(payload(1))
+            rig.submit_json(payload(1))
         else:
             rig.submit(1)
         del rig
@@ -550,7 +550,7 @@ def test_an_event_is_delivered_though_its_delivery_is_forgotten_while_something_
     rig.delivery.ensure_started()
     assert asleep.wait(30)
     reference = weakref.ref(rig.delivery)
-    rig.delivery.submit_prepared(payload(1))
+    rig.submit_json(payload(1))
     del rig
     gc.collect()
     assert done.wait(30)
@@ -614,16 +614,14 @@ def test_pid_check_alone_makes_a_child_start_anew(monkeypatch) -> None:
     with Rig(MemoryTransport(then=PostAnswer(BatchOutcome.RETRY, 503))) as rig:
         rig.delivery.ensure_started()
         rig.submit(1)
-        generation = rig.delivery.generation
         told = []
-        rig.delivery.add_after_fork(lambda: told.append(rig.delivery.generation))
+        rig.delivery.add_after_fork(lambda: told.append("begun anew"))
         parent_state = rig.delivery._state
         with monkeypatch.context() as child:
             child.setattr(os, "getpid", lambda: 999_999_999)
             assert rig.stats.accepted == 1
             rig.delivery.ensure_started()
-            assert rig.delivery.generation == generation + 1
-            assert told == [generation + 1]
+            assert told == ["begun anew"]
             assert rig.transport.forks == 1
             assert rig.stats.accepted == 0
             rig.transport.then = None
@@ -638,15 +636,15 @@ def test_pid_check_alone_makes_a_child_start_anew(monkeypatch) -> None:
 
 
 def test_a_prepared_payload_is_delivered_as_it_is():
-    """`submit_prepared` takes JSON bytes past preparation, counts them, and gives their bytes back when they are settled."""
+    """`submit_accepted` takes JSON bytes past preparation, counts them, and gives their bytes back when they are settled."""
     transport = MemoryTransport()
     with Rig(transport) as rig:
-        assert rig.delivery.submit_prepared(payload(1))
+        assert rig.submit_json(payload(1))
         rig.submit(2)
         rig.delivery.ensure_started()
         assert rig.delivery.force_flush(30)
         assert transport.delivered == [payload(1), payload(2)]
-    assert not rig.delivery.submit_prepared(payload(3))
+    assert not rig.submit_json(payload(3))
     assert rig.stats.dropped == {"shutdown": 1}
 
 
@@ -722,8 +720,9 @@ def test_shutdown_takes_shutdown_timeout() -> None:
 def test_held_bytes_are_those_of_the_budget() -> None:
     """The counters show the bytes of the budget that the delivery was given."""
     with no_new_threads():
-        delivery = Rig(MemoryTransport(then=PostAnswer(BatchOutcome.RETRY, 503))).delivery
-        delivery.submit_prepared(payload(1))
+        rig = Rig(MemoryTransport(then=PostAnswer(BatchOutcome.RETRY, 503)))
+        delivery = rig.delivery
+        rig.submit_json(payload(1))
         assert delivery.ledger.snapshot().held_bytes == delivery.budget.held_bytes == len(payload(1))
         delivery.shutdown(0)
         assert delivery.ledger.snapshot().held_bytes == 0
@@ -734,7 +733,7 @@ def test_a_healthy_server_leaves_few_bytes_waiting() -> None:
     with Rig(MemoryTransport(), event_batch_timeout=60.0) as rig:
         rig.delivery.ensure_started()
         for n in range(200):
-            rig.delivery.submit_prepared(payload(n, 40_000))
+            rig.submit_json(payload(n, 40_000))
         deadline_s = time.monotonic() + 30
         while rig.stats.held_bytes >= 6_000_000 and time.monotonic() < deadline_s:
             time.sleep(0.01)
@@ -746,7 +745,7 @@ def test_many_flushers_cost_little() -> None:
     """Twenty flushes at once of thousands of batches look at the oldest batch only."""
     with Rig(MemoryTransport(), batch_size=1, event_queue_size=20_000) as rig:
         for n in range(3000):
-            rig.delivery.submit_prepared(payload(n))
+            rig.submit_json(payload(n))
         answers = []
         threads = [threading.Thread(target=lambda: answers.append(rig.delivery.force_flush(30))) for _ in range(20)]
         began = time.process_time()
