@@ -23,9 +23,9 @@ class Counters:
     __slots__ = ("_deferred", "_lock", "_sums")
 
     def __init__(self) -> None:
-        self.reset()
+        self.after_fork()
 
-    def reset(self) -> None:
+    def after_fork(self) -> None:
         """Start from nothing, with a lock that nobody holds: in a forked child the parent's sums are the parent's."""
         self._lock = threading.Lock()
         self._deferred: deque[tuple[str, int]] = deque()

@@ -221,7 +221,7 @@ class Guard:
 
     def after_fork(self) -> None:
         """Start from zero in a forked child; a lock that was held at the fork is replaced."""
-        self._counts.reset()
+        self._counts.after_fork()
 
 
 PROCESS_GUARD: Final = Guard()

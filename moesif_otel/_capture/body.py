@@ -81,10 +81,6 @@ class ByteBudget(Counters):
         """Return bytes to the budget."""
         self.add(_HELD, -count_bytes)
 
-    def after_fork(self) -> None:
-        """Start from nothing in a forked child: what the parent holds is the parent's."""
-        self.reset()
-
 
 class CapturedBody:
     """The first part of a body, as its pieces pass by, with the true size of the whole.

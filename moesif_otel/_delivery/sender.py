@@ -106,8 +106,8 @@ class Sender:
             parts.guard.caught("sending a batch", exc)
             answer = PostAnswer(BatchOutcome.RETRY, detail=describe(exc))
         duration_s = parts.clock.monotonic() - started_s
-        parts.ledger.count("batches")
-        parts.ledger.count("bytes_sent", size_bytes)
+        parts.ledger.add("batches")
+        parts.ledger.add("bytes_sent", size_bytes)
         if self.on_duration is not None:
             parts.guard.run("recording metrics", self.on_duration, duration_s)
         parts.log.batch(len(payloads), answer.status, duration_s, answer.outcome.value)
@@ -143,7 +143,7 @@ class Sender:
             if recovered or answer.outcome in (BatchOutcome.RETRY, BatchOutcome.SUSPENDED):
                 state.note_change()
         if answer.outcome is BatchOutcome.RETRY:
-            self._parts.ledger.count("retries")
+            self._parts.ledger.add("retries")
         if state.ended:
             return  # a late answer: the events are accounted for already
         if recovered:
@@ -163,7 +163,7 @@ class Sender:
             if settled:
                 if batch.origin is not None:  # accepted and settled in one step: see `stats`
                     ledger.accept(len(batch))
-                    ledger.count("replayed", len(batch))
+                    ledger.add("replayed", len(batch))
                 if reason is None:
                     ledger.deliver(len(batch))
                 else:

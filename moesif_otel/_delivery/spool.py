@@ -142,7 +142,7 @@ class Spool:
             _write_whole(self._directory / (stem + _PARTIAL), path, data)
         except Exception as exc:  # of the disk as a rule; memory may be short too
             self._guard.caught("writing to SPOOL_DIRECTORY", exc)
-            self._ledger.count("spool_errors")
+            self._ledger.add("spool_errors")
             return None
         self._note_size(self._size_bytes + len(data))
         return path
@@ -157,7 +157,7 @@ class Spool:
             return self._claim_listed() or self._claim_listed(self._files())
         except OSError as exc:
             self._guard.caught("reading from SPOOL_DIRECTORY", exc)
-            self._ledger.count("spool_errors")
+            self._ledger.add("spool_errors")
         return None
 
     def _claim_listed(self, files: Iterable[_File] = ()) -> Claim | None:
@@ -234,7 +234,7 @@ class Spool:
                 if not _is_own(status):
                     if not self._told_foreign:
                         self._told_foreign = True
-                        self._ledger.count("spool_foreign")
+                        self._ledger.add("spool_foreign")
                         _logger.warning(_FOREIGN)
                     continue
                 size_bytes, modified_s = status.st_size, status.st_mtime
@@ -279,7 +279,7 @@ class Spool:
             descriptor = os.open(path, _OLD_FILE)
         except OSError as exc:
             if not isinstance(exc, FileNotFoundError):
-                self._ledger.count("spool_errors")
+                self._ledger.add("spool_errors")
             return None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -316,7 +316,7 @@ class Spool:
             if not isinstance(exc, FileNotFoundError):
                 self._guard.caught("setting aside a file in SPOOL_DIRECTORY", exc)
             return
-        self._ledger.count("spool_set_aside")
+        self._ledger.add("spool_set_aside")
         if file.events:
             self._ledger.accept(file.events)
             self._ledger.drop(DropReason.SPOOL_UNREADABLE, file.events)
@@ -328,13 +328,13 @@ class Spool:
         except OSError as exc:
             if not isinstance(exc, FileNotFoundError):
                 self._guard.caught("removing a file from SPOOL_DIRECTORY", exc)
-                self._ledger.count("spool_errors")
+                self._ledger.add("spool_errors")
 
     def _note_size(self, size_bytes: int) -> None:
         # The ledger adds up: tell it the difference.
         change, self._size_bytes = size_bytes - self._size_bytes, size_bytes
         if change:
-            self._ledger.count("spool_bytes", change)
+            self._ledger.add("spool_bytes", change)
 
 
 def _write_whole(partial: Path, final: Path, data: bytes) -> None:
@@ -470,7 +470,7 @@ class Disk:
 
     def _count_spooled(self, batch: Batch) -> None:
         self._parts.ledger.drop(DropReason.SPOOLED, len(batch))
-        self._parts.ledger.count("spooled", len(batch))
+        self._parts.ledger.add("spooled", len(batch))
 
     def replay(self, state: ProcessState[Any], turn: Turn) -> Turn:
         """Put one file into the queue, if the time has come and the server may be asked.

@@ -75,7 +75,10 @@ _DROPPED: Final = "dropped "  # the reason follows: one flat dict of sums
 
 
 class Ledger(Counters):
-    """Counts what was accepted, delivered and dropped. Thread-safe, and safe in finalizers and signal handlers."""
+    """Counts what was accepted, delivered and dropped. Thread-safe, and safe in finalizers and signal handlers.
+
+    Other names that are added (`retries`, `batches`, `skipped`, …) are outside of the invariant, and appear in `Stats`.
+    """
 
     __slots__ = ("_budget", "_guard")
 
@@ -97,10 +100,6 @@ class Ledger(Counters):
         """Note that `n` events were given up."""
         self.add(_DROPPED + reason.value, n)
         self.add(_SETTLED, n)
-
-    def count(self, name: str, n: int = 1) -> None:
-        """Count something outside of the invariant (`retries`, `batches`, `skipped`, …); it appears in `Stats`."""
-        self.add(name, n)
 
     @property
     def pending(self) -> int:
@@ -133,7 +132,3 @@ class Ledger(Counters):
                 "errors": self._guard.counts() if self._guard is not None else {},
             }
         )
-
-    def after_fork(self) -> None:
-        """Start from nothing in a forked child: what the parent accepted, the parent settles."""
-        self.reset()

@@ -92,7 +92,7 @@ class Sink:
 
     def count(self, name: str) -> None:
         """Count something that does not say what became of an event."""
-        self.delivery.ledger.count(name)
+        self.delivery.ledger.add(name)
 
     def submit(self, exchange: Exchange) -> None:
         """Take over a finished call with its captured bytes; its span is `exchange.span`. Never raises, never waits.

@@ -56,8 +56,8 @@ def test_all_instruments(reader) -> None:
     ledger.deliver(4)
     ledger.drop(DropReason.REJECTED, 2)
     ledger.drop(DropReason.SPOOLED, 1)
-    ledger.count("retries", 3)
-    ledger.count("spool_bytes", 77)
+    ledger.add("retries", 3)
+    ledger.add("spool_bytes", 77)
     budget.charge(55)
     record(0.25)
     assert read(metrics) == {

@@ -30,7 +30,7 @@ def test_law_holds_after_each_step(steps) -> None:
         if kind == "accept":
             ledger.accept(n)
         elif kind == "count":
-            ledger.count("retries", n)
+            ledger.add("retries", n)
         elif n and kind == "deliver":
             ledger.deliver(n)
         elif n:
@@ -48,7 +48,7 @@ def test_many_threads_lose_no_entry() -> None:
         for _ in range(2000):
             ledger.accept()
             ledger.deliver()
-            ledger.count("batches")
+            ledger.add("batches")
 
     def read() -> None:
         while not stop.is_set():
