@@ -61,7 +61,8 @@ class _Address(NamedTuple):
     scheme: str
     host: str
     port: int
-    authorization: str | None
+    user: str | None
+    password: str
 
     @classmethod
     def of(cls, url: str) -> _Address:
@@ -70,16 +71,19 @@ class _Address(NamedTuple):
         if not host.isascii():
             host = host.encode("idna").decode()
         scheme = parts.scheme.lower()
-        authorization = None
-        if parts.username is not None:
-            pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-            authorization = "Basic " + base64.b64encode(pair.encode()).decode()
-        return cls(scheme, host, parts.port or _PORTS.get(scheme.rstrip("ah"), 80), authorization)
+        user = None if parts.username is None else unquote(parts.username)
+        return cls(scheme, host, parts.port or _PORTS.get(scheme.rstrip("ah"), 80), user, unquote(parts.password or ""))
 
-    @property
-    def authority(self) -> str:
+    def authority(self, *, port: bool = False) -> str:
+        """Return host and port; the scheme's own port only if asked for."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == _PORTS.get(self.scheme) else f"{host}:{self.port}"
+        return f"{host}:{self.port}" if port or self.port != _PORTS.get(self.scheme) else host
+
+    def credentials(self, name: str) -> dict[str, str]:
+        """Return the header of that name with user and password, if there are any."""
+        if self.user is None:
+            return {}
+        return {name: "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()}
 
 
 class _SocketReader(io.RawIOBase):
@@ -119,10 +123,7 @@ class _Connection:
 
     def arm(self) -> None:
         """Set the socket's timeout for the next step to the time that is left until the deadline."""
-        left_s = self.deadline_s - time.monotonic()
-        if left_s <= 0:
-            raise TimeoutError("the deadline of this request has passed")
-        self.sock.settimeout(left_s)
+        self.sock.settimeout(_left_s(self.deadline_s))
 
     def makefile(self, *_: object) -> io.BufferedReader:
         """Return what `http.client` reads from."""
@@ -264,16 +265,15 @@ class Connections:
     ) -> bytes:
         server = self._server
         target = self._path + path
-        lines = {"Host": server.authority, "Accept-Encoding": "gzip", **headers}
+        lines = {"Host": server.authority(), "Accept-Encoding": "gzip", **headers}
         if method == "POST":
             lines["Content-Length"] = str(body_bytes)
-        if server.authorization is not None:
-            lines["Authorization"] = server.authorization
+        lines.update(server.credentials("Authorization"))
         if connection.through_proxy:
-            target = f"http://{server.authority}{target}"
+            target = f"http://{server.authority()}{target}"
             proxy = self._proxy()
-            if proxy is not None and proxy.authorization is not None:
-                lines["Proxy-Authorization"] = proxy.authorization
+            if proxy is not None:
+                lines.update(proxy.credentials("Proxy-Authorization"))
         return _encoded(f"{method} {target} HTTP/1.1", lines)
 
     # Connecting.
@@ -281,7 +281,7 @@ class Connections:
     def _connect(self, deadline_s: float) -> _Connection:
         server, proxy = self._server, self._proxy()
         if proxy is not None and proxy.scheme.startswith("socks"):
-            sock = _socks_connection(proxy, server, _time_to_connect(deadline_s))
+            sock = _socks_connection(proxy, server, min(_CONNECT_TIMEOUT_S, _left_s(deadline_s)))
         else:
             sock = _socket_to(proxy or server, deadline_s)
         connection = _Connection(sock, deadline_s)
@@ -303,7 +303,7 @@ class Connections:
         return connection
 
     def _proxy(self) -> _Address | None:
-        url = f"{self._server.scheme}://{self._server.authority}"
+        url = f"{self._server.scheme}://{self._server.authority()}"
         found = select_proxy(url, get_environ_proxies(url))
         return _Address.of(found if "://" in found else f"http://{found}") if found else None
 
@@ -337,11 +337,11 @@ def _encoded(first_line: str, headers: Mapping[str, str]) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
-def _time_to_connect(deadline_s: float) -> float:
+def _left_s(deadline_s: float) -> float:
     left_s = deadline_s - time.monotonic()
     if left_s <= 0:
         raise TimeoutError("the deadline of this request has passed")
-    return min(_CONNECT_TIMEOUT_S, left_s)
+    return left_s
 
 
 def _socket_to(address: _Address, deadline_s: float) -> socket.socket:
@@ -358,7 +358,7 @@ def _socket_at(place: Any, deadline_s: float) -> socket.socket:
     # Not `create_connection`, which would look the address up once more.
     sock = socket.socket(*place[:3])
     try:
-        sock.settimeout(_time_to_connect(deadline_s))
+        sock.settimeout(min(_CONNECT_TIMEOUT_S, _left_s(deadline_s)))
         sock.connect(place[4])
     except BaseException:
         sock.close()
@@ -376,11 +376,8 @@ def _places_of(address: _Address) -> list[Any]:
 
 
 def _tunnel(connection: _Connection, proxy: _Address, server: _Address) -> None:
-    host = f"[{server.host}]" if ":" in server.host else server.host
-    target = f"{host}:{server.port}"
-    headers = {"Host": target}
-    if proxy.authorization is not None:
-        headers["Proxy-Authorization"] = proxy.authorization
+    target = server.authority(port=True)
+    headers = {"Host": target, **proxy.credentials("Proxy-Authorization")}
     connection.send(_encoded(f"CONNECT {target} HTTP/1.1", headers))
     answer = connection.answer("CONNECT")
     if answer.status != http.client.OK:
@@ -393,11 +390,6 @@ def _socks_connection(proxy: _Address, server: _Address, timeout_s: float) -> An
             import socks  # type: ignore[import-untyped]  # an extra of `requests`
     except ImportError:
         raise ConnectionError(0, "a SOCKS proxy needs PySocks: pip install PySocks") from None
-    user, _, password = (
-        base64.b64decode(proxy.authorization.removeprefix("Basic ")).decode().partition(":")
-        if proxy.authorization
-        else ("", "", "")
-    )
     return socks.create_connection(
         (server.host, server.port),
         timeout=timeout_s,
@@ -405,8 +397,8 @@ def _socks_connection(proxy: _Address, server: _Address, timeout_s: float) -> An
         proxy_addr=proxy.host,
         proxy_port=proxy.port,
         proxy_rdns=proxy.scheme in {"socks5h", "socks4a"},
-        proxy_username=user or None,
-        proxy_password=password or None,
+        proxy_username=proxy.user or None,
+        proxy_password=proxy.password or None,
     )
 
 

@@ -309,10 +309,10 @@ def test_a_header_that_is_none_is_refused(value) -> None:
 def test_addresses() -> None:
     """IPv6, international names, default and other ports, and what stands before the host."""
     of = connection._Address.of
-    assert of("https://api.moesif.net").authority == "api.moesif.net"
-    assert of("http://[::1]:9500/a").authority == "[::1]:9500"
-    assert of("http://bücher.example").authority == "xn--bcher-kva.example"
-    assert of("https://u%40x:p@h").authorization == "Basic dUB4OnA="
+    assert of("https://api.moesif.net").authority() == "api.moesif.net"
+    assert of("http://[::1]:9500/a").authority() == "[::1]:9500"
+    assert of("http://bücher.example").authority() == "xn--bcher-kva.example"
+    assert of("https://u%40x:p@h").credentials("Authorization") == {"Authorization": "Basic dUB4OnA="}
     assert (of("socks4a://h").port, of("http://h").port, of("https://h:1").port) == (1080, 80, 1)
 
 
