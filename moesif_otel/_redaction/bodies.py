@@ -20,7 +20,7 @@ from moesif_otel._redaction.json_text import is_clean_json, is_json_text, redact
 from moesif_otel._redaction.media import Format, media_of
 from moesif_otel._redaction.names import HIDDEN, Verdict
 from moesif_otel._redaction.text import inspect_prose, inspect_text
-from moesif_otel._redaction.urls import hide_user_info, inspect_form, without_cut_user_info
+from moesif_otel._redaction.urls import inspect_form, without_cut_user_info
 
 if TYPE_CHECKING:
     from moesif_otel._redaction.media import Media
@@ -124,16 +124,11 @@ def _by_format(look: Inspection, text: str, media: Media, *, whole: bool) -> str
 
 def _has_name(look: Inspection, text: str) -> bool:
     """Tell whether a text of no known form has a name that counts as one of its words, or a URL with a password."""
-    rules = look.rules
-    if rules.odd_masks is not None and rules.odd_masks.search(text) is not None:
-        return True
-    if rules.auto and hide_user_info(text) != text:
-        return True
     if inspect_prose(look, text) != text:
         return True
     for word in _WORD.findall(unquote(text)):
         look.spend(0)
-        if rules.verdict(word) in {Verdict.HIDE, Verdict.REMOVE}:
+        if look.rules.verdict(word) in {Verdict.HIDE, Verdict.REMOVE}:
             return True
     return False
 

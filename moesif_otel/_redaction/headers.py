@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from moesif_otel._redaction.budget import MAX_HEADER_BYTES, OverBudget
-from moesif_otel._redaction.names import CREDENTIAL_SCHEMES, HIDDEN, Verdict
+from moesif_otel._redaction.names import COOKIE_HEADERS, CREDENTIAL_SCHEMES, HIDDEN, Verdict
 from moesif_otel._redaction.urls import redact_encoded
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # Two Set-Cookie headers that somebody joined with a comma; the comma of a date is followed by no name.
 _JOINED: Final = re.compile(r",(?=\s{0,8}[^;,=\s]{1,256}=)")
+_COOKIE_NODES: Final = 8  # browsers keep some hundred cookies of a site; thousands are an attack
 
 
 def bounded_headers(headers: Headers) -> Headers:
@@ -45,26 +46,19 @@ def redact_header(look: Inspection, name: str, value: str, *, concerned: bool) -
     The value is within the bounds of `bounded_headers`; `concerned` says that a quick scan of all values has found
     something. All headers of one side share an inspection.
     """
-    try:
-        return _value(look, name, value, look.rules.header_verdict(name), concerned=concerned)
-    except OverBudget:
-        return HIDDEN
-
-
-_COOKIES: Final = frozenset({"cookie", "set-cookie"})
-_COOKIE_NODES: Final = 8  # browsers keep some hundred cookies of a site; thousands are an attack
-
-
-def _value(look: Inspection, name: str, value: str, verdict: Verdict, *, concerned: bool) -> str:
+    verdict = look.rules.header_verdict(name)
     if verdict is Verdict.REMOVE or not value:
         return ""
     if verdict is Verdict.HIDE:
         return _credentials(value) if name in look.rules.credential_headers else HIDDEN
-    if name in _COOKIES:
-        look.spend(len(value))
-        return ";".join([_cookies(look, part, concerned=concerned) for part in value.strip().split(";")])
-    if concerned and ("=" in value or ":" in value or "%" in value):
-        return look.inspect(value)
+    try:
+        if name in COOKIE_HEADERS:
+            look.spend(len(value))
+            return ";".join([_cookies(look, part, concerned=concerned) for part in value.strip().split(";")])
+        if concerned and ("=" in value or ":" in value or "%" in value):
+            return look.inspect(value)
+    except OverBudget:
+        return HIDDEN
     return value
 
 

@@ -209,11 +209,11 @@ class _Markup:
         rules = self._look.rules
         closing, name, inside = tag[1], tag[2], tag[3]
         self._within = "" if closing else _local(name)
-        verdict = rules.verdict(_local(name))
         if closing:
             if self._card_depth and name == self._card_tag:
                 self._card_depth -= 1
             return tag[0], False
+        verdict = rules.verdict(_local(name))
         alone = inside.endswith("/") or name.lower() in _VOID
         named = False
         if "=" in inside:
@@ -222,15 +222,14 @@ class _Markup:
                 for found in _NAMING.finditer(inside)
             )
             inside = _ATTRIBUTE.sub(lambda found: self._attribute(found, hide=named), inside)
-        if verdict is Verdict.CARD and not alone:
-            if not self._card_depth:
-                self._card_tag, self._card_depth = name, 1
-            elif name == self._card_tag:
-                self._card_depth += 1
-        elif self._card_depth and name == self._card_tag and not alone:
+        shown = f"<{name}{inside}{tag[4]}"
+        if alone:
+            return shown, False
+        if self._card_depth and name == self._card_tag:
             self._card_depth += 1
-        secret = (named or verdict is Verdict.HIDE or verdict is Verdict.REMOVE) and not alone
-        return f"<{name}{inside}{tag[4]}", secret
+        elif verdict is Verdict.CARD and not self._card_depth:
+            self._card_tag, self._card_depth = name, 1
+        return shown, named or verdict in {Verdict.HIDE, Verdict.REMOVE}
 
     def _attribute(self, found: re.Match[str], *, hide: bool) -> str:
         self._look.spend(0)

@@ -59,6 +59,8 @@ SENSITIVE_COOKIES: Final = (
 CREDENTIAL_HEADERS: Final = ("authorization", "proxy-authorization")
 """Headers whose credentials are hidden and whose scheme stays; `AUTHORIZATION_HEADER_NAME`'s are treated the same."""
 
+COOKIE_HEADERS: Final = frozenset({"cookie", "set-cookie"})
+
 CREDENTIAL_SCHEMES: Final = frozenset(
     {
         *("basic", "bearer", "digest", "dpop", "gnap", "hoba", "mutual", "negotiate", "ntlm", "oauth", "privatetoken"),

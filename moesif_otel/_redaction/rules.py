@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from moesif_otel._redaction.names import (
+    COOKIE_HEADERS,
     CREDENTIAL_HEADERS,
     SENSITIVE_NAMES,
     Verdict,
@@ -32,7 +33,6 @@ _MAX_JUDGED: Final = 4_096
 MAX_REMEMBERED: Final = 128
 """Names of more characters are judged anew each time."""
 
-_COOKIE_HEADERS: Final = frozenset({"cookie", "set-cookie"})
 _SEGMENTS: Final = re.compile(r"[.\[\]:/$@!]+")
 _WORDS: Final = re.compile(r"[^\W_]+")
 _WORDY: Final = re.compile(r"[\w.\- ]+\Z")
@@ -129,7 +129,7 @@ class Rules:
 
     def header_stays(self, name: str) -> bool:
         """Tell whether a header, by its lower-case name, is shown as it is unless its value looks concerned."""
-        return name not in _COOKIE_HEADERS and self.header_verdict(name) is Verdict.KEEP
+        return name not in COOKIE_HEADERS and self.header_verdict(name) is Verdict.KEEP
 
     def cookie_verdict(self, name: str) -> Verdict:
         """Judge a cookie's name: masks of bodies and of headers, well-known secrets, session cookies."""
