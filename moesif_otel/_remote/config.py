@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import orjson
 
+from moesif_otel._remote.expressions import RuleError
 from moesif_otel._remote.facts import Condition, as_text
-from moesif_otel._remote.rules import MAX_VALUE_CHARS, Conditions, MalformedError, RuleError, read_conditions
+from moesif_otel._remote.rules import MAX_VALUE_CHARS, Conditions, MalformedError, read_conditions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

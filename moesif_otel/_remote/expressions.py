@@ -59,8 +59,8 @@ _SIMPLE: Final = frozenset({"escape", "class", "edge", "other"})
 _MAX_UNTIMED_STEPS: Final = 200_000  # a fifth of a millisecond, at worst
 
 
-class PatternError(ValueError):
-    """The expression cannot be used. The message is fixed text, without the expression."""
+class RuleError(ValueError):
+    """A rule, or an entry of the configuration, cannot be used; the message is fixed text, without the expression."""
 
 
 class OutOfTimeError(Exception):
@@ -82,7 +82,7 @@ class Pattern:
     Thread-safe: its only mutable state is a time, for which a race does no harm.
 
     Raises:
-        PatternError: The expression is invalid, too long or too large.
+        RuleError: The expression is invalid, too long or too large.
     """
 
     __slots__ = ("_search", "_slow_until_s", "_untimed", "_untimed_chars")
@@ -102,7 +102,7 @@ class Pattern:
                 compiled.search(_WARM_UP, timeout=SEARCH_LIMIT_S, concurrent=True)
         # `regex` raises more than its own error on odd input; the other rules must still be compiled.
         except Exception as exc:
-            raise PatternError("invalid expression") from exc
+            raise RuleError("invalid expression") from exc
         self._search = self._untimed = compiled.search
         if not kinds <= _SIMPLE:
             self._untimed_chars = -1
@@ -152,10 +152,10 @@ def _for_engine(expression: str) -> tuple[str, set[str | None]]:
     """Return the expression rewritten so that `regex` reads it as `re` does, and the kinds of tokens in it.
 
     Raises:
-        PatternError: It is too long or too large, or uses what neither `re` nor JavaScript has.
+        RuleError: It is too long or too large, or uses what neither `re` nor JavaScript has.
     """
     if len(expression) > MAX_EXPRESSION_CHARS:
-        raise PatternError("expression over 1,000 characters")
+        raise RuleError("expression over 1,000 characters")
     written: list[str] = []
     kinds: set[str | None] = set()
     size = _Size()
@@ -163,13 +163,13 @@ def _for_engine(expression: str) -> tuple[str, set[str | None]]:
     while position < len(expression):
         token = _TOKEN.match(expression, position)
         if token is None:
-            raise PatternError("invalid expression, or one that needs more than Python's re has")
+            raise RuleError("invalid expression, or one that needs more than Python's re has")
         written.append(_rewritten(token))
         kinds.add(token.lastgroup)
         size.add(token)
         position = token.end()
     if size.total() > MAX_UNROLLED_SIZE:
-        raise PatternError("expression with too many counted repetitions")
+        raise RuleError("expression with too many counted repetitions")
     return "".join(written), kinds
 
 
@@ -198,7 +198,7 @@ class _Size:
             self._open.append(1)
         elif kind == "close":
             if len(self._open) == 1:
-                raise PatternError("invalid expression")
+                raise RuleError("invalid expression")
             self._item(self._open.pop())
         elif kind == "count":
             times = int((token["most"] or token["least"] or "1")[:9])

@@ -13,9 +13,9 @@ import orjson
 
 from moesif_otel._capture.exchange import Decision
 from moesif_otel._guard import PROCESS_GUARD
-from moesif_otel._remote.expressions import OutOfTimeError
+from moesif_otel._remote.expressions import OutOfTimeError, RuleError
 from moesif_otel._remote.facts import BodyNeededError, as_id
-from moesif_otel._remote.rules import Conditions, MalformedError, Rule, RuleError, read_rule
+from moesif_otel._remote.rules import Conditions, MalformedError, Rule, read_rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

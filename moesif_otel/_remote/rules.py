@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
-from moesif_otel._remote.expressions import Pattern, PatternError
+from moesif_otel._remote.expressions import Pattern, RuleError
 from moesif_otel._remote.facts import Condition, Field, as_text
 
 if TYPE_CHECKING:
@@ -37,10 +37,6 @@ class MalformedError(ValueError):
     """A whole answer of Moesif is malformed; the last good one stays in use. The message is fixed text."""
 
 
-class RuleError(ValueError):
-    """A rule, or an entry of the configuration, cannot be used; the message is fixed text."""
-
-
 class Conditions:
     """All conditions of a set of rules, so that equal ones are compiled once, and evaluated once per request."""
 
@@ -50,14 +46,14 @@ class Conditions:
         self._fields: dict[str, Field] = {}
 
     def get_or_make(self, path: str, expression: str) -> Condition:
-        """Return the condition for this path and expression. Raises `PatternError`."""
+        """Return the condition for this path and expression. Raises `RuleError`."""
         self._uses += 1
         if self._uses > _MAX_USES:
-            raise PatternError(f"over {_MAX_USES:,} conditions")
+            raise RuleError(f"over {_MAX_USES:,} conditions")
         found = self._conditions.get((path, expression))
         if found is None:
             if len(self._conditions) >= _MAX_CONDITIONS:
-                raise PatternError(f"over {_MAX_CONDITIONS:,} different conditions")
+                raise RuleError(f"over {_MAX_CONDITIONS:,} different conditions")
             known = self._fields.get(path) or self._fields.setdefault(path, Field.of(path))
             found = self._conditions[path, expression] = Condition(known, Pattern(expression))
         return found
@@ -127,10 +123,7 @@ def read_conditions(raw: object, conditions: Conditions) -> tuple[Condition, ...
         expression = as_text(entry.get("value"))
         if expression is None:
             raise RuleError("a condition whose value is not text")
-        try:
-            found.append(conditions.get_or_make(entry["path"], expression))
-        except PatternError as exc:
-            raise RuleError(str(exc)) from exc
+        found.append(conditions.get_or_make(entry["path"], expression))
     return tuple(found)
 
 

@@ -20,7 +20,7 @@ from moesif_otel._remote.expressions import (
     Allowance,
     OutOfTimeError,
     Pattern,
-    PatternError,
+    RuleError,
 )
 
 REAL_EXPRESSIONS = [
@@ -178,7 +178,7 @@ def test_any_expression_that_both_take_means_the_same(expression: str, text: str
             warnings.simplefilter("ignore", FutureWarning)
             reference = re.compile(expression)
         ours = Pattern(expression)
-    except (re.error, PatternError):
+    except (re.error, RuleError):
         return
     assert ours.matches(text, Allowance()) is (reference.search(text) is not None)
 
@@ -186,10 +186,10 @@ def test_any_expression_that_both_take_means_the_same(expression: str, text: str
 @given(st.text(max_size=60))
 @settings(max_examples=300, deadline=None)
 def test_any_text_compiles_or_is_refused(expression: str) -> None:
-    """No text makes compiling fail in another way than by `PatternError`."""
+    """No text makes compiling fail in another way than by `RuleError`."""
     try:
         Pattern(expression).matches("a/b c1é", Allowance())
-    except (PatternError, OutOfTimeError):
+    except (RuleError, OutOfTimeError):
         pass
 
 
@@ -221,8 +221,8 @@ def test_javascript_and_newer_syntax_is_taken(expression: str) -> None:
     ],
 )
 def test_an_invalid_expression_is_refused(expression: str) -> None:
-    """An expression that is none raises `PatternError`, and the message does not quote it."""
-    with pytest.raises(PatternError) as caught:
+    """An expression that is none raises `RuleError`, and the message does not quote it."""
+    with pytest.raises(RuleError) as caught:
         Pattern(expression)
     assert "expression" in str(caught.value)
 
@@ -247,7 +247,7 @@ def test_an_invalid_expression_is_refused(expression: str) -> None:
 )
 def test_what_could_be_dear_to_compile_is_refused(expression: str) -> None:
     """Recursion, fuzzy matching, unrolled repetitions and long expressions are refused before the engine sees them."""
-    with pytest.raises(PatternError):
+    with pytest.raises(RuleError):
         Pattern(expression)
 
 
