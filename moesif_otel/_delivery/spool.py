@@ -40,10 +40,7 @@ except ImportError:  # Windows
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from moesif_otel._delivery.clock import Clock
     from moesif_otel._delivery.process import Collaborators, ProcessState
-    from moesif_otel._delivery.stats import Ledger
-    from moesif_otel._guard import Guard
 
 _logger: Final = get_logger(__name__)
 
@@ -94,24 +91,17 @@ class Claim:
 class Spool:
     """The batches of one destination in one directory, which is made (mode 0700) when it is first needed.
 
-    Args:
-        directory: Where.
-        max_bytes: Most bytes that its files may take; the oldest make room.
-        binding: 32 hexadecimal digits that stand for the destination.
-        ledger: Counts losses and sizes.
-        guard: Counts errors of the disk.
-        clock: Time.
+    Its files take at most `SPOOL_MAX_BYTES`: the oldest make room. `binding`, 32 hexadecimal digits, stands for the
+    destination.
     """
 
-    def __init__(
-        self, directory: str, max_bytes: int, binding: str, *, ledger: Ledger, guard: Guard, clock: Clock
-    ) -> None:
+    def __init__(self, directory: str, binding: str, parts: Collaborators) -> None:
         self._directory = Path(directory)
-        self._max_bytes = max_bytes
+        self._max_bytes = parts.settings.spool_max_bytes
         self._binding = binding
-        self._ledger = ledger
-        self._guard = guard
-        self._clock = clock
+        self._ledger = parts.ledger
+        self._guard = parts.guard
+        self._clock = parts.clock
         self._told_foreign = False
         self._leases: set[int] = set()  # open descriptors
         self._forget()
@@ -404,8 +394,7 @@ class Disk:
     """Moves batches between a process state and its spool, `SPOOL_DIRECTORY` for one destination."""
 
     def __init__(self, directory: str, binding: str, parts: Collaborators) -> None:
-        max_bytes = parts.settings.spool_max_bytes
-        self._spool = Spool(directory, max_bytes, binding, ledger=parts.ledger, guard=parts.guard, clock=parts.clock)
+        self._spool = Spool(directory, binding, parts)
         self._parts = parts
         self._forget()
 

@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from moesif_otel._delivery.process import Collaborators
 from moesif_otel._delivery.spool import MAX_AGE_S, Spool
 from moesif_otel._delivery.stats import Ledger
 from moesif_otel._guard import Guard
-from tests.delivery.delivery_kit import FakeClock, assert_law
+from tests.delivery.delivery_kit import FakeClock, assert_law, settings
 
 BINDING = "0123456789abcdef" * 2
 OTHER = "fedcba9876543210" * 2
@@ -31,7 +32,9 @@ class Kit:
 
     def __init__(self, directory, max_bytes=1_000_000, binding=BINDING) -> None:
         self.ledger, self.guard, self.clock = Ledger(), Guard(), FakeClock()
-        self.spool = Spool(str(directory), max_bytes, binding, ledger=self.ledger, guard=self.guard, clock=self.clock)
+        wanted = settings(spool_max_bytes=max_bytes)
+        parts = Collaborators(wanted, None, self.ledger, None, self.guard, self.clock, None)
+        self.spool = Spool(str(directory), binding, parts)
         self.directory = Path(directory)
 
     def write(self, *payloads, age_s=0.0):
