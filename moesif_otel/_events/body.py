@@ -67,7 +67,6 @@ def read_body(
     parse: bool,
     unread: bool = False,
     concerned: bool = True,
-    max_decoded_bytes: int = MAX_DECODED_BYTES,
     rules: Rules | None = None,
 ) -> Body:
     """Return captured bytes as Moesif takes a body.
@@ -84,7 +83,6 @@ def read_body(
         unread: Whether more was announced than was seen: JSON that is complete is taken, anything else is a first part.
         concerned: False where a quick scan of `data` by `rules` has found nothing.
         parse: Return JSON as Python values (a mask or a rule will look at it) rather than as a fragment of text.
-        max_decoded_bytes: Most bytes that undoing the Content-Encoding may give.
         rules: What to hide; None hides nothing.
 
     Returns:
@@ -95,7 +93,7 @@ def read_body(
     media = media_of(content_type)
     clear, whole, readable = data, not truncated, True
     if content_encoding:
-        decoded = decode_content(data, content_encoding, truncated=truncated, max_bytes=max_decoded_bytes)
+        decoded = decode_content(data, content_encoding, truncated=truncated, max_bytes=MAX_DECODED_BYTES)
         clear, whole, readable = decoded.data, decoded.whole, decoded.clear
     if readable and whole:
         found = _as_json(clear, media, parse=parse, rules=rules, concerned=concerned or clear is not data)

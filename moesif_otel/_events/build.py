@@ -200,9 +200,9 @@ class EventBuilder:
                 return True
         return False
 
-    def _caller(self, call: Exchange, headers: dict[str, str], facts: SpanFacts | None) -> tuple[str | None, Any]:
+    def _caller(self, call: Exchange, headers: dict[str, str], facts: SpanFacts) -> tuple[str | None, Any]:
         """Return the address of the call's other end, and who makes it, before credentials are hidden."""
-        user_id = call.user_id or (facts.user_id if facts is not None else None)
+        user_id = call.user_id or facts.user_id
         if call.direction != "Incoming":
             return call.peer_address, user_id
         if not user_id:
@@ -221,10 +221,8 @@ class EventBuilder:
         time_ns = max(call.ended_ns or 0, call.started_ns)
         return {"time": moesif_time(time_ns), "status": status, "headers": shown}
 
-    def _add_identity(self, event: dict[str, Any], call: Exchange, user_id: Any, facts: SpanFacts | None) -> None:
-        company_id, session_token = call.company_id, call.session_token
-        if facts is not None:
-            company_id, session_token = company_id or facts.company_id, session_token or facts.session_token
+    def _add_identity(self, event: dict[str, Any], call: Exchange, user_id: Any, facts: SpanFacts) -> None:
+        company_id, session_token = call.company_id or facts.company_id, call.session_token or facts.session_token
         if user_id:
             event["user_id"] = text_of(user_id)
         if company_id:
@@ -234,9 +232,9 @@ class EventBuilder:
         if call.blocked_by is not None:
             event["blocked_by"] = call.blocked_by
 
-    def _add_trace(self, event: dict[str, Any], call: Exchange, facts: SpanFacts | None) -> None:
+    def _add_trace(self, event: dict[str, Any], call: Exchange, facts: SpanFacts) -> None:
         trace_id, span_id, parent_span_id = call.trace_id, call.span_id, call.parent_span_id
-        if facts is not None and facts.trace_id:
+        if facts.trace_id:
             trace_id, span_id, parent_span_id = facts.trace_id, facts.span_id, facts.parent_span_id
         event["transaction_id"] = call.transaction_id or transaction_id_for(trace_id, span_id, self._application_id)
         if trace_id:
@@ -244,12 +242,11 @@ class EventBuilder:
             event["span"] = span = {"id": f"{span_id:016x}"}
             if parent_span_id:
                 span["parent_id"] = f"{parent_span_id:016x}"
-            if facts is not None:
-                span.update(facts.of_span)
+            span.update(facts.of_span)
 
-    def _add_remarks(self, ours: dict[str, Any], call: Exchange, facts: SpanFacts | None) -> None:
+    def _add_remarks(self, ours: dict[str, Any], call: Exchange, facts: SpanFacts) -> None:
         """Add what `metadata.moesif_otel` says besides bodies."""
-        if facts is not None:
+        if call.span is not None:
             self._add_span(ours, facts)
         if call.notes:
             ours.update(call.notes)
@@ -338,12 +335,11 @@ class EventBuilder:
             ours["request_body" if is_request else "response_body"] = facts
 
 
-def _note_sources(event: dict[str, Any], call: Exchange, facts: SpanFacts | None) -> None:
+def _note_sources(event: dict[str, Any], call: Exchange, facts: SpanFacts) -> None:
     """Note where an identity came from that no code gave to the call: its span, or a credential."""
     for field in ("user_id", "company_id", "session_token"):
         if event.get(field) and not getattr(call, field):
-            of_span = facts is not None and getattr(facts, field)
-            source = "span attribute" if of_span else "credential in a request header"
+            source = "span attribute" if getattr(facts, field) else "credential in a request header"
             call.notes.setdefault("identity", {})[field] = source
 
 

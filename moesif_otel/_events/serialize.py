@@ -192,9 +192,7 @@ class _Plainer:
     def _key(key: Any) -> str:
         if isinstance(key, str):
             return sound_text(str(key))
-        if key is None or isinstance(key, (bool, int, float)):
-            return orjson.dumps(key).decode() if not isinstance(key, int) or isinstance(key, bool) else text_of(key)
-        return text_of(key)
+        return orjson.dumps(key).decode() if key is None or isinstance(key, (bool, float)) else text_of(key)
 
 
 def without_bodies(payload: bytes) -> bytes:

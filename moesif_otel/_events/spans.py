@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.trace import SpanKind, StatusCode
@@ -52,13 +53,8 @@ _MAX_EXPONENT: Final = 62
 _MAX_WEIGHT: Final = (1 << 31) - 1
 
 
-class _NoPipeline:
-    """Stands where an Exchange has the pipeline that captured it; a bare span has none."""
-
-    generation: Final = 0
-
-
-_NO_PIPELINE: Final[Any] = _NoPipeline()
+# Stands where an Exchange has the pipeline that captured it; a bare span has none.
+_NO_PIPELINE: Final[Any] = SimpleNamespace(generation=0)
 
 
 def call_of_span(span: ReadableSpan, settings: Settings) -> Exchange | None:
@@ -106,15 +102,12 @@ def weight_of_span(span: ReadableSpan) -> int:
     A trace state is handed down from parent to child, and the first one may come from a client, who must not choose
     the weight: what a span has in common with its parent counts as 1.
     """
-    state = span.context.trace_state if span.context is not None else None
-    noted = state.get("ot") if state else None
-    if not noted or noted == _noted_by_parent(span.parent):
-        return 1
-    return weight_of(noted)
+    noted, handed_down = _noted(span.context), _noted(span.parent)
+    return 1 if noted == handed_down else weight_of(noted)
 
 
-def _noted_by_parent(parent: SpanContext | None) -> str | None:
-    return parent.trace_state.get("ot") if parent is not None and parent.trace_state else None
+def _noted(context: SpanContext | None) -> str | None:
+    return context.trace_state.get("ot") if context is not None and context.trace_state else None
 
 
 def weight_of(entry: str | None) -> int:
@@ -167,11 +160,14 @@ class SpanFacts:
     exceptions: list[dict[str, str]] = field(default_factory=list)
 
 
-def facts_of_span(call: Exchange) -> SpanFacts | None:
-    """Return what the span of a call adds to it; None where there is no span."""
+_NO_FACTS: Final = SpanFacts()
+
+
+def facts_of_span(call: Exchange) -> SpanFacts:
+    """Return what the span of a call adds to it; where there is no span, nothing."""
     span: Any = call.span
     if span is None:
-        return None
+        return _NO_FACTS
     facts = SpanFacts()
     context = span.context
     if context is not None and context.is_valid:
