@@ -18,7 +18,7 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from moesif_otel._delivery.clock import Clock
 from moesif_otel._delivery.metrics import export_metrics
-from moesif_otel._delivery.process import FORKS_TELL, LIVE_DELIVERIES, Collaborators, FlushMark, ProcessState, Turn
+from moesif_otel._delivery.process import FORKS_RUN_HOOKS, LIVE_DELIVERIES, Collaborators, FlushMark, ProcessState, Turn
 from moesif_otel._delivery.queue import BatchQueue, Prepared
 from moesif_otel._delivery.report import DeliveryLog
 from moesif_otel._delivery.sender import Sender
@@ -176,7 +176,7 @@ class Delivery(Generic[T]):
     @property
     def _state(self) -> ProcessState[T]:
         """The state of this process."""
-        if not FORKS_TELL:
+        if not FORKS_RUN_HOOKS:
             self.notice_fork()
         state = self._slot.get("state")
         if state is None:
@@ -288,12 +288,12 @@ class Delivery(Generic[T]):
         except IndexError:
             return _GATHER_S  # a flush is at it, in its own thread
         try:
-            return self._take_submitted(state)
+            return self._intake_pass(state)
         finally:
             state.intake_token.append(True)
 
-    def _take_submitted(self, state: ProcessState[T]) -> float | None:
-        gathers = self._empty(state)
+    def _intake_pass(self, state: ProcessState[T]) -> float | None:
+        gathers = self._take_submitted(state)
         wishes = [self._run_or_count(run, "background work of delivery") for run in tuple(self._housekeeping)]
         with state.lock:
             due_at_s = state.queue.due_at()
@@ -306,7 +306,7 @@ class Delivery(Generic[T]):
         wishes += [None if due_at_s is None else due_at_s - self._clock.monotonic(), _GATHER_S if gathers else None]
         return min((max(0.0, wish) for wish in wishes if wish is not None), default=None)
 
-    def _empty(self, state: ProcessState[T]) -> bool:
+    def _take_submitted(self, state: ProcessState[T]) -> bool:
         """Take what there is now; return whether unprepared items were among it."""
         submitted = state.submitted
         unprepared = False
@@ -441,11 +441,11 @@ class Delivery(Generic[T]):
             return
         state.closing = self._closed = True
         try:
-            self._bring_in(state, timeout_s)
+            self._await_pending(state, timeout_s)
         finally:  # also when Ctrl-C ends the wait: what is left is still accounted for
             self._end(state, deadline_s)
 
-    def _bring_in(self, state: ProcessState[T], timeout_s: float) -> bool:
+    def _await_pending(self, state: ProcessState[T], timeout_s: float) -> bool:
         """Wait for what is pending, each POST within the time that is left; return whether all of it is settled."""
         now_s = self._clock.monotonic()
         state.limit_at_s = now_s + timeout_s
@@ -535,7 +535,7 @@ class Delivery(Generic[T]):
         self.ensure_started()
         settled = False
         try:
-            settled = self._bring_in(state, left_s)
+            settled = self._await_pending(state, left_s)
         finally:
             if not settled:
                 self._give_up_all(state, started_s + left_s)

@@ -188,7 +188,7 @@ class ProcessState(Generic[T]):
         return bool(self.submitted or not self.queue.is_empty)
 
 
-FORKS_TELL: Final = hasattr(os, "register_at_fork") and "uwsgi" not in (*sys.builtin_module_names, *sys.modules)
+FORKS_RUN_HOOKS: Final = hasattr(os, "register_at_fork") and "uwsgi" not in (*sys.builtin_module_names, *sys.modules)
 """True if every fork runs Python's at-fork hooks. uWSGI forks without them: there the process id must be compared."""
 
 LIVE_DELIVERIES: Final[LiveSet[Any]] = LiveSet()

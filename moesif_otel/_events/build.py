@@ -107,9 +107,9 @@ class EventBuilder:
         self._masks = {name: names for name, names in masks.items() if names}
         user_headers = {name.lower() for name in settings.authorization_header_name}
         request, response = self._rules
-        self._incoming = _Names("request", request, {*_BODY_HEADERS, *ADDRESS_HEADERS, *user_headers})
-        self._outgoing = _Names("request", request, set(_BODY_HEADERS), titled=True)
-        self._response = _Names("response", response, set(_BODY_HEADERS))
+        self._incoming = _HeaderReader("request", request, {*_BODY_HEADERS, *ADDRESS_HEADERS, *user_headers})
+        self._outgoing = _HeaderReader("request", request, set(_BODY_HEADERS), titled=True)
+        self._response = _HeaderReader("response", response, set(_BODY_HEADERS))
         # Names that count on one side only make a second scan of the same bytes.
         same = set(settings.request_body_masks) == set(settings.response_body_masks)
         self._scans = tuple(rules.may_concern for rules in ((request,) if same else self._rules) if rules.active)
@@ -378,7 +378,7 @@ class _HeaderPlan(NamedTuple):
     scanned: tuple[int, ...] | None
 
 
-class _Names:
+class _HeaderReader:
     """Reads headers of one side; what their names say is worked out once for all messages with the same names.
 
     Args:

@@ -610,7 +610,7 @@ def test_a_forgotten_delivery_goes_away_once_its_last_batch_is_delivered() -> No
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_pid_check_alone_makes_a_child_start_anew(monkeypatch) -> None:
     """Where no at-fork hook runs (uWSGI), the first call in the child finds out by the process id."""
-    monkeypatch.setattr("moesif_otel._delivery.delivery.FORKS_TELL", False)
+    monkeypatch.setattr("moesif_otel._delivery.delivery.FORKS_RUN_HOOKS", False)
     with Rig(MemoryTransport(then=PostAnswer(BatchOutcome.RETRY, 503))) as rig:
         rig.delivery.ensure_started()
         rig.submit(1)
