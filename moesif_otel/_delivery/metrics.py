@@ -24,16 +24,12 @@ if TYPE_CHECKING:
 
     from opentelemetry.metrics import Meter, MeterProvider
 
-    from moesif_otel._delivery.stats import Ledger, Stats
+    from moesif_otel._delivery.stats import Ledger
 
 _SCOPE: Final = "moesif_otel"
 _COUNTS: Final = ("accepted", "delivered", "retries")
 _LEVELS: Final = ("pending", "held_bytes", "spool_bytes")
 _DROPPED: Final = "dropped "  # the reason follows
-
-
-def _counts_of(stats: Stats) -> dict[str, int]:
-    return {key: stats[key] for key in _COUNTS} | {_DROPPED + reason: n for reason, n in stats["dropped"].items()}
 
 
 class Instruments:
@@ -72,7 +68,8 @@ class Instruments:
             alive = []
             for source in self._sources:
                 stats = source[1].snapshot()
-                counts = _counts_of(stats)
+                counts = {key: stats[key] for key in _COUNTS}
+                counts.update({_DROPPED + reason: n for reason, n in stats["dropped"].items()})
                 total.update({**counts, **{key: stats[key] for key in _LEVELS}})
                 if source[0]() is None:
                     self._gone.update(counts)

@@ -43,11 +43,10 @@ class Family:
 class Batch:
     """Some events that travel together, in the order in which they came."""
 
-    def __init__(self, events: list[Prepared], first_monotonic_s: float, first_time_s: float) -> None:
+    def __init__(self, events: list[Prepared], first_time_s: float) -> None:
         self.events = events
         self.size_bytes = sum([event.size_bytes for event in events])
-        self.first_monotonic_s = first_monotonic_s
-        self.first_time_s = first_time_s
+        self.first_time_s = first_time_s  # when its first event came, seconds since the epoch
         self.family = Family(len(events))  # shared by all pieces of one batch
         self.origin: Any = None  # the file that it comes from; None for fresh events
         self.stripped = False  # the bodies have been left out
@@ -75,7 +74,7 @@ class Batch:
         return piece
 
     def _piece(self, events: list[Prepared]) -> Batch:
-        piece = Batch(events, self.first_monotonic_s, self.first_time_s)
+        piece = Batch(events, self.first_time_s)
         piece.family, piece.origin, piece.stripped = self.family, self.origin, self.stripped
         piece.strikes, piece.deliveries_before = self.strikes, self.deliveries_before
         return piece
@@ -92,7 +91,8 @@ class BatchQueue:
         self.last_sequence = 0  # of the youngest family so far
         self._open: list[Prepared] = []
         self._open_bytes = 0
-        self._open_since = (0.0, 0.0)
+        self._open_since_s = 0.0  # monotonic
+        self._open_time_s = 0.0
         self._ready: deque[Batch] = deque()
         self._replayed: deque[Batch] = deque()  # from disk: sent when nothing fresh is ready
         self._out: dict[Batch, None] = {}
@@ -105,7 +105,7 @@ class BatchQueue:
         if self._open and self._open_bytes + weight > self.max_bytes:
             ready = self.close()
         if not self._open:
-            self._open_since = (now_monotonic_s, now_s)
+            self._open_since_s, self._open_time_s = now_monotonic_s, now_s
         self._open.append(event)
         self._open_bytes += weight
         if len(self._open) >= self.max_events or self._open_bytes >= self.max_bytes:
@@ -114,13 +114,13 @@ class BatchQueue:
 
     def due_at(self) -> float | None:
         """Return the (monotonic) time at which the open batch has gathered for long enough, if there is one."""
-        return self._open_since[0] + self.max_age_s if self._open else None
+        return self._open_since_s + self.max_age_s if self._open else None
 
     def close(self) -> bool:
         """Make the open batch ready; return whether there was one."""
         if not self._open:
             return False
-        batch = Batch(self._open, *self._open_since)
+        batch = Batch(self._open, self._open_time_s)
         self._open, self._open_bytes = [], 0
         self.last_sequence += 1
         batch.family.sequence = self.last_sequence

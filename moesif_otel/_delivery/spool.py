@@ -490,7 +490,7 @@ class Disk:
         if self._files_in_a_row >= _FILES_IN_A_ROW:
             self._files_in_a_row = 0
             self._replay_at_s = self._parts.clock.monotonic() + _PAUSE_S
-        batch = Batch([Prepared(payload, len(payload)) for payload in claim.payloads], 0.0, claim.first_time_s)
+        batch = Batch([Prepared(payload, len(payload)) for payload in claim.payloads], claim.first_time_s)
         claim.payloads = []  # the batch has them
         batch.origin = claim
         self._parts.budget.charge(batch.size_bytes)

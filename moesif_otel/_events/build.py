@@ -452,15 +452,12 @@ class _HeaderReader:
 
     def _plan(self, names: tuple[str, ...]) -> _HeaderPlan:
         rules = self._rules
-        hides = rules.active or rules.header_masks_given
         keys = tuple(name.lower() for name in names)
         first: dict[str, int] = {}
         for place, key in enumerate(keys):
             first.setdefault(key, place)
-        hidden = tuple(place for place, key in enumerate(keys) if hides and not rules.header_stays(key))
-        scanned = tuple(
-            place for place, key in enumerate(keys) if not hides or rules.header_verdict(key) is Verdict.KEEP
-        )
+        hidden = tuple(place for place, key in enumerate(keys) if not rules.header_stays(key))
+        scanned = tuple(place for place, key in enumerate(keys) if rules.header_verdict(key) is Verdict.KEEP)
         return _HeaderPlan(
             keys,
             tuple(names[first[key]].title() if self._titled else names[first[key]] for key in keys),

@@ -55,9 +55,8 @@ class Rules:
     """
 
     __slots__ = (
-        "_body_masks", "_header_masks", "_judged", "_judged_headers", "_judged_query", "active", "auto",
-        "credential_headers", "header_masks_given", "last_words", "may_concern", "odd_masks",
-         "opaque_allowed",
+        "_body_masks", "_header_masks", "_hides_cookies", "_judged", "_judged_headers", "_judged_query", "active",
+        "auto", "credential_headers", "last_words", "may_concern", "odd_masks", "opaque_allowed",
     )  # fmt: skip
 
     def __init__(
@@ -72,9 +71,9 @@ class Rules:
         masks = tuple(mask for mask in body_masks if fold(mask))
         self._body_masks = frozenset(map(fold, masks))
         self._header_masks = frozenset(filter(None, map(fold, header_masks)))
-        self.header_masks_given = bool(self._header_masks)
         self.auto = auto
         self.active = auto or bool(masks)
+        self._hides_cookies = self.active or bool(self._header_masks)
         self.credential_headers = frozenset(name.lower() for name in (*CREDENTIAL_HEADERS, *credential_headers))
         self.opaque_allowed = opaque_allowed
         self.may_concern = QuickScan(masks, auto=auto).may_concern
@@ -129,7 +128,9 @@ class Rules:
 
     def header_stays(self, name: str) -> bool:
         """Tell whether a header, by its lower-case name, is shown as it is unless its value looks concerned."""
-        return name not in COOKIE_HEADERS and self.header_verdict(name) is Verdict.KEEP
+        if name in COOKIE_HEADERS and self._hides_cookies:
+            return False
+        return self.header_verdict(name) is Verdict.KEEP
 
     def cookie_verdict(self, name: str) -> Verdict:
         """Judge a cookie's name: masks of bodies and of headers, well-known secrets, session cookies."""
