@@ -51,7 +51,7 @@ class Body:
 
     value: Any
     transfer_encoding: str | None
-    left_out: str | None
+    left_out: LeftOut | None
     shortened: bool = False
 
 
@@ -93,8 +93,9 @@ def read_body(
     media = media_of(content_type)
     clear, whole, readable = data, not truncated, True
     if content_encoding:
-        decoded = decode_content(data, content_encoding, truncated=truncated, max_bytes=MAX_DECODED_BYTES)
-        clear, whole, readable = decoded.data, decoded.whole, decoded.clear
+        clear, whole, readable = decode_content(
+            data, content_encoding, truncated=truncated, max_bytes=MAX_DECODED_BYTES
+        )
     if readable and whole:
         found = _as_json(clear, media, parse=parse, rules=rules, concerned=concerned or clear is not data)
         if found is not None:
@@ -106,12 +107,12 @@ def read_body(
 
             hidden = redact_body(rules, clear, media, whole=whole and not unread)
             if isinstance(hidden, LeftOut):
-                return Body(None, None, hidden.value)
+                return Body(None, None, hidden)
             if clear and not hidden:
-                return Body(None, None, LeftOut.NOT_MASKABLE.value)
+                return Body(None, None, LeftOut.NOT_MASKABLE)
             clear = hidden
         elif not rules.opaque_allowed:
-            return Body(None, None, LeftOut.UNREADABLE.value)
+            return Body(None, None, LeftOut.UNREADABLE)
     if not clear:
         return NO_BODY
     shortened = unread or not whole or len(clear) > _MAX_BASE64_INPUT_BYTES
@@ -152,6 +153,6 @@ def _as_json(data: bytes, media: Media, *, parse: bool, rules: Rules | None, con
 
         hidden = redact_json_body(rules, text)
         if isinstance(hidden, LeftOut):
-            return Body(None, None, hidden.value)
+            return Body(None, None, hidden)
         text = hidden
     return Body(parsed_json(text) if parse else orjson.Fragment(text), "json", None)

@@ -298,7 +298,7 @@ class EventBuilder:
         content_type = headers.get("content-type")
         media = media_of(content_type)
         content_encoding = None if captured.decoded else headers.get("content-encoding")
-        left_out = None if captured.left_out is None else captured.left_out.value
+        left_out = captured.left_out
         data = captured.data()
         truncated = len(data) < total_bytes
         # Most bodies are this: whole JSON without a secret. The rest says the same of them, at three times the cost.
@@ -306,7 +306,7 @@ class EventBuilder:
             part["body"], part["transfer_encoding"] = orjson.Fragment(data), "json"
             return
         if left_out is None and not self._settings.log_binary_body and is_left_out(media):
-            left_out = LeftOut.CONTENT.value
+            left_out = LeftOut.CONTENT
         facts: dict[str, Any] = {}
         if left_out is None:
             body = read_body(
@@ -327,7 +327,7 @@ class EventBuilder:
             if truncated or body.shortened:
                 facts["truncated"] = True
         if left_out is not None:
-            facts["left_out"] = left_out
+            facts["left_out"] = left_out.value
             if media.essence:
                 facts["content_type"] = media.essence
         if facts:
