@@ -182,8 +182,7 @@ class MoesifTransport:
     def get_json(self, path: str, *, etag: str | None, timeout_s: float) -> tuple[int, bytes, Mapping[str, str]]:
         """Make one attempt to GET a document (`/v1/config`, `/v1/rules`), unless it has the ETag that is known already.
 
-        Returns:
-            Status, body and headers.
+        Return status, body and headers.
 
         Raises:
             OSError: No answer, or not a whole one, came in time.

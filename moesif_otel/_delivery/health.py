@@ -41,12 +41,6 @@ class ServerHealth:
     """The state of one server, as its answers show it.
 
     Exponential back-off with full jitter: after the n-th failure in a row a wait between 0 and min(30, 2^(n-1)) s.
-
-    Args:
-        uniform: `random.uniform` of some source.
-
-    Attributes:
-        suspended_for: The reason for which events are dropped now, if they are.
     """
 
     def __init__(self, uniform: Callable[[float, float], float] = _uniform) -> None:
@@ -54,7 +48,7 @@ class ServerHealth:
         self._failures = 0
         self._backoff_until = 0.0
         self._forbidden_until = 0.0  # `Retry-After` and suspensions: nobody may shorten these
-        self.suspended_for: DropReason | None = None
+        self.suspended_for: DropReason | None = None  # the reason for which events are dropped now, if they are
         self._probing = False
         # Answers to POSTs that left before the last change of mind say nothing new.
         self._epoch = 0

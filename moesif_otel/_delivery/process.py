@@ -99,11 +99,8 @@ class ProcessState(Generic[T]):
     """Queues, server health, threads and their locks, of one delivery in one process.
 
     Submitters and finalizers touch `submitted`, the wake events and the flags only, which need no lock. Everything else
-    is read and changed under `lock`.
-
-    Args:
-        queue: Batches.
-        closed: Whether it begins as one that was shut down: a forked child of such a pipeline delivers nothing.
+    is read and changed under `lock`. A `closed` one is shut down from the beginning: a forked child of such a pipeline
+    delivers nothing.
     """
 
     wake_intake = _AtFirstUse(lambda _: WakeEvent())

@@ -305,10 +305,7 @@ class Post(NamedTuple):
 def posts_of(kind: ProfileKind, argument: Any, *, batch: bool) -> list[Post]:
     """Validate a whole argument and return it as POSTs of at most 1,000 profiles and 5 MB each, in order.
 
-    Args:
-        kind: Its kind.
-        argument: A profile as for `encode`; with `batch`, an iterable of them, or JSON text of an array.
-        batch: Whether it has several profiles.
+    The argument is a profile as for `encode`; with `batch`, an iterable of them, or JSON text of an array.
 
     Raises:
         ValueError: It is wrong; the message says where.
@@ -336,12 +333,7 @@ def posts_of(kind: ProfileKind, argument: Any, *, batch: bool) -> list[Post]:
 
 
 class Profiles:
-    """Sends or queues the profiles of one pipeline or client.
-
-    Args:
-        settings: The same limits and timeouts as for events apply.
-        transport: Makes the POSTs; shared with the events of a pipeline.
-        guard: Counts errors.
+    """Sends or queues the profiles of one pipeline or client, with the limits and timeouts of events.
 
     Thread-safe and fork-safe. No thread is started until something is queued.
     """

@@ -47,10 +47,7 @@ _INTERRUPTED: Final = PostAnswer(BatchOutcome.RETRY, detail="interrupted")
 class Sender:
     """Sends the batches of a process state.
 
-    Args:
-        parts: The delivery's collaborators.
-        disk: Told of batches from disk that are settled.
-        without_bodies: Returns the same event without its bodies; None: events have none to leave out.
+    `disk` is told of batches from disk that are settled. `without_bodies` is None where events have none to leave out.
     """
 
     def __init__(

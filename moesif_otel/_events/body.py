@@ -76,9 +76,6 @@ def read_body(
     or nested too deeply to be embedded, is base64 of the bytes with their Content-Encoding undone.
 
     Args:
-        data: The captured bytes.
-        content_type: Content-Type header.
-        content_encoding: Content-Encoding header.
         truncated: Whether `data` is only the first part of the body.
         unread: Whether more was announced than was seen: JSON that is complete is taken, anything else is a first part.
         concerned: False where a quick scan of `data` by `rules` has found nothing.

@@ -91,9 +91,6 @@ class _Event(dict[str, Any]):
 class EventBuilder:
     """Builds the events of the calls of one settings value.
 
-    Args:
-        settings: What to hide, who the user is, what tag the events have.
-
     Thread-safe: it keeps nothing of a call but a bounded memory of header names.
     """
 
@@ -382,8 +379,6 @@ class _HeaderReader:
     """Reads headers of one side; what their names say is worked out once for all messages with the same names.
 
     Args:
-        side: `request` or `response`.
-        rules: What is hidden on that side.
         wanted: Lower-case names whose values the builder needs.
         titled: Whether names are shown in title case (`User-Agent`); else as the capture gives them, in the form in
             which masks for its framework index them.
@@ -403,12 +398,8 @@ class _HeaderReader:
         """Return headers as a map to be shown, the wanted ones as they came, and what is to be scanned of them.
 
         Repeated headers are joined with a comma under the name's first spelling; of a wanted one the first counts.
-        Those over the bound are left out.
-
-        Args:
-            headers: As they were captured.
-            ours: Is told how many were left out.
-            concerned: Whether a scan of their values has found something.
+        Those over the bound are left out, and `ours` is told how many; `concerned` says that a scan of their values has
+        found something.
         """
         try:
             found = self._read(headers, concerned=concerned)

@@ -92,15 +92,8 @@ def user_from_headers(headers: Mapping[str, str], header_names: Sequence[str], u
 
     The first of `header_names` that is present decides, and of several credentials in it the first. `Bearer` with a
     JWT gives the claim `user_id_field` (in any case), `Basic` the user name where there is a password beside it and the
-    name is no key itself (`sk_live_…:`); any other header may be a bare JWT or base64 JSON.
-
-    Args:
-        headers: Request headers, lower-case names.
-        header_names: Headers to look at, in order, in any case.
-        user_id_field: The claim that names the user.
-
-    Returns:
-        The user id as text, or None: no header, malformed, or no such claim. Never raises. Thread-safe.
+    name is no key itself (`sk_live_…:`); any other header may be a bare JWT or base64 JSON. None: no header, malformed,
+    or no such claim. The names of `headers` are in lower case. Never raises.
     """
     for name in header_names:
         value = headers.get(name.lower())
@@ -185,14 +178,10 @@ def _looks_like_key(name: str) -> bool:
 def client_address(headers: Mapping[str, str], peer_address: str | None) -> str | None:
     """Return the address of the client that made a request.
 
-    Args:
-        headers: Request headers, lower-case names.
-        peer_address: Address of the connection's other end, given when no header tells a valid one.
-
-    Returns:
-        The first valid address of X-Client-IP, X-Forwarded-For (leftmost valid one), CF-Connecting-IP, True-Client-IP,
-        X-Real-IP, X-Cluster-Client-IP, X-Forwarded, Forwarded-For and Forwarded (RFC 7239), else `peer_address`, or
-        None. Ports, brackets and IPv6 zones are taken off. Never raises. Thread-safe.
+    It is the first valid one of X-Client-IP, X-Forwarded-For (leftmost valid one), CF-Connecting-IP, True-Client-IP,
+    X-Real-IP, X-Cluster-Client-IP, X-Forwarded, Forwarded-For and Forwarded (RFC 7239), else the address of the
+    connection's other end. Ports, brackets and IPv6 zones are taken off. The names of `headers` are in lower case.
+    Never raises.
     """
     if not ADDRESS_HEADERS.isdisjoint(headers):
         for name in _ADDRESS_NAMES:

@@ -43,14 +43,8 @@ class Decoded(NamedTuple):
 def decode_content(data: bytes, content_encoding: str | None, *, truncated: bool, max_bytes: int) -> Decoded:
     """Undo the codings of a Content-Encoding header: gzip, deflate (zlib or raw), and where installed br and zstd.
 
-    Args:
-        data: The bytes as sent.
-        content_encoding: The header's value, codings in the order they were applied.
-        truncated: Whether `data` is only the first part of what was sent.
-        max_bytes: Most bytes to give; a body that has more comes out as its first part.
-
-    Returns:
-        The clear bytes. Never raises. Thread-safe.
+    `truncated`: `data` is only the first part of what was sent. A body that has more than `max_bytes` comes out as its
+    first part. Never raises.
     """
     if not content_encoding:
         return Decoded(data, not truncated, clear=True)

@@ -23,9 +23,6 @@ _RESPONSE_FIELDS: Final = ("time", "status", "headers", "ip_address", "body", "t
 class MoesifEvent(EventModel):  # type: ignore[misc] # moesifapi has no type information
     """One API call as Moesif takes it (`POST /v1/events`), with the OpenTelemetry fields of its documentation.
 
-    Args:
-        event: The call as a dict of JSON values, as Moesif takes it.
-
     Attributes beyond `EventModel`'s:
         trace_id: Trace id, 32 hexadecimal digits.
         span: `{"id": …, "parent_id": …, "links": […], "status": …}`; absent ones left out.

@@ -39,13 +39,7 @@ def serialize(event: dict[str, Any]) -> bytes:
 
     What JSON cannot hold is turned into the nearest thing that it can: dates and UUIDs into text, sets into lists,
     bytes into text, NaN and infinities into null, metadata's numbers beyond 64 bits into text (a body's stay numbers),
-    other objects into `str(value)`.
-
-    Args:
-        event: What `EventBuilder.build` made, or `model.as_dictionary` of what a mask returned.
-
-    Returns:
-        UTF-8 JSON. Never raises. Thread-safe as long as nobody changes the event meanwhile.
+    other objects into `str(value)`. Never raises.
     """
     try:
         text = orjson.dumps(event, default=_default)
@@ -128,11 +122,8 @@ def text_of(value: Any) -> str:
 def plain(value: Any, *, digits: bool = False) -> Any:
     """Return a copy of `value` made of what orjson is sure to take; cycles, depth and size are bounded.
 
-    Slower than orjson's own way, for what that refused.
-
-    Args:
-        value: Anything.
-        digits: Whether whole numbers beyond 64 bits stay numbers, as JSON that orjson only embeds, instead of text.
+    Slower than orjson's own way, for what that refused. With `digits`, whole numbers beyond 64 bits stay numbers, as
+    JSON that orjson only embeds; otherwise they become text.
     """
     return _Plainer(digits=digits).convert(value, 0)
 

@@ -122,11 +122,7 @@ class BodyNeededError(Exception):
 class RequestFacts:
     """The facts that governance can test, and the conditions evaluated so far.
 
-    Args:
-        verb: HTTP method.
-        uri: Full URI, query included.
-        headers: Request headers by lower-case name, repeated ones joined with a comma.
-        ip_address: The client's address.
+    The URI is the full one; `headers` have lower-case names, and repeated ones are joined with a comma.
     """
 
     __slots__ = ("_allowance", "_body", "_headers", "_held", "_ip", "_routes", "_seen", "_unreadable", "_verb")

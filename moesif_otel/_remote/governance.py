@@ -49,11 +49,7 @@ _NO_BODY: Final = frozenset({204, 205, 304})
 
 
 class RuleSet:
-    """Compiled rules; falsy if there are none, so that a request then only pays for `if rules:`.
-
-    Args:
-        rules: Compiled rules in the server's order.
-        guard: Counts what is ignored.
+    """Compiled rules in the server's order; falsy if there are none, so that a request then only pays for `if rules:`.
 
     Immutable, and so thread-safe.
     """

@@ -100,13 +100,7 @@ class _PolledDocument:
 
 
 class ConfigPoller:
-    """Holds the last configuration and rules, and fetches them when they are due.
-
-    Args:
-        settings: The pipeline's settings; `EXPORT_TIMEOUT` limits a request.
-        transport: Makes the requests.
-        guard: Counts ignored parts and failed requests.
-        clock: Returns monotonic seconds.
+    """Holds the last configuration and rules, and fetches them when they are due; `EXPORT_TIMEOUT` limits a request.
 
     Attributes:
         config: The last good configuration; until the first answer, one that keeps every call.
