@@ -23,7 +23,7 @@ LATE_IMPORTS: Final = threading.RLock()
 """Held by whoever imports a module late, and by whoever forks.
 
 A child that is forked while another thread imports inherits that module's import lock, held for ever, and would wait
-for it at its own first call.
+for it at its own first call. It is the same with other libraries' locks that nothing renews in a child.
 """
 
 if hasattr(os, "register_at_fork"):

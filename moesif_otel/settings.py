@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
-from moesif_otel._guard import get_logger
+from moesif_otel._guard import LATE_IMPORTS, get_logger
 from moesif_otel.errors import MoesifConfigError
 
 __all__ = [
@@ -167,7 +167,8 @@ class ImportedCallback:
         function = self._function
         if function is None:
             module, _, attribute = self.path.partition(":")
-            imported = importlib.import_module(module)
+            with LATE_IMPORTS:
+                imported = importlib.import_module(module)
             try:
                 found = operator.attrgetter(attribute)(imported)
             except AttributeError:

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Observation
 
+from moesif_otel._guard import LATE_IMPORTS
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -60,7 +62,11 @@ class Instruments:
         with self._here():
             self._sources.append((weakref.ref(owner), ledger))
         self._read()  # releases ledgers whose owner is gone, even if no metric reader is configured
-        return self._duration.record
+        return self._record
+
+    def _record(self, duration_s: float) -> None:
+        with LATE_IMPORTS:  # the SDK takes locks in it, which a child that is forked meanwhile would inherit held
+            self._duration.record(duration_s)
 
     def _read(self) -> Counter[str]:
         with self._here():
@@ -99,6 +105,7 @@ _instruments: list[Instruments] = []
 
 def export_metrics(owner: object, ledger: Ledger) -> Callable[[float], None]:
     """Include a pipeline in the metrics of this process, as `Instruments.add` does."""
-    if not _instruments:
-        _instruments.append(Instruments())
+    with LATE_IMPORTS:  # as above
+        if not _instruments:
+            _instruments.append(Instruments())
     return _instruments[0].add(owner, ledger)

@@ -30,7 +30,8 @@ def sound_text(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        # Not UTF-16-LE, whose codec Python would import now: a fork could leave it half imported.
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
 
 

@@ -89,9 +89,8 @@ class Middleware(PipelineHandle, ProfileCalls):
         try:
             provider = self._provider_to_watch()
             if provider is not None:
-                with LATE_IMPORTS:
-                    make = load()
-                spans = make(provider, app=self.app, given=self._explicit_provider is not None)
+                with LATE_IMPORTS:  # OpenTelemetry takes locks of its own in making it
+                    spans = load()(provider, app=self.app, given=self._explicit_provider is not None)
         except ImportError as exc:  # what WSGI needs is always installed
             self._pipeline.guard.caught(f"SERVER spans ({install_command('asgi')} brings what is missing)", exc)
         except Exception as exc:

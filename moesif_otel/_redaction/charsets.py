@@ -7,6 +7,8 @@ import re
 from json import detect_encoding
 from typing import Final, NamedTuple
 
+from moesif_otel._guard import LATE_IMPORTS
+
 _UTF8: Final = frozenset({None, "", "utf-8", "utf8", "us-ascii", "ascii", "utf-8-sig"})
 _WIDE: Final = frozenset(
     f"utf{dash}{size}{order}" for dash in ("-", "") for size in (16, 32) for order in ("", "le", "be", "-le", "-be")
@@ -47,7 +49,9 @@ def decode_text(data: bytes, charset: str | None, *, cut: bool) -> DecodedText |
     """
     for codec in _candidates(data, charset):
         try:
-            text = codecs.getincrementaldecoder(codec)().decode(data, not cut)
+            with LATE_IMPORTS:  # Python imports a codec when it is first asked for
+                decoder = codecs.getincrementaldecoder(codec)()
+            text = decoder.decode(data, not cut)
         except (UnicodeError, LookupError):
             continue
         if codec == "utf-8":
@@ -76,7 +80,9 @@ def utf8_of(data: bytes, charset: str | None) -> bytes:
         return data
     for codec in _candidates(data, charset):
         try:
-            return data.decode(codec).removeprefix("\ufeff").encode()
+            with LATE_IMPORTS:  # as above
+                decode = codecs.lookup(codec).decode
+            return decode(data)[0].removeprefix("\ufeff").encode()
         except (UnicodeError, LookupError):
             continue
     return data

@@ -15,6 +15,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from moesif_otel._capture.body import ByteBudget
 from moesif_otel._delivery.metrics import Instruments
 from moesif_otel._delivery.stats import DropReason, Ledger
+from moesif_otel._guard import LATE_IMPORTS
 
 
 class Owner:
@@ -44,6 +45,16 @@ def read(reader) -> dict:
                 else:
                     (found[metric.name],) = [p.value for p in points]
     return found
+
+
+def test_a_fork_waits_for_a_measurement(reader, monkeypatch) -> None:
+    """The SDK takes locks in it that no forked child renews: there, the next one would be waited for without end."""
+    _, instruments = reader
+    held = []
+    monkeypatch.setattr(instruments._duration, "record", lambda _: held.append(LATE_IMPORTS._is_owned()))
+    instruments.add(Owner(), Ledger(budget=ByteBudget(1000)))(0.1)
+    assert held == [True]
+    assert not LATE_IMPORTS._is_owned()
 
 
 def test_all_instruments(reader) -> None:

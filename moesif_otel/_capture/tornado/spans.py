@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import weakref
 from typing import Any, Final
 
 from opentelemetry.metrics import NoOpMeterProvider
 
 from moesif_otel._capture.patching import Patch, PatchSet
+from moesif_otel._guard import LATE_IMPORTS
 
 _Instrumentor: Any
 try:
@@ -42,11 +42,10 @@ _metrics: Final = PatchSet(
 class YieldingInstrumentation:
     """The instrumentor, activated by us as long as somebody holds it and the application does not want it itself.
 
-    Thread-safe.
+    Thread-safe. Its lock is that of late imports: activating imports, and a fork must not leave it half done.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
         self._holders: weakref.WeakSet[Any] = weakref.WeakSet()  # a holder that is gone wants nothing
         self._provider: Any = None
 
@@ -67,7 +66,7 @@ class YieldingInstrumentation:
             it, where it works on another provider, where it is switched off or not installed: calls then have the
             application's spans, or none.
         """
-        with self._lock:
+        with LATE_IMPORTS:
             if self._provider is None and not self._activate(provider):
                 return False
             if self._provider is not provider:
@@ -77,7 +76,7 @@ class YieldingInstrumentation:
 
     def release(self, holder: object) -> None:
         """Release the activation; the last one ends it."""
-        with self._lock:
+        with LATE_IMPORTS:
             self._holders.discard(holder)
             if not self._holders:
                 self._deactivate()
@@ -101,7 +100,7 @@ class YieldingInstrumentation:
 
     def _give_way(self, **kwargs: Any) -> Any:
         """Stand in for `instrument` on the one instance there is: the application's call has come."""
-        with self._lock:
+        with LATE_IMPORTS:
             self._holders.clear()
             self._deactivate()
         return _Instrumentor().instrument(**kwargs)
