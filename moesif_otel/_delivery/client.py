@@ -7,7 +7,6 @@ obeyed nor changed.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import importlib
@@ -89,10 +88,12 @@ class _Attempt(HttpClient):  # type: ignore[misc]
     def __init__(self, transport: MoesifTransport, timeout_s: float) -> None:
         self._transport = transport
         self._timeout_s = timeout_s
+        self.tried = False
         self.answer: PostAnswer | None = None
 
     def execute_as_string(self, request: HttpRequest) -> HttpResponse:
         """Make the attempt."""
+        self.tried = True
         path = request.query_url[request.query_url.rindex("/v1/") :]
         self.answer = self._transport.post(path, request.headers or {}, request.parameters, self._timeout_s)
         return HttpResponse(self.answer.status, {}, b"")
@@ -136,8 +137,11 @@ class MoesifTransport:
     def send(self, payloads: Sequence[bytes], timeout_s: float) -> PostAnswer:
         """Make one attempt to deliver a batch of events, each as JSON."""
         attempt = _Attempt(self, timeout_s)
-        with contextlib.suppress(Exception):
+        try:
             _Controller(attempt).create_events_batch(payloads)
+        except Exception:
+            if attempt.tried:
+                raise  # a defect of ours; sent once more, the batch could arrive twice
         answer = attempt.answer
         if answer is None:
             # `Configuration.BASE_URI` is no address: the application's affair, not ours.
