@@ -24,9 +24,9 @@ from moesif_otel._events.json_check import load_validator
 from moesif_otel._events.serialize import json_bytes, serialize, without_bodies
 from moesif_otel._events.spans import attributes_of, call_of_span, weight_of_span
 from moesif_otel._guard import LATE_IMPORTS, Guard, get_logger
+from moesif_otel._remote.config import FULL_RATE, sampled_weight
 from moesif_otel._remote.facts import CallFacts, route_of
 from moesif_otel._remote.poller import ConfigPoller
-from moesif_otel._remote.sampling import sampled_weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,8 +63,6 @@ _AT_ONCE_URL_CHARACTERS: Final = 4_096
 
 _CONTENT_ENCODING: Final = "content-encoding"
 _ENCODING_CHARACTERS: Final = len(_CONTENT_ENCODING)
-
-_FULL_RATE: Final = 100.0
 
 _UNPREPARED_SHARE: Final = 8
 """Captured bodies that wait for our thread may take this part of `EVENT_QUEUE_BYTES`; beyond it bodies are left out."""
@@ -362,7 +360,7 @@ class EventSink(Sink):
     def _weigh(self, call: Exchange, address: str | None, user_id: Any) -> int:
         """Decide by the rates that Moesif told how many calls an event stands for; 0: it is left out."""
         config = self.remote.config
-        if config.sample_rate >= _FULL_RATE and not (
+        if config.sample_rate >= FULL_RATE and not (
             config.sample_rules or config.user_sample_rates or config.company_sample_rates
         ):
             return 1

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from moesifapi.app_config.app_config import AppConfig
 
 from moesif_otel._guard import Guard
-from moesif_otel._remote.config import DEFAULT_CONFIG, RemoteConfig
+from moesif_otel._remote.config import DEFAULT_CONFIG, RemoteConfig, rate_for, sampled_weight
 from moesif_otel._remote.facts import CallFacts, route_of
-from moesif_otel._remote.sampling import rate_for, sampled_weight
 
 CALL = CallFacts(verb="GET", route="/users/7", ip_address="10.0.0.1", status=200)
 
