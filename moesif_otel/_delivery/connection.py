@@ -140,7 +140,7 @@ class _Connection:
         found.begin()
         return found
 
-    def rest(self) -> None:
+    def mark_idle(self) -> None:
         self._idle_since = (time.monotonic(), time.time())
 
     @property
@@ -193,7 +193,8 @@ class Connections:
             method, path, headers, body: The request, without `Host` and what belongs to the connection.
             timeout_s: Most seconds for everything.
             max_body_bytes: Most bytes of the answer's body.
-            body_timeout_s: The status says it all: of the body, what comes within this time, and no matter if it fails.
+            body_timeout_s: Most seconds for the body, where only the status counts: what of it is late or fails is
+                left out.
 
         Raises:
             OSError: No answer, or not a whole one, came in time.
@@ -255,7 +256,7 @@ class Connections:
 
     def _give_back(self, connection: _Connection, *, reusable: bool) -> None:
         if reusable and len(self._idle) < self._most_idle:
-            connection.rest()
+            connection.mark_idle()
             self._idle.append(connection)
         else:
             connection.close()
@@ -348,7 +349,7 @@ def _socket_to(address: _Address, deadline_s: float) -> socket.socket:
     """Connect to the first address of a host that takes it; the deadline is that of all of them together."""
     *others, last = _places_of(address)
     for place in others:
-        # The error is not kept: it would keep this frame, with the socket in it, and be kept by it.
+        # The error gets no name: it refers to this frame, which would then refer to it, and keep the socket open.
         with contextlib.suppress(OSError):
             return _socket_at(place, deadline_s)
     return _socket_at(last, deadline_s)

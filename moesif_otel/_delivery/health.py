@@ -50,7 +50,7 @@ class ServerHealth:
         self._forbidden_until = 0.0  # `Retry-After` and suspensions: nobody may shorten these
         self.suspended_for: DropReason | None = None  # the reason for which events are dropped now, if they are
         self._probing = False
-        # Answers to POSTs that left before the last change of mind say nothing new.
+        # Grows with each change of state: answers to POSTs that left before it say nothing new.
         self._epoch = 0
 
     @property
@@ -101,7 +101,7 @@ class ServerHealth:
         self._backoff_until = now_s + self._uniform(0.0, cap_s)
 
     def suspended(self, epoch: int, now_s: float, reason: DropReason, retry_after_s: float | None) -> None:
-        """Note that the server wants nothing of ours."""
+        """Note that the server refuses all events."""
         if epoch != self._epoch:
             return
         self._epoch += 1

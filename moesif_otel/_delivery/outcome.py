@@ -44,7 +44,7 @@ _CLASS_OUTCOMES: Final[Mapping[int, BatchOutcome]] = {
     5: BatchOutcome.RETRY,
 }
 
-_MAX_RETRY_AFTER_S: Final = 300.0  # a wrong clock or a joke must not stop delivery for a day
+_MAX_RETRY_AFTER_S: Final = 300.0  # a wrong clock or header must not stop delivery for a day
 
 
 class PostAnswer(NamedTuple):

@@ -14,7 +14,7 @@ MAX_BATCH_BYTES: Final = 5_000_000
 # A batch that has this much is sent, also where `BATCH_SIZE` events are not together: what waits is memory, and beyond
 # some hundred KB a POST costs no less for each byte.
 _FULL_BATCH_BYTES: Final = 1_000_000
-# After a 413 batches are formed smaller, but never so small that the cure costs more than the disease.
+# After a 413 batches are formed smaller, but not below this: many small POSTs would cost more than they save.
 _LEAST_BATCH_BYTES: Final = 200_000
 # … and with each delivered batch a little larger again: some forty to twice the size.
 _GROWTH: Final = 64

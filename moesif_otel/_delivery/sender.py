@@ -196,7 +196,7 @@ class Sender:
             )
             self._settle(state, batch, DropReason.REJECTED)
             return
-        # Others were taken before: with no more of them to compare with, its own halves are compared with each other.
+        # Others were accepted while it failed. When no more of them come to compare it with, its halves are compared.
         suspect = worked_on or batch.strikes > 0
         halve = batch.strikes >= _STRIKES_TO_HALVE or (suspect and not batch.failures % _FAILURES_TO_HALVE)
         pieces = batch.halves() if halve and len(batch) > 1 else ()
@@ -239,7 +239,7 @@ class Sender:
         self._settle(state, batch, DropReason.REJECTED)
 
     def _takes_some_of(self, state: ProcessState[Any], batch: Batch) -> bool:
-        """Ask with a few events of a refused batch, one by one; the server knows them again by their ids."""
+        """Ask with a few events of a refused batch, one by one; the server recognizes repeated ones by their ids."""
         for index in range(0, len(batch), max(1, len(batch) // _SAMPLES)):
             timeout_s = self._time_for_post(state, None)
             if timeout_s < _LEAST_POST_S or state.ended:

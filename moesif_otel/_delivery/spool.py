@@ -518,7 +518,7 @@ class Disk:
         claim: Claim = pieces[0].origin
         left = [event.payload for piece in pieces for event in piece.events]
         self._parts.budget.release(sum([piece.size_bytes for piece in pieces]))
-        # If the rest cannot be written the whole file stays: the server knows by their ids what it has.
+        # If the rest cannot be written the whole file stays: the server recognizes by their ids what it has already.
         if len(left) < claim.events and self._spool.write(left, claim.first_time_s) is not None:
             self._spool.finish(claim)
         else:

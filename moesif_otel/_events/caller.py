@@ -84,7 +84,7 @@ def _said(value: Any) -> str | None:
     try:
         return text_of(value) if value else None
     except Exception:
-        return None  # an object without a truth is nobody
+        return None  # its `__bool__` raises: it names nobody
 
 
 def user_from_headers(headers: Mapping[str, str], header_names: Sequence[str], user_id_field: str) -> str | None:
