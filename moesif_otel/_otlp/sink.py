@@ -72,9 +72,11 @@ class ExporterSink(Sink):
     def submit(self, exchange: Exchange) -> None:
         """Take over a finished call; all work is our thread's."""
         try:
-            self._submit(exchange, EVENT_OVERHEAD_BYTES + held_by_texts(exchange))
+            held_bytes = EVENT_OVERHEAD_BYTES + held_by_texts(exchange)
         except Exception as exc:
-            self.guard.caught("submitting a call", exc)
+            self._give_up(exchange, exc)
+        else:
+            self._submit(exchange, held_bytes)
         self.delivery.settle_at_exit()
 
     submit_later = submit

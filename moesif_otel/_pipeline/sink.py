@@ -124,6 +124,11 @@ class Sink:
         if isinstance(item, Exchange):
             item.discard()
 
+    def _give_up(self, exchange: Exchange, exc: Exception) -> None:
+        self.guard.caught("submitting a call", exc)
+        exchange.discard()
+        self._drop(DropReason.NOT_CONVERTIBLE)
+
     def _drop(self, reason: DropReason) -> None:
         self.delivery.ledger.accept()
         self.delivery.ledger.drop(reason)
@@ -238,11 +243,6 @@ class EventSink(Sink):
             self._give_up(exchange, exc)
         else:
             self._submit(exchange, held_bytes)
-
-    def _give_up(self, exchange: Exchange, exc: Exception) -> None:
-        self.guard.caught("submitting a call", exc)
-        exchange.discard()
-        self._drop(DropReason.NOT_CONVERTIBLE)
 
     def submit_span(self, span: ReadableSpan) -> None:
         """Take a bare HTTP span of somebody's pipeline. Never raises, never waits."""

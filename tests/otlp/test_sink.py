@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, Sp
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
+from moesif_otel._capture.exchange import Exchange
 from moesif_otel._capture.wsgi.capture import WsgiCapture
 from moesif_otel._capture.wsgi.span import WsgiServerSpans
 from moesif_otel._otlp.sink import http_session
@@ -156,6 +157,16 @@ def test_a_call_without_a_span_is_forwarded_too(caller: Caller) -> None:
     assert f"{copy.parent.span_id:016x}" == "b7ad6b7169203331"
     assert copy.end_time is not None
     assert copy.end_time >= (copy.start_time or 0)
+
+
+def test_a_call_that_cannot_be_taken_is_counted(caller: Caller) -> None:
+    """What fails before the queue is a drop with a reason, as it is on the way to Moesif itself."""
+    exchange = Exchange(caller.processor.pipeline, "Incoming", "GET")
+    exchange.request_headers = 5  # type: ignore[assignment]
+    caller.processor.pipeline.sink.submit(exchange)
+    stats = caller.ended()
+    assert stats["dropped"] == {"not_convertible": 1}
+    assert stats["errors"] == {"submitting a call": 1}
 
 
 def test_odd_text_costs_no_batch_and_secrets_in_messages_do_not_leave(caller: Caller) -> None:
