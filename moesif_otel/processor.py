@@ -36,7 +36,8 @@ class MoesifSpanProcessor(PipelineHandle, SpanProcessor):
             exporter (OTLP, say) gets private copies of the spans with the capture as attributes.
 
     Raises:
-        MoesifConfigError: An option is wrong, or one that hides data differs from the given exporter's.
+        MoesifConfigError: An option is wrong, or one that hides data differs from the given exporter's, or the
+            exporter is none.
 
     Thread-safe and fork-safe.
     """
@@ -65,6 +66,9 @@ def _pipeline_with(settings: Settings, exporter: SpanExporter | None) -> Pipelin
     if isinstance(exporter, MoesifSpanExporter):
         _check_same_protection(settings, exporter.settings)
         return Pipeline(exporter.sink, settings)
+    if isinstance(exporter, type) or not callable(getattr(exporter, "export", None)):
+        got = f"the class {exporter.__name__}" if isinstance(exporter, type) else type(exporter).__name__
+        raise MoesifConfigError(f"exporter: got {got}, takes an OpenTelemetry SpanExporter")
     from moesif_otel._otlp.sink import ExporterSink
 
     return Pipeline(ExporterSink(exporter, settings))

@@ -88,15 +88,21 @@ def _number(kind: type[float], low: float, high: float) -> Callable[[Any], float
 def _names(value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         value = value.split(",")
-    if not isinstance(value, (list, tuple, set, frozenset)) or not all(isinstance(name, str) for name in value):
+    if not isinstance(value, (list, tuple, set, frozenset)):
         raise TypeError
+    for name in value:
+        if not isinstance(name, str):
+            raise _WrongNameError(name)
     return tuple(name.strip() for name in value if name.strip())
 
 
-def _some_names(value: Any) -> tuple[str, ...]:
+def _header_names(value: Any) -> tuple[str, ...]:
     names = _names(value)
     if not names:
         raise ValueError
+    for name in names:
+        if _HEADER_NAME.fullmatch(name) is None:  # "X-Api-Key Authorization" would find no header at all
+            raise _WrongNameError(name)
     return names
 
 
@@ -110,8 +116,10 @@ def _masks(value: Any) -> tuple[str, ...]:
 
 
 class _WrongNameError(ValueError):
-    """One of several names is wrong: this one."""
+    """One of several names is wrong: its argument."""
 
+
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2: a token
 
 # Patterns, other separators, JSONPath and JSON pointers, a list that was not parsed, and names of no letter or digit.
 _NO_NAME: Final = re.compile(r"""[;|*,\r\n] | ^["'\[{/] | ^\$[.\[] | ^[\W_]+$""", re.VERBOSE)
@@ -224,7 +232,7 @@ class Option:
         try:
             return self.convert(self.of_text(value) if variable else value)
         except _WrongNameError as wrong:
-            raise self._error(str(wrong), variable) from None
+            raise self._error(wrong.args[0], variable) from None
         except (TypeError, ValueError, KeyError, OSError):  # OSError: a relative path in a folder that is gone
             raise self._error(value, variable) from None
 
@@ -337,7 +345,7 @@ class Settings:
     )
 
     authorization_header_name: tuple[str, ...] = _option(
-        _some_names,
+        _header_names,
         "a header name, or several separated by commas",
         "The headers that identify the user if `IDENTIFY_USER` does not. The first one that is present is used.",
         ("authorization",),

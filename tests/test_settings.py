@@ -103,8 +103,13 @@ def test_every_option_of_the_design_has_its_default() -> None:
         ({**REQUIRED, "MASK_EVENT_MODEL": ".relative:f"}, "MASK_EVENT_MODEL: got '.relative:f', takes"),
         ({**REQUIRED, "BASE_URI": "localhost:9500"}, "BASE_URI: got 'localhost:9500', takes an http:// or https:// address"),
         ({**REQUIRED, "BASE_URI": "http://host:port"}, "BASE_URI: got 'http://host:port'"),
-        ({**REQUIRED, "REQUEST_BODY_MASKS": [1]}, "REQUEST_BODY_MASKS: got list, takes a list of names"),
+        ({**REQUIRED, "REQUEST_BODY_MASKS": ["a", 1]}, r"REQUEST_BODY_MASKS: got 1 \(int\), takes a list of names"),
+        ({**REQUIRED, "REQUEST_BODY_MASKS": [["a"]]}, "REQUEST_BODY_MASKS: got list, takes a list of names"),
         ({**REQUIRED, "AUTHORIZATION_HEADER_NAME": ","}, "AUTHORIZATION_HEADER_NAME: got ','"),
+        *(
+            ({**REQUIRED, "AUTHORIZATION_HEADER_NAME": f"X-Id,{name}"}, f"AUTHORIZATION_HEADER_NAME: got '{name}', takes a header name")
+            for name in ("X-Api-Key Authorization", "X-Api-Key;Authorization", "Authorization:", "Clé")
+        ),
         ({**REQUIRED, "SPOOL_DIRECTORY": 3}, "SPOOL_DIRECTORY: got 3"),
         ("APPLICATION_ID", "settings: got str, takes a dict"),
     ],

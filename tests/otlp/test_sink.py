@@ -349,6 +349,13 @@ def test_options_that_cannot_be_honoured_are_refused(option: str, value: Any) ->
         MoesifSpanProcessor({**FAST, option: value}, exporter=Recorder())
 
 
+@pytest.mark.parametrize(("exporter", "got"), [(object(), "object"), (InMemorySpanExporter, "the class InMemorySpanExporter")])
+def test_what_is_no_exporter_is_refused_where_it_is_given(exporter: Any, got: str) -> None:
+    """A class in the place of its object would otherwise fail at each export, in the background."""
+    with pytest.raises(MoesifConfigError, match=f"exporter: got {got}, takes an OpenTelemetry SpanExporter"):
+        MoesifSpanProcessor({"APPLICATION_ID": "otlp"}, exporter=exporter)
+
+
 # With OpenTelemetry's own exporter.
 
 
