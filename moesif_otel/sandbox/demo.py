@@ -301,6 +301,6 @@ def _totals(rows: Sequence[Row], sent: int) -> str:
     response_bytes = sum(row.response_bytes or 0 for row in incoming)
     return (
         f"{sent} calls sent, {len(incoming)} captured: {failed} with an error status, {blocked} blocked by a rule; "
-        f"{len(rows) - len(incoming)} outgoing;\nfrom {len(users)} users of {len(companies)} companies; "
+        f"{len(rows) - len(incoming)} outgoing calls besides;\nfrom {len(users)} users of {len(companies)} companies; "
         f"bodies {size_in_words(request_bytes)} in, {size_in_words(response_bytes)} out"
     )
