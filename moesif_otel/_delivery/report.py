@@ -130,7 +130,8 @@ class DeliveryLog:
 
     def batch(self, events: int, status: int | None, duration_s: float, outcome: str) -> None:
         """Log one POST, for `DEBUG`."""
-        _logger.debug("moesif_otel: %s, status %s, %s in %.0f ms", _number_of(events), status, outcome, duration_s * 1000)
+        count, duration_ms = _number_of(events), duration_s * 1000
+        _logger.debug("moesif_otel: %s, status %s, %s in %.0f ms", count, status, outcome, duration_ms)
 
     def ended(self, stats: Stats) -> None:
         """Log at shutdown what was lost, if anything; events on disk are not lost."""
