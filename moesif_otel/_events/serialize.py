@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from contextlib import suppress
 from typing import Any, Final
 
 import orjson
@@ -95,15 +96,11 @@ def _default(value: Any) -> Any:
     """Return something that orjson knows for a value that it does not; the result may need `_default` again."""
     if isinstance(value, (set, frozenset)):
         return list(value)
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return bytes(value).decode("utf-8", "replace")
-    try:
+    if isinstance(value, memoryview):
+        return text_of(bytes(value))
+    with suppress(Exception):
         if hasattr(value, "keys") and hasattr(value, "__getitem__"):
             return {key: value[key] for key in value.keys()}  # noqa: SIM118 - a mapping by its protocol, not by type
-    except Exception:
-        return text_of(value)
     return text_of(value)
 
 
