@@ -140,9 +140,11 @@ class DeliveryLog:
         if lost or stats["pending"]:
             reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(lost.items())) or "none"
             _logger.warning(
-                "moesif_otel: at shutdown, %s of %s events were delivered; dropped: %s; pending: %s; kept on disk: %s",
+                "moesif_otel: at shutdown, %s of %s events were delivered to %s; dropped: %s; pending: %s; "
+                "kept on disk: %s",
                 stats["delivered"],
                 stats["accepted"],
+                self.address,
                 reasons,
                 stats["pending"],
                 spooled,

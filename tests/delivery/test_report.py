@@ -65,6 +65,7 @@ def test_shutdown_says_what_was_lost(caplog) -> None:
     ((level, line),) = ended(caplog, dropped={"shutdown": 2, "queue_full": 5, "spooled": 1})
     assert level == logging.WARNING
     assert "queue_full 5, shutdown 2" in line
+    assert "1 of 9 events were delivered to Moesif;" in line
     assert "kept on disk: 1" in line
     ((level, line),) = ended(caplog, dropped={"spooled": 4})
     assert level == logging.INFO
