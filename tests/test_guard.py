@@ -149,6 +149,11 @@ class Provider(TracerProvider):
             print("opentelemetry's-locks")
         return super().get_tracer(*args, **kwargs)
 
+    def add_span_processor(self, span_processor):
+        if serving and not _guard.LATE_IMPORTS._is_owned():
+            print("opentelemetry's-locks")
+        super().add_span_processor(span_processor)
+
 trace.set_tracer_provider(Provider())
 zero_code = Instrumentation(Settings.of({**options, "IDENTIFY_USER": lambda request, response: None}))
 app = lambda environ, start_response: start_response("200 OK", []) and [] or []

@@ -18,7 +18,15 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from moesif_otel._delivery.clock import Clock
 from moesif_otel._delivery.metrics import export_metrics
-from moesif_otel._delivery.process import FORKS_RUN_HOOKS, LIVE_DELIVERIES, Collaborators, FlushMark, ProcessState, Turn
+from moesif_otel._delivery.process import (
+    FORKS_RUN_HOOKS,
+    LIVE_DELIVERIES,
+    Collaborators,
+    FlushMark,
+    ProcessState,
+    Turn,
+    watch_child_exit,
+)
 from moesif_otel._delivery.queue import BatchQueue, Prepared
 from moesif_otel._delivery.report import DeliveryLog
 from moesif_otel._delivery.sender import Sender
@@ -230,6 +238,7 @@ class Delivery(Generic[T]):
             for name, run in [("moesif-otel-intake", _run_intake), *senders, *pollers][state.running :]:
                 state.start_thread(name, run, reference, state, self._clock)
             state.started = True
+            self.guard.run("exit handlers", watch_child_exit)
         except RuntimeError as exc:
             # The process may have no more threads, or ends (Python 3.12 and later; a provider of the application may
             # hand over its last spans before our exit handler runs): flush and shutdown do the work.

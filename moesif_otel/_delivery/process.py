@@ -1,7 +1,7 @@
 """The state that one delivery holds in one process, and its notice of forks and of the end of the process.
 
 `ProcessState` is replaced whole in a forked child: parent and child share no queue, lock or thread. The whole process
-has one at-fork hook and one `atexit` entry, which call every delivery in `LIVE_DELIVERIES`.
+has one at-fork hook and one exit handler, which call every delivery in `LIVE_DELIVERIES`.
 """
 
 from __future__ import annotations
@@ -191,6 +191,28 @@ FORKS_RUN_HOOKS: Final = hasattr(os, "register_at_fork") and "uwsgi" not in (*sy
 LIVE_DELIVERIES: Final[LiveSet[Any]] = LiveSet()
 
 
+_exit_handlers: Final[list[Callable[[], None]]] = []
+_AFTER_ALL_OTHERS: Final = -100
+
+
+def at_exit(run: Callable[[], None]) -> None:
+    """Have `run` called when the process ends, before what was registered earlier."""
+    atexit.register(run)
+    _exit_handlers.insert(0, run)
+
+
+def watch_child_exit() -> None:
+    """Have the exit handlers run in a child that `multiprocessing` has forked: there, `atexit` runs none."""
+    util: Any = sys.modules.get("multiprocessing.util")
+    if util is not None and sys.modules["multiprocessing.process"].parent_process() is not None:
+        util.Finalize(None, _at_child_exit, exitpriority=_AFTER_ALL_OTHERS)
+
+
+def _at_child_exit() -> None:
+    for run in _exit_handlers:
+        PROCESS_GUARD.run("exit handlers", run)
+
+
 def _at_exit() -> None:
     # All begin at once and end side by side: ten pipelines take as long as the slowest one.
     deliveries = list(LIVE_DELIVERIES)
@@ -205,6 +227,6 @@ def _in_child() -> None:
         PROCESS_GUARD.run("starting again after a fork", delivery.after_fork)
 
 
-atexit.register(_at_exit)
+at_exit(_at_exit)
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
     os.register_at_fork(after_in_child=_in_child)

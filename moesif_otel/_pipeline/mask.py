@@ -8,7 +8,6 @@ data is logged.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import inspect
 import os
 import queue
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from moesifapi.models import EventModel
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
+from moesif_otel._delivery.process import at_exit
 from moesif_otel._delivery.stats import DropReason
 from moesif_otel._events.model import MoesifEvent, as_dictionary, hide_absent_bodies, show_absent_bodies
 from moesif_otel._guard import PROCESS_GUARD, LiveSet, get_logger
@@ -154,7 +154,7 @@ def _tell_at_exit() -> None:
         PROCESS_GUARD.run("logging at exit", mask.tell_end)
 
 
-atexit.register(_tell_at_exit)
+at_exit(_tell_at_exit)
 
 
 class _MaskThread:

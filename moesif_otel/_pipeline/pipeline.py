@@ -12,7 +12,6 @@ raises there, and does not touch the spans that others see.
 
 from __future__ import annotations
 
-import atexit
 import functools
 import queue
 import threading
@@ -27,6 +26,7 @@ from opentelemetry.trace import SpanKind
 
 from moesif_otel._capture.callbacks import Callbacks
 from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
+from moesif_otel._delivery.process import at_exit
 from moesif_otel._events.caller import settle
 from moesif_otel._events.spans import has_http_method
 from moesif_otel._guard import PROCESS_GUARD, LiveSet, get_logger, show_debug_log
@@ -76,7 +76,7 @@ def pipeline_for(settings: Settings, *, of_processor: bool) -> Pipeline:
 @functools.cache
 def _watch_exit() -> None:
     """Register our exit handler, once; a sink exists by now, so it runs before delivery's, which takes no more."""
-    atexit.register(_at_exit)
+    at_exit(_at_exit)
 
 
 def live_pipelines() -> tuple[Pipeline, ...]:

@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.sdk.trace import SpanProcessor
 
-from moesif_otel._guard import PROCESS_GUARD, ForkSafeLock
+from moesif_otel._guard import LATE_IMPORTS, PROCESS_GUARD
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import ReadableSpan, Span
-
-_lock: Final = ForkSafeLock()
 
 
 class Dispatcher(SpanProcessor):
@@ -39,7 +37,7 @@ class Dispatcher(SpanProcessor):
         self._replace(pipeline, ())
 
     def _replace(self, pipeline: Any, by: tuple[weakref.ref[Any], ...]) -> None:
-        with _lock.current:
+        with LATE_IMPORTS:
             self._pipelines = tuple(one for one in self._pipelines if one() not in {None, pipeline}) + by
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
@@ -63,7 +61,7 @@ _dispatchers: Final[weakref.WeakKeyDictionary[Any, Dispatcher]] = weakref.WeakKe
 
 def dispatcher_on(provider: Any) -> Dispatcher:
     """Return the dispatcher of a provider; the first time it is added."""
-    with _lock.current:
+    with LATE_IMPORTS:  # adding takes the provider's own lock
         dispatcher = _dispatchers.get(provider)
         if dispatcher is None:
             dispatcher = Dispatcher()

@@ -154,7 +154,7 @@ def fork_while_everything_is_locked(rig) -> None:
 
 
 def multiprocessing_fork(rig) -> None:
-    """A `multiprocessing` child runs no exit hooks: it flushes by itself."""
+    """A `multiprocessing` child that flushes by itself."""
     import multiprocessing
 
     submit(rig, 0)
@@ -163,6 +163,26 @@ def multiprocessing_fork(rig) -> None:
     child.start()
     child.join()
     assert child.exitcode == 0
+
+
+def multiprocessing_without_flush(rig) -> None:
+    """Child processes that return, or raise, without a thought for what they have not sent."""
+    import multiprocessing
+
+    context = multiprocessing.get_context("fork")
+    children = [context.Process(target=end_in_child, args=(rig, start)) for start in (100, 200)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 3]
+
+
+def end_in_child(rig, start) -> None:
+    submit(rig, start)
+    rig.delivery.ensure_started()
+    if start == 200:
+        sys.exit(3)
 
 
 def work_in_child(rig) -> None:

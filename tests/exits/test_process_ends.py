@@ -90,6 +90,7 @@ def test_exit_with_a_server_that_does_not_take_them(then) -> None:
         ("fork_after_sending", [0, 100, 200, 300]),
         ("fork_while_everything_is_locked", [0, 100]),
         ("multiprocessing_fork", [0, 100]),
+        ("multiprocessing_without_flush", [100, 200]),
     ],
 )
 def test_parent_and_children_each_deliver_their_own_once(way, starts) -> None:
