@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from moesif_otel._capture.exchange import Exchange
     from moesif_otel.settings import Settings
 
-# Ids, times, name, resource and protobuf's framing of one span.
+# Ids, times, resource and protobuf's framing of one span; the same of a span event or a link.
 _SPAN_BYTES: Final = 1_024
+_PART_BYTES: Final = 64
 # Batches are closed at 5,000,000 accounted bytes; with this margin they stay below the 4 MiB (4,194,304 bytes) that an
 # OTLP receiver over gRPC takes by default (Collector: max_recv_msg_size_mib; over HTTP it is 20 MiB).
 _MARGIN: Final = 1.25
@@ -87,7 +88,10 @@ def private_copy(exchange: Exchange, hide: Hide) -> tuple[ReadableSpan, int]:
             instrumentation_scope=_scope(span.instrumentation_scope, hide),
             **given,
         )
-    weight = _SPAN_BYTES + sum(len(name) + _weight(value) for name, value in attributes.items())
+    parts = (attributes, *(event.attributes or {} for event in copy.events))
+    weight = _SPAN_BYTES + _weight([copy.name, copy.status.description])
+    weight += _PART_BYTES * (len(copy.events) + len(copy.links))
+    weight += sum(len(name) + _weight(value) for part in parts for name, value in part.items())
     return copy, int(weight * _MARGIN)
 
 
@@ -163,11 +167,8 @@ class Hide:
                 for side in self._rules
             )
 
-        return {
-            sound_text(name): sound_text(value) if isinstance(value, str) else value
-            for name, value in given.items()
-            if safe(name, value)
-        }
+        found = {sound_text(name): _carried(plain(value)) for name, value in given.items() if safe(name, value)}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 def _event(event: Event, hide: Hide) -> Event:
@@ -188,9 +189,11 @@ def _status(status: Status, hide: Hide) -> Status:
 
 
 def _scope(scope: InstrumentationScope | None, hide: Hide) -> InstrumentationScope | None:
-    if scope is None or hide.keeps(scope.name):
-        return scope
-    return InstrumentationScope(hide.text(scope.name), scope.version, scope.schema_url)
+    if scope is None:
+        return None
+    version, schema_url = (text and sound_text(text) for text in (scope.version, scope.schema_url))
+    attributes = scope.attributes and hide.attributes(scope.attributes)
+    return InstrumentationScope(hide.text(scope.name), version, schema_url, attributes)
 
 
 def _weight(value: Any) -> int:
@@ -219,11 +222,11 @@ def _from_event(event: dict[str, Any]) -> dict[str, Any]:
         found["http.response.body.content"] = _text_of_body(response)
         found["network.peer.address"] = response.get("ip_address")
         _add_headers(found, "http.response.header.", response["headers"])
-    ours = event.get("metadata", {}).get(OUR_KEY, {})
+    ours = event.get("metadata", {}).get(OUR_KEY)
     for side in ("request", "response"):
-        size = ours.get(f"{side}_body", {}).get("size_bytes")
-        if size is not None:
-            found[f"http.{side}.body.size"] = size
+        body = ours.get(f"{side}_body") if isinstance(ours, dict) else None  # it may be the application's, and anything
+        if isinstance(body, dict):
+            found[f"http.{side}.body.size"] = body.get("size_bytes")
     return found
 
 
@@ -239,7 +242,7 @@ def _add_url_parts(found: dict[str, Any], uri: str) -> None:
 
 def _add_headers(found: dict[str, Any], prefix: str, headers: Mapping[str, str]) -> None:
     for name, value in headers.items():
-        found[prefix + name.lower()] = [value]
+        found[prefix + sound_text(name.lower())] = [value]
 
 
 def _text_of_body(part: dict[str, Any]) -> str | None:
@@ -284,4 +287,5 @@ def _carried(value: Any) -> Any:
         kinds = {type(inner) for inner in carried}
         if len(kinds) <= 1 and kinds <= {str, bool, int, float}:
             return carried
-    return orjson.dumps(plain(value)).decode()
+    found = plain(value)
+    return found if isinstance(found, str) else orjson.dumps(found).decode()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import logging
+import uuid
 
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
@@ -134,3 +137,44 @@ def test_no_part_of_a_copy_carries_a_secret() -> None:
     assert (copy.attributes or {})["kept_too"] == 1
     assert [dict(one.attributes or {}) for one in copy.events] == [{"kept": "1"}]
     assert private_copy(exchange, Hide(SETTINGS.with_changes(auto_hide_sensitive=False)))[0].name == span.name
+
+
+def test_no_part_of_a_copy_costs_its_batch_or_is_quoted_in_the_log(caplog) -> None:
+    """Lone surrogates and numbers over 64 bits, in scope, headers and span events: OTLP's encoder takes them all."""
+    provider = TracerProvider(shutdown_on_exit=False)
+    scope = {"id": 1 << 70, "password": "hunter2"}
+    span = provider.get_tracer("\ud800", "\ud800", "\ud800", attributes=scope).start_span("x")
+    span.add_event("odd", {"id": 1 << 70, "names": ["\ud800"]})
+    span.end()
+    exchange = finished(span)
+    exchange.request_headers = [("X-\ud800", "a")]
+    copy, _weight = private_copy(exchange, Hide(SETTINGS))
+    with caplog.at_level(logging.DEBUG):
+        (found,) = encode_spans([copy]).resource_spans[0].scope_spans
+    assert caplog.text == ""
+    assert (found.scope.name, found.scope.version, found.schema_url) == ("\ufffd",) * 3
+    values = {pair.key: pair.value.string_value for pair in found.scope.attributes}
+    assert values == {"id": str(1 << 70), "password": "(hidden)"}
+    (event,) = found.spans[0].events
+    assert {pair.key for pair in event.attributes} == {"id", "names"}
+    assert "http.request.header.x-\ufffd" in {pair.key for pair in found.spans[0].attributes}
+
+
+def test_metadata_of_any_form_costs_no_call() -> None:
+    """The key that is ours may hold anything; what is a text in an event is the same text here."""
+    for ours in (5, "x", [1], None, {"request_body": 5}):
+        exchange = finished(None)
+        exchange.metadata = {"moesif_otel": ours, "order": uuid.UUID(int=1)}
+        copy, _weight = private_copy(exchange, Hide(SETTINGS))
+        assert (copy.attributes or {})["order"] == str(uuid.UUID(int=1))
+
+
+def test_span_events_count_in_the_size() -> None:
+    """Stack traces that wait with their call, and are in its batch, are within the bounds of both."""
+    span = make_span()
+    bare = private_copy(finished(span), Hide(SETTINGS))[1]
+    for _ in range(10):
+        span.add_event("exception", {"exception.stacktrace": "x" * 10_000})
+    copy, weight = private_copy(finished(span), Hide(SETTINGS))
+    assert weight > bare + 100_000
+    assert weight > len(encode_spans([copy]).SerializeToString())
