@@ -60,6 +60,7 @@ _ABANDONED_S: Final = 600.0
 _LARGEST_FILE_BYTES: Final = 16_000_000  # a batch is at most 5 MB, or one event
 _MOST_EVENTS: Final = 100_000  # in a file: more are no batch of ours, and cost memory whatever their size
 _LIST_AGAIN_S: Final = 30.0
+_UNLISTED_SHARE: Final = 1 / 32  # of `max_bytes`: ten processes on one directory exceed it by a third at most
 _FOREIGN: Final = (
     "moesif_otel: SPOOL_DIRECTORY contains files that belong to another user or that other users can write to, so they "
     "are not sent; use a directory that only this service can write to"
@@ -104,6 +105,7 @@ class Spool:
         self._clock = parts.clock
         self._told_foreign = False
         self._leases: set[int] = set()  # open descriptors
+        self._not_removed: set[Path] = set()  # settled, but the directory does not let go of them
         self._forget()
 
     def _forget(self) -> None:
@@ -111,6 +113,7 @@ class Spool:
         self._oldest: deque[_File] = deque()
         self._size_bytes = 0
         self._list_again_at_s = -1.0  # until then the size is what it was, and what we have written since
+        self._unlisted_bytes = 0  # this is what; the others may have written as much
 
     def after_fork(self) -> None:
         """Begin anew in a forked child: the ledger does too."""
@@ -135,6 +138,7 @@ class Spool:
             self._ledger.add("spool_errors")
             return None
         self._note_size(self._size_bytes + len(data))
+        self._unlisted_bytes += len(data)
         return path
 
     def claim(self) -> Claim | None:
@@ -208,6 +212,7 @@ class Spool:
         except FileNotFoundError:
             files = []
         self._list_again_at_s = self._clock.monotonic() + _LIST_AGAIN_S
+        self._unlisted_bytes = 0
         self._note_size(sum(file.size_bytes for file in files))
         return files
 
@@ -241,7 +246,7 @@ class Spool:
         return self._clock.time() - file.first_ms / 1000 > MAX_AGE_S
 
     def _make_room(self, wanted_bytes: int) -> None:
-        if self._clock.monotonic() >= self._list_again_at_s:
+        if self._clock.monotonic() >= self._list_again_at_s or self._unlisted_bytes > self._max_bytes * _UNLISTED_SHARE:
             self._oldest = self._in_order_of_loss()
         listed = False
         while self._size_bytes + wanted_bytes > self._max_bytes:
@@ -264,7 +269,10 @@ class Spool:
         return deque(sorted(self._files(), key=lambda file: file.kind != _UNREADABLE))
 
     def _lease(self, path: Path) -> int | None:
-        """Lock a file; return its descriptor, None when somebody else has it, or had it and is done with it."""
+        """Lock a file; return its descriptor, None when somebody else has it, or anybody is done with it."""
+        if path in self._not_removed:
+            self.remove(path)
+            return None
         try:
             descriptor = os.open(path, _OLD_FILE)
         except OSError as exc:
@@ -312,13 +320,14 @@ class Spool:
             self._ledger.drop(DropReason.SPOOL_UNREADABLE, file.events)
 
     def remove(self, path: Path) -> None:
-        """Remove a file."""
+        """Remove a file; one that cannot be removed is not sent, or counted, a second time by this process."""
         try:
-            path.unlink()
+            path.unlink(missing_ok=True)
+            self._not_removed.discard(path)
         except OSError as exc:
-            if not isinstance(exc, FileNotFoundError):
-                self._guard.caught("removing a file from SPOOL_DIRECTORY", exc)
-                self._ledger.add("spool_errors")
+            self._not_removed.add(path)
+            self._guard.caught("removing a file from SPOOL_DIRECTORY", exc)
+            self._ledger.add("spool_errors")
 
     def _note_size(self, size_bytes: int) -> None:
         # The ledger adds up: tell it the difference.
@@ -493,11 +502,14 @@ class Disk:
         batch = Batch([Prepared(payload, len(payload)) for payload in claim.payloads], claim.first_time_s)
         claim.payloads = []  # the batch has them
         batch.origin = claim
-        self._parts.budget.charge(batch.size_bytes)
         with state.lock:
-            state.queue.add_replayed(batch)
-            state.note_batch()
-            return Turn(0.0, state.version)
+            if not state.stopped:
+                self._parts.budget.charge(batch.size_bytes)
+                state.queue.add_replayed(batch)
+                state.note_batch()
+                return Turn(0.0, state.version)
+        self._spool.release(claim)  # a shutdown, meanwhile, has taken back what there was
+        return turn
 
     def finish(self, state: ProcessState[Any], batch: Batch) -> None:
         """Remove the file of a batch whose events are settled, all of them."""

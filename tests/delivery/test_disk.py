@@ -278,3 +278,22 @@ def test_a_hanging_server_is_no_reason_to_read_files(spool) -> None:
         rig.delivery._disk._spool.claim = lambda: claims.append(1)
         assert rig.delivery._sender_turn(state).wait_s is None
         assert claims == []
+
+
+def test_a_file_that_is_read_while_a_shutdown_ends_is_left_to_the_next_process(spool) -> None:
+    """Read before the shutdown took back what was being replayed, and ready after it: not leased any more, not held."""
+    left_by_a_process(spool, range(5))
+    rig = Rig(transport(), clock=FakeClock(), spool_directory=spool)
+    claim = rig.delivery._disk._spool.claim
+
+    def claim_and_end():
+        found = claim()
+        rig.delivery.shutdown(1)
+        return found
+
+    rig.delivery._disk._spool.claim = claim_and_end
+    run_replay(rig)
+    assert rig.stats.held_bytes == 0
+    with Rig(transport(), clock=FakeClock(), spool_directory=spool) as other:
+        run_replay(other)
+        assert numbers(other.transport.delivered) == list(range(5))

@@ -234,6 +234,14 @@ def test_bound_holds_and_the_oldest_go_first(tmp_path_factory, sizes, max_bytes)
     assert kit.stats.dropped.get("spool_full", 0) == len(written) - len(left)
 
 
+def test_the_bound_holds_for_all_processes_together(tmp_path) -> None:
+    """Ten that write at the same time see each other's files well before the next look by the clock."""
+    kits = [Kit(tmp_path, 100_000) for _ in range(10)]
+    for n in range(600):
+        kits[n % 10].write(b"x" * 900)
+        assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 150_000
+
+
 def test_unreadable_files_make_room_first(tmp_path) -> None:
     """What cannot be sent any more goes before anything that can."""
     kit = Kit(tmp_path, 900)
@@ -320,6 +328,20 @@ def test_read_only_disk_is_counted(kit, monkeypatch) -> None:
     monkeypatch.undo()
     assert kit.write(b"x") is not None
     assert kit.stats.spool_errors == 1
+
+
+def test_what_cannot_be_removed_is_not_sent_or_counted_again(kit, monkeypatch) -> None:
+    """A directory that became read-only: each batch is sent, or lost, once; when it can be written again, all are gone."""
+    kit.write(b"sent")
+    kit.write(b"old", age_s=MAX_AGE_S + 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EACCES, "Permission denied")))
+        assert kit.take_all() == [[b"sent"]]
+        assert kit.take_all() == []
+        assert kit.stats.dropped == {"expired": 1}
+        assert len(kit.names) == 2
+    assert kit.take_all() == []
+    assert kit.names == []
 
 
 def test_folder_that_is_a_file_is_counted(tmp_path) -> None:
