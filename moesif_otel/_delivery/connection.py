@@ -101,7 +101,7 @@ class _SocketReader(io.RawIOBase):
 
 
 class _Response(http.client.HTTPResponse):
-    """The parser of `http.client`, which takes 103 Early Hints for the answer."""
+    """The parser of `http.client`, which takes 103 Early Hints for the answer, and "-1" for the size of a chunk."""
 
     def _read_status(self) -> Any:
         for _ in range(_MAX_INTERIM_ANSWERS):
@@ -110,6 +110,12 @@ class _Response(http.client.HTTPResponse):
                 return version, status, reason
             http.client.parse_headers(self.fp)
         raise http.client.HTTPException("interim answers without end")
+
+    def _read_next_chunk_size(self) -> int:
+        size: int = super()._read_next_chunk_size()  # type: ignore[misc]
+        if size < 0:  # it would read to the end of the connection, however much that is
+            raise ValueError("a chunk of less than nothing")
+        return size
 
 
 class _Connection:

@@ -127,6 +127,24 @@ def test_endless_answers_end(endless) -> None:
         post(Connections(server.url, 1), timeout_s=20)
 
 
+@pytest.mark.parametrize("size", [b"-1", b"-5"])
+def test_a_chunk_of_less_than_nothing_is_no_body(size) -> None:
+    """`http.client` would read "-1" to the end of the connection, all of it into memory; the status counts all the same."""
+    sent = 0
+
+    def serve(sock) -> None:
+        nonlocal sent
+        request_head(sock)
+        sock.sendall(b"HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n" + size + b"\r\n")
+        while sent < 50_000_000:
+            sent += sock.send(b"x" * 65_536)
+
+    with Raw(serve) as server:
+        answer = post(Connections(server.url, 1), timeout_s=20)
+        assert (answer.status, answer.body) == (201, b"")
+    assert sent < 50_000_000
+
+
 def test_a_deadline_that_is_over_begins_nothing() -> None:
     """Without time nothing is connected."""
     with FaultServer() as server:
