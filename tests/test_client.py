@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import tracemalloc
+from collections.abc import Mapping
 from datetime import date, datetime, timedelta, timezone
 from enum import Enum
 from types import MappingProxyType
@@ -206,6 +207,27 @@ class Unwritable:
         raise RuntimeError("no")
 
 
+class Unreadable(Mapping[str, Any]):
+    """A mapping, and in a way a model, that raises when it is read."""
+
+    def __getitem__(self, key: str) -> Any:
+        raise RuntimeError("no")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["user_id"])
+
+    def __len__(self) -> int:
+        return 1
+
+
+class Detached:
+    """A model whose method cannot even be looked up."""
+
+    @property
+    def to_dictionary(self) -> Any:
+        raise RuntimeError("no")
+
+
 NESTED_IN_ITSELF: dict[str, Any] = {}
 NESTED_IN_ITSELF["again"] = NESTED_IN_ITSELF
 
@@ -220,6 +242,9 @@ WRONG = [
     ("update_user", [USER_PROFILE], "user: got list"),
     ("update_user", UserModel, "user: got type"),
     ("update_user", Unwritable(), "user: got Unwritable"),
+    ("update_user", Unreadable(), "user: got Unreadable"),
+    ("update_user", Detached(), "user: got Detached"),
+    ("update_user", {**USER_PROFILE, "metadata": {"a": Unreadable()}}, "user.metadata.a: Unreadable"),
     ("update_user", "{", "user: text that is not JSON"),
     ("update_user", "[]", "user: got list"),
     ("update_user", {**USER_PROFILE, "metadata": "x"}, "user.metadata: got str"),

@@ -210,16 +210,14 @@ def _parsed(argument: Any, place: str) -> Any:
 
 def _as_mapping(value: Any) -> dict[Any, Any] | None:
     """Return a mapping, or a model with `to_dictionary` (as moesifapi's), as a dict; None for anything else."""
-    if isinstance(value, Mapping):
-        return dict(value)
-    to_dictionary = getattr(value, "to_dictionary", None)
-    if callable(to_dictionary) and not isinstance(value, type):
-        try:
-            made = to_dictionary()
-        except Exception:  # a model that cannot convert itself is no profile
-            return None
+    try:
+        if isinstance(value, Mapping):
+            return dict(value)
+        to_dictionary = getattr(value, "to_dictionary", None)
+        made = to_dictionary() if callable(to_dictionary) and not isinstance(value, type) else None
         return dict(made) if isinstance(made, Mapping) else None
-    return None
+    except Exception:  # what cannot be read is no profile
+        return None
 
 
 def _present(fields: dict[str, Any]) -> dict[str, Any]:
