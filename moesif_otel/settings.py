@@ -39,8 +39,11 @@ _SERVER_BODY_LIMIT_BYTES: Final = 450_000  # Moesif truncates a body there (API 
 _SECRET: Final = frozenset({"APPLICATION_ID"})
 # The longer prefix first: `opentelemetry-instrument --moesif_…` sets it, and the command line takes precedence.
 _PREFIXES: Final = ("OTEL_MOESIF_", "MOESIF_")
-_OLD_NAMES: Final = {"LOCAL_MOESIF_BASEURL": "BASE_URI", "DISABLE_TRANSACTION_ID": "DISABLED_TRANSACTION_ID"}
-_FORGOTTEN: Final = frozenset({"LOCAL_DEBUG"})  # of the packages we replace; ignored without a warning
+_OLD_NAMES: Final = {
+    "LOCAL_MOESIF_BASEURL": "BASE_URI",
+    "DISABLE_TRANSACTION_ID": "DISABLED_TRANSACTION_ID",
+    "LOCAL_DEBUG": "DEBUG",  # moesifdjango's and moesifpythonrequest's
+}
 
 # Converters: each takes a value and returns it in the option's type, or raises ValueError or TypeError.
 
@@ -358,7 +361,9 @@ class Settings:
         False,
     )
     disabled_transaction_id: bool = _flag_option(
-        "Do not add `X-Moesif-Transaction-Id` to responses (only the WSGI and Django middleware add it).", False
+        "Do not add `X-Moesif-Transaction-Id` to responses (only the WSGI and Django middleware add it). "
+        "`DISABLE_TRANSACTION_ID` is its old name.",
+        False,
     )
 
     event_queue_size: int = _whole_option(
@@ -395,7 +400,8 @@ class Settings:
 
     debug: bool = _flag_option(
         "Log a line for each event and each batch, on the logger `moesif_otel` at level DEBUG, and say in "
-        "`metadata.moesif_otel` of each event where user, company and session token came from, and which masks it has.",
+        "`metadata.moesif_otel` of each event where user, company and session token came from, and which masks it has. "
+        "`LOCAL_DEBUG` is its old name.",
         False,
     )
 
@@ -573,7 +579,7 @@ _told_variables: Final[set[str]] = set()
 
 def unknown_variables(environ: Mapping[str, str]) -> list[tuple[str, str]]:
     """Return the prefix and name of each variable that looks like an option of ours but is not one."""
-    known = {*OPTIONS, *_OLD_NAMES, *_FORGOTTEN}
+    known = {*OPTIONS, *_OLD_NAMES}
     return [
         (prefix, name)
         for variable in tuple(environ)
@@ -592,8 +598,6 @@ def nearest(name: str) -> str | None:
 
 def warn_of_unknown(name: str, prefix: str = "") -> None:
     """Log that an option is unknown, with the most similar known name."""
-    if name.upper() in _FORGOTTEN:
-        return
     near = nearest(name)
     hint = f"; did you mean {prefix}{near}?" if near else ""
     _logger.warning("moesif_otel: unknown option %.100r is ignored%s", prefix + name, hint)

@@ -135,7 +135,7 @@ def test_a_relative_folder_where_the_working_directory_is_gone_is_a_wrong_option
 def test_an_unknown_option_is_a_warning_with_the_nearest_name(caplog: pytest.LogCaptureFixture) -> None:
     """A typing error does not stop the application, and is told."""
     with caplog.at_level(logging.WARNING):
-        Settings.of({**REQUIRED, "LOG_BDY": True, "LOCAL_DEBUG": True})
+        Settings.of({**REQUIRED, "LOG_BDY": True, "LOCAL_DEBUG": False})
     assert [record.getMessage() for record in caplog.records] == [
         "moesif_otel: unknown option 'LOG_BDY' is ignored; did you mean LOG_BODY?"
     ]
@@ -192,6 +192,8 @@ def test_old_names_work_and_yield_to_those_of_today() -> None:
     both = {"DISABLE_TRANSACTION_ID": True, "DISABLED_TRANSACTION_ID": False}
     assert Settings.of({**REQUIRED, **both}).disabled_transaction_id is False
     assert Settings.of(REQUIRED, environ={"MOESIF_LOCAL_MOESIF_BASEURL": "http://a/b"}).base_uri == "http://a/b"
+    assert Settings.of({**REQUIRED, "LOCAL_DEBUG": True}).debug is True
+    assert Settings.of({**REQUIRED, "LOCAL_DEBUG": True, "DEBUG": False}).debug is False
 
 
 def test_the_environment_alone_keeps_defaults_of_harmless_wrong_options() -> None:
