@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 import weakref
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
@@ -26,7 +27,25 @@ A child that is forked while another thread imports inherits that module's impor
 for it at its own first call. It is the same with other libraries' locks that nothing renews in a child.
 """
 
+_writing: Final[dict[int, float]] = {}  # threads inside a log line of ours, and since when
+_LONGEST_LINE_S: Final = 1.0
+
+
+def _wait_for_lines() -> None:
+    """Wait, before a fork, for other threads' log lines: a child inherits the lock of the stream, held for ever.
+
+    Not by a lock: a handler is the application's, and may wait for the very thread that forks.
+    """
+    here = threading.get_ident()
+    while any(
+        thread != here and time.monotonic() - since_s < _LONGEST_LINE_S for thread, since_s in _writing.copy().items()
+    ):
+        time.sleep(0.001)
+
+
 if hasattr(os, "register_at_fork"):
+    # What is registered first runs last before a fork.
+    os.register_at_fork(before=_wait_for_lines, after_in_child=_writing.clear)
     os.register_at_fork(
         before=LATE_IMPORTS.acquire, after_in_parent=LATE_IMPORTS.release, after_in_child=LATE_IMPORTS.release
     )
@@ -96,10 +115,14 @@ class ContainedLogger:
 
     def log(self, level: int, message: str, *args: object, stacklevel: int = 1) -> None:
         """Log a message; if that raises, count it in `PROCESS_GUARD`."""
+        thread = threading.get_ident()
         try:
+            _writing[thread] = time.monotonic()
             self._logger.log(level, message, *args, stacklevel=stacklevel + 1)
         except Exception:
             PROCESS_GUARD.count("logging")
+        finally:
+            _writing.pop(thread, None)
 
     def debug(self, message: str, *args: object) -> None:
         """Log at DEBUG."""

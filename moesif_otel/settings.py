@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
-from moesif_otel._guard import LATE_IMPORTS, get_logger
+from moesif_otel._guard import get_logger
 from moesif_otel.errors import MoesifConfigError
 
 __all__ = [
@@ -178,8 +178,8 @@ class ImportedCallback:
         function = self._function
         if function is None:
             module, _, attribute = self.path.partition(":")
-            with LATE_IMPORTS:
-                imported = importlib.import_module(module)
+            # Not under `LATE_IMPORTS`: it is the application's, and may wait for calls that we capture meanwhile.
+            imported = importlib.import_module(module)
             try:
                 found = operator.attrgetter(attribute)(imported)
             except AttributeError:

@@ -9,10 +9,12 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from typing import Final
 
 import pytest
 
+from moesif_otel import _guard
 from moesif_otel._guard import ForkSafeLock, Guard, LiveSet, place_of
 
 
@@ -119,6 +121,41 @@ def test_the_place_of_an_error_needs_no_source_and_no_limit_of_tracebacks(monkey
     assert re.fullmatch(r"test_guard\.py:\d+ in fail", place_of(caught.value))
 
 
+def test_a_fork_waits_for_log_lines_of_other_threads(monkeypatch) -> None:
+    """Python renews no lock of a stream in a forked child: its own first log line would wait for ever."""
+    writing, go, lines = threading.Event(), threading.Event(), []
+
+    class Handler(logging.Handler):
+        def emit(self, record) -> None:
+            writing.set()
+            go.wait(30)
+            lines.append(record.getMessage())
+
+    handler = Handler()
+    logging.getLogger("moesif_otel").addHandler(handler)
+    try:
+        thread = threading.Thread(target=_guard.get_logger("moesif_otel.x").warning, args=("a line",))
+        thread.start()
+        assert writing.wait(30)
+        monkeypatch.setattr(_guard, "_LONGEST_LINE_S", 60.0)
+        monkeypatch.setattr(_guard.time, "sleep", lambda _: go.set())
+        _guard._wait_for_lines()
+        assert lines == ["a line"]
+    finally:
+        go.set()
+        thread.join()
+        logging.getLogger("moesif_otel").removeHandler(handler)
+    assert _guard._writing == {}
+
+
+def test_a_handler_that_forks_does_not_wait_for_its_own_line(monkeypatch) -> None:
+    """Nor does a fork wait for a line that takes too long: the handler may wait for the thread that forks."""
+    monkeypatch.setitem(_guard._writing, threading.get_ident(), time.monotonic())
+    monkeypatch.setitem(_guard._writing, -1, time.monotonic() - 2 * _guard._LONGEST_LINE_S)
+    monkeypatch.setattr(_guard.time, "sleep", lambda _: pytest.fail("waited"))
+    _guard._wait_for_lines()
+
+
 _SERVE_WATCHED: Final = """
 import asyncio, logging, sys
 from importlib.abc import MetaPathFinder
@@ -130,7 +167,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from moesif_otel import _guard
 from moesif_otel._autoinstrument.exporter import AutoSpanExporter
 from moesif_otel._autoinstrument.instrument import Instrumentation
-from moesif_otel.settings import ImportedCallback, Settings
+from moesif_otel.settings import Settings
 
 # Nobody answers there: on a slow machine our threads have the time to say so.
 logging.getLogger("moesif_otel").addHandler(logging.NullHandler())
@@ -187,7 +224,6 @@ Pattern("a")
 decode_text(bytes([0xC8, 0xD5]), "gbk", cut=False)
 utf8_of(bytes([0x22, 0xE8, 0x22]), "windows-1250")
 sound_text(chr(0xD800))
-ImportedCallback("colorsys:rgb_to_hsv").resolve()
 YieldingInstrumentation().hold(app, Provider())
 serving = False
 import os
@@ -196,14 +232,14 @@ os._exit(0)
 """
 
 
-_WATCHED: Final = ("moesif_otel", "opentelemetry", "regex", "encodings", "colorsys")
+_WATCHED: Final = ("moesif_otel", "opentelemetry", "regex", "encodings")
 
 
 def test_no_call_imports_a_module_that_a_fork_could_leave_half_imported() -> None:
     """A child that is forked while another thread of its parent imports a module waits for it for ever.
 
-    So nothing is imported in a request, or on a thread of ours, without the lock that a fork takes: no module, codec or
-    callback. Nor does OpenTelemetry take a lock there that no child renews.
+    So nothing is imported in a request, or on a thread of ours, without the lock that a fork takes: no module and no
+    codec. Nor does OpenTelemetry take a lock there that no child renews.
     """
     found = subprocess.run([sys.executable, "-c", _SERVE_WATCHED], capture_output=True, text=True, timeout=60, check=False)
     assert found.stderr == ""
