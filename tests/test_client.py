@@ -50,6 +50,9 @@ CALLS = [
 class Server:
     """A transport whose answers follow a function of the items; it keeps what was posted."""
 
+    address = "https://api.moesif.net"
+    setting = "BASE_URI"
+
     def __init__(self, answer: Callable[[list[Any]], int | None] = lambda items: 201) -> None:
         self.posts: list[tuple[str, Any]] = []
         self.forks = 0

@@ -129,10 +129,11 @@ class MoesifTransport:
         weakref.finalize(self, self._connections.close).atexit = False
         self._application_id = settings.application_id
         self._on_tags = on_tags
-        self.address: Final = settings.shown_address
+        self.address = settings.shown_address
+        self.setting = "BASE_URI"
         # Names this destination on disk without giving the application id away (it is long and random).
         destination = f"moesif-otel spool\0{settings.application_id}\0{_without_credentials(settings.base_uri)}"
-        self.spool_binding: Final = hashlib.sha256(destination.encode()).hexdigest()[:32]
+        self.spool_binding: str | None = hashlib.sha256(destination.encode()).hexdigest()[:32]
 
     def send(self, payloads: Sequence[bytes], timeout_s: float) -> PostAnswer:
         """Make one attempt to deliver a batch of events, each as JSON."""

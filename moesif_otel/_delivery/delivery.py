@@ -104,11 +104,10 @@ class Delivery(Generic[T]):
         self._is_measured = measured
         self._transport = transport
         self._clock = clock or Clock()
-        self._log = DeliveryLog(self._clock, getattr(transport, "address", "Moesif"))
+        self._log = DeliveryLog(self._clock, transport.address, transport.setting)
         parts = Collaborators(settings, transport, self.ledger, budget, guard, self._clock, self._log)
-        # A transport without a binding (another exporter's) has payloads that are not ours to write.
-        binding: str | None = getattr(transport, "spool_binding", None)
         self._disk: Disk | None = None
+        binding = transport.spool_binding
         if settings.spool_directory is not None and binding is not None:
             with LATE_IMPORTS:  # most services have none
                 from moesif_otel._delivery.spool import Disk as SpoolDisk

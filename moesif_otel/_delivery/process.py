@@ -35,6 +35,10 @@ T = TypeVar("T")
 class Transport(Protocol):
     """The way a batch goes out: to Moesif, or through somebody else's exporter."""
 
+    address: str  # where to, and the setting that says so: for the log
+    setting: str
+    spool_binding: str | None  # names the destination on disk; None: its payloads are not ours to write
+
     def send(self, payloads: Sequence[Any], timeout_s: float) -> PostAnswer:
         """Make one attempt that lasts at most `timeout_s` seconds."""
         ...

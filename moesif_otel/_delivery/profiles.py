@@ -439,6 +439,8 @@ class _BatchTransport:
 
     def __init__(self, transport: MoesifTransport) -> None:
         self._transport = transport
+        self.address, self.setting = transport.address, transport.setting
+        self.spool_binding: str | None = None
 
     def send(self, payloads: Sequence[bytes], timeout_s: float) -> PostAnswer:
         """Make one POST; a batch of several kinds is halved until each part has one kind."""

@@ -59,11 +59,15 @@ def _number_of(events: int) -> str:
 
 
 class DeliveryLog:
-    """Writes the log lines of one pipeline; `address` is that of the server, without credentials."""
+    """Writes the log lines of one pipeline.
 
-    def __init__(self, clock: Clock, address: str) -> None:
+    `address` is that of the server, without credentials, and `setting` what the user can change it by.
+    """
+
+    def __init__(self, clock: Clock, address: str, setting: str = "BASE_URI") -> None:
         self._clock = clock
         self.address = address
+        self._setting = setting
         self.after_fork()
 
     def after_fork(self) -> None:
@@ -88,7 +92,8 @@ class DeliveryLog:
     def not_taken(self, answer: PostAnswer, events: int) -> None:
         """Log that events wait for a server that does not answer, or are dropped since it does not accept any."""
         if answer.outcome is BatchOutcome.SUSPENDED:
-            what = _WHAT_TO_DO.get(answer.status or 0, f"does not accept events (status {answer.status})")
+            what = _WHAT_TO_DO.get(answer.status or 0) if self._setting == "BASE_URI" else None
+            what = what or f"does not accept events (status {answer.status})"
             self.failure(
                 f"suspended {answer.status}",
                 f"{self.address} {what}; until then events are dropped and counted, and one batch is tried about once "
@@ -101,18 +106,18 @@ class DeliveryLog:
             self.failure(
                 f"unreachable {answer.cause}",
                 f"{self.address} did not answer ({answer.cause}): {waiting}; "
-                "check BASE_URI, and that the network, proxy and firewall allow the connection",
+                f"check {self._setting}, and that the network, proxy and firewall allow the connection",
             )
             return
         asked = f" and asks to wait {answer.retry_after_s:.0f} s" if answer.retry_after_s is not None else ""
-        advice = "; redirects are not followed: check BASE_URI" if answer.status // 100 == 3 else ""
+        advice = f"; redirects are not followed: check {self._setting}" if answer.status // 100 == 3 else ""
         self.failure(
             f"status {answer.status}", f"{self.address} answered with status {answer.status}{asked}: {waiting}{advice}"
         )
 
     def refused(self, events: int, status: int | None) -> None:
         """Log that the server refuses events, which are dropped."""
-        whole = " and any other; check BASE_URI" if events > 1 else "; it is dropped, and counted as rejected"
+        whole = f" and any other; check {self._setting}" if events > 1 else "; it is dropped, and counted as rejected"
         self.failure(f"rejected {status}", f"{self.address} refuses {_number_of(events)} (status {status}){whole}")
 
     def waiting(self, events: int, timeout_s: float) -> None:

@@ -113,6 +113,9 @@ class _ExporterTransport:
     """Delivery's transport over an exporter; interprets its `FAILURE`, and limits how long we wait for it."""
 
     def __init__(self, exporter: SpanExporter, guard: Guard) -> None:
+        self.address = f"the exporter {type(exporter).__name__}"
+        self.setting = "its endpoint"
+        self.spool_binding: str | None = None
         self.close_by_s: float | None = None
         self._exporter = exporter
         self._guard = guard

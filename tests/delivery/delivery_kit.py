@@ -63,6 +63,8 @@ class MemoryTransport:
     sent: list = field(default_factory=list)
     timeouts: list = field(default_factory=list)
     delivered: list = field(default_factory=list)
+    address: str = "Moesif"
+    setting: str = "BASE_URI"
     spool_binding: str | None = None
     forks: int = 0
     closed: int = 0

@@ -79,3 +79,14 @@ def test_a_redirect_is_told_with_what_to_do(caplog) -> None:
     (line,) = caplog.messages
     assert "http://api.example answered with status 301" in line
     assert line.endswith("5 events wait and are sent again; redirects are not followed: check BASE_URI")
+
+
+def test_another_exporter_is_not_told_by_our_options(caplog) -> None:
+    """What a Collector answers says nothing of APPLICATION_ID or BASE_URI."""
+    log = DeliveryLog(FakeClock(), "the exporter X", "its endpoint")
+    log.not_taken(PostAnswer(BatchOutcome.SUSPENDED, 401), 5)
+    log.not_taken(PostAnswer(BatchOutcome.RETRY, detail="OSError"), 5)
+    log.refused(5, 404)
+    assert caplog.messages[0].startswith("moesif_otel: the exporter X does not accept events (status 401); until then")
+    assert caplog.messages[1].startswith("moesif_otel: the exporter X did not answer (OSError): ")
+    assert not any(option in line for line in caplog.messages for option in ("APPLICATION_ID", "BASE_URI"))

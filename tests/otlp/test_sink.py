@@ -264,8 +264,11 @@ def test_a_hung_exporter_does_not_hold_a_flush_or_the_end() -> None:
     assert stats["accepted"] == 1 == sum(stats["dropped"].values())
 
 
-def test_calls_wait_for_an_exporter_that_fails_however_often() -> None:
-    """Thirty failures without a status, each at a flush of its own, lose nothing: what is refused waits."""
+def test_calls_wait_for_an_exporter_that_fails_however_often(caplog: pytest.LogCaptureFixture) -> None:
+    """Thirty failures without a status, each at a flush of its own, lose nothing: what is refused waits.
+
+    The log names the exporter, and not Moesif or an option that has nothing to do with it.
+    """
     recorder = Recorder(failures=30)
     caller = Caller(recorder)
     for _ in range(50):
@@ -279,6 +282,9 @@ def test_calls_wait_for_an_exporter_that_fails_however_often() -> None:
         caller.processor.force_flush(500)
     stats = caller.ended()
     assert (stats["delivered"], stats["dropped"]) == (50, {})
+    line = next(line for line in caplog.messages if "did not answer" in line)
+    assert line.startswith("moesif_otel: the exporter Recorder did not answer (Recorder failed): ")
+    assert "check its endpoint," in line
 
 
 def test_what_waits_for_a_hung_exporter_keeps_to_its_bound() -> None:
