@@ -13,6 +13,24 @@ if TYPE_CHECKING:
     from moesif_otel._capture.exchange import Exchange
 
 
+class Asked:
+    """Asks a function `(exchange, read_ahead) -> Decision | None` in the steps of governance rules."""
+
+    needs_identity = False
+    needs_body = True
+
+    def __init__(self, decide: Any, exchange: Exchange) -> None:
+        self._decide = decide
+        self._exchange = exchange
+        self._body: bytes | None = None
+
+    def give_body(self, data: bytes | None, *, whole: bool = True) -> None:
+        self._body = data
+
+    def verdict(self) -> Any:
+        return self._decide(self._exchange, lambda: self._body)
+
+
 class RecordingPipeline:
     """Fulfils `capture.exchange.Pipeline`; `calls` holds what was finished, in order."""
 
@@ -45,8 +63,8 @@ class RecordingPipeline:
     def answering(self, exchange: Exchange) -> None:
         pass
 
-    def govern(self, exchange: Exchange, read_ahead: object) -> object:
-        return self.decision(exchange, read_ahead) if self.decision is not None else None
+    def governed(self, exchange: Exchange) -> Asked | None:
+        return Asked(self.decision, exchange) if self.decision is not None else None
 
     def finishing(self, exchange: Exchange) -> Any:
         self.calls.append(exchange)

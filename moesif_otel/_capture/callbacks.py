@@ -19,7 +19,7 @@ from moesif_otel.settings import ImportedCallback
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
-    from moesif_otel._capture.exchange import Direction, Exchange, Steps
+    from moesif_otel._capture.exchange import Decision, Direction, Exchange, Steps
     from moesif_otel._guard import Guard
     from moesif_otel.settings import Settings
 
@@ -43,16 +43,8 @@ class Callbacks:
         self.may_skip = self._skip.given
         self.any = any(callback.given for callback in everything)
 
-    def run(self, exchange: Exchange) -> None:
-        """Run what has not run yet and note the answers on the Exchange; what is awaitable counts as an error."""
-        run_steps(self.steps(exchange))
-
-    def identify(self, exchange: Exchange) -> None:
-        """Run IDENTIFY_USER and IDENTIFY_COMPANY unless they have run (a governance rule may need them early)."""
-        run_steps(self.identifying(exchange))
-
     def steps(self, exchange: Exchange) -> Steps:
-        """Do what `run` does, with a stop at each awaitable that a callback returns.
+        """Run them all and note the answers on the Exchange, with a stop at each awaitable that a callback returns.
 
         A SKIP that raises does not skip. What `identify` said stands; GET_METADATA's mapping is merged under it.
         """
@@ -76,7 +68,7 @@ class Callbacks:
                 exchange.metadata = said
 
     def identifying(self, exchange: Exchange) -> Steps:
-        """Do what `identify` does, with a stop at each awaitable."""
+        """Run IDENTIFY_USER and IDENTIFY_COMPANY unless they have run (a governance rule may need them early)."""
         if exchange.identified:
             return
         exchange.identified = True
@@ -122,6 +114,29 @@ def run_steps(steps: Steps) -> None:
             awaitable = steps.throw(TypeError("an awaitable"))
     except StopIteration:
         return
+
+
+def decide(exchange: Exchange, read_ahead: Callable[[], bytes | None]) -> Decision | None:
+    """Ask the governance rules about a request, where nothing is to be awaited. Never raises.
+
+    Args:
+        exchange: With method, URL, headers, peer address and callback arguments.
+        read_ahead: Returns the raw request body, or None; called only where a rule depends on it.
+    """
+    pipeline = exchange.pipeline
+    try:
+        governed = pipeline.governed(exchange)
+        if governed is None:
+            return None
+        if governed.needs_identity:
+            run_steps(pipeline.identifying(exchange))
+        if governed.needs_body:
+            # It fails where the client left; the application gets the same error when it reads.
+            governed.give_body(pipeline.guard.run("reading a request body for governance", read_ahead))
+        return governed.verdict()
+    except Exception as exc:
+        pipeline.guard.caught("governance rules", exc)
+        return None
 
 
 async def await_steps(steps: Steps, awaitable: Any = None) -> None:

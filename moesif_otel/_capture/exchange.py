@@ -157,17 +157,6 @@ if TYPE_CHECKING:
         def answering(self, exchange: Exchange) -> None:
             """Take note that the application answers: the span that is current may be the call's own. Never raises."""
 
-        def govern(self, exchange: Exchange, read_ahead: Callable[[], bytes | None]) -> Decision | None:
-            """Ask the governance rules about a request before the application sees it.
-
-            Args:
-                exchange: With method, URL, headers, peer address and callback arguments.
-                read_ahead: Gives the raw request body, or None; called only when a rule depends on it.
-
-            Returns:
-                None when no rule has anything to say, which takes well under a microsecond without rules. Never raises.
-            """
-
         def governed(self, exchange: Exchange) -> Governed | None:
             """Return what asks the governance rules in steps; None when there are none."""
 

@@ -1,14 +1,7 @@
 """Asking the governance rules about one request, in steps, so that an asynchronous capture can await in between.
 
-    governed = GovernedRequest(rules, config, exchange)        # a first look: method, route, headers, address
-    if governed.needs_identity:
-        callbacks.identify(exchange)                           # or await it
-    if governed.needs_body:
-        governed.give_body(read_ahead())                       # or await it
-    verdict = governed.verdict()
-
-`decide` is these steps for captures that need not await. Everything runs in the thread or task of the request; nobody
-looks at a body or an identity that no rule asks for.
+`_capture.callbacks.decide` is these steps for captures that need not await. Everything runs in the thread or task of
+the request; nobody looks at a body or an identity that no rule asks for.
 """
 
 from __future__ import annotations
@@ -25,9 +18,6 @@ from moesif_otel._redaction.media import media_of
 from moesif_otel._remote.facts import BodyNeededError, RequestFacts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from moesif_otel._capture.callbacks import Callbacks
     from moesif_otel._capture.exchange import Decision, Exchange
     from moesif_otel._remote.config import RemoteConfig
     from moesif_otel._remote.governance import RuleSet
@@ -40,27 +30,6 @@ NOT_JSON: Final = "not_json"
 """`request.body.$unreadable` of a body that no JSON parser takes: a form, an upload, damaged JSON."""
 
 _MAX_INT_DIGITS: Final = 4_000  # Python's own conversion is quadratic, and refuses more than 4,300
-
-
-def decide(
-    rules: RuleSet,
-    config: RemoteConfig,
-    exchange: Exchange,
-    callbacks: Callbacks,
-    read_ahead: Callable[[], bytes | None],
-) -> Decision | None:
-    """Return the verdict of the rules on a request; `callbacks` and `read_ahead` run where one depends on them."""
-    governed = GovernedRequest(rules, config, exchange)
-    if governed.needs_identity:
-        callbacks.identify(exchange)
-    if governed.needs_body:
-        data = None
-        try:
-            data = read_ahead()
-        except Exception as exc:  # the client left; the application gets the same error when it reads
-            exchange.pipeline.guard.caught("reading a request body for governance", exc)
-        governed.give_body(data)
-    return governed.verdict()
 
 
 class GovernedRequest:

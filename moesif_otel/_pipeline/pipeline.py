@@ -24,13 +24,13 @@ from opentelemetry import trace
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.trace import SpanKind
 
-from moesif_otel._capture.callbacks import Callbacks
+from moesif_otel._capture.callbacks import Callbacks, run_steps
 from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
 from moesif_otel._delivery.process import at_exit
 from moesif_otel._events.caller import settle
 from moesif_otel._events.spans import has_http_method
 from moesif_otel._guard import PROCESS_GUARD, LiveSet, get_logger, show_debug_log
-from moesif_otel._pipeline import governance
+from moesif_otel._pipeline.governance import GovernedRequest
 from moesif_otel._pipeline.sink import EventSink
 from moesif_otel._pipeline.spans import claims_of, dispatcher_on
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk.trace import ReadableSpan, Span
 
-    from moesif_otel._capture.exchange import Decision, Steps
+    from moesif_otel._capture.exchange import Steps
     from moesif_otel._delivery.stats import Stats
     from moesif_otel._pipeline.sink import Sink
     from moesif_otel._pipeline.spans import Dispatcher
@@ -217,24 +217,11 @@ class Pipeline:
         remote = self.sink.remote
         return remote is not None and bool(remote.rules)
 
-    def govern(self, exchange: Exchange, read_ahead: Callable[[], bytes | None]) -> Decision | None:
-        remote = self.sink.remote
-        if remote is None:
-            return None
-        rules = remote.rules
-        if not rules:
-            return None
-        try:
-            return governance.decide(rules, remote.config, exchange, self._callbacks["Incoming"], read_ahead)
-        except Exception as exc:
-            self.guard.caught("governance rules", exc)
-            return None
-
-    def governed(self, exchange: Exchange) -> governance.GovernedRequest | None:
+    def governed(self, exchange: Exchange) -> GovernedRequest | None:
         remote = self.sink.remote
         if remote is None or not remote.rules:
             return None
-        return governance.GovernedRequest(remote.rules, remote.config, exchange)
+        return GovernedRequest(remote.rules, remote.config, exchange)
 
     def identifying(self, exchange: Exchange) -> Steps:
         return self._callbacks[exchange.direction].identifying(exchange)
@@ -252,7 +239,7 @@ class Pipeline:
             callbacks = self._callbacks[exchange.direction]
             if callbacks.any and not exchange.callbacks_done:
                 try:
-                    callbacks.run(exchange)
+                    run_steps(callbacks.steps(exchange))
                 except BaseException:  # SystemExit and KeyboardInterrupt are the application's, the call is ours
                     self._hand_over(exchange)
                     raise
@@ -511,7 +498,7 @@ class Pipeline:
                     return
                 if id(exchange) in self._finishing:
                     try:
-                        self._callbacks[exchange.direction].run(exchange)
+                        run_steps(self._callbacks[exchange.direction].steps(exchange))
                     except BaseException as exc:  # a SystemExit would end this thread before its work is done
                         self.guard.caught("callbacks of a garbage-collected call", exc)
                     self._end_finishing(exchange)

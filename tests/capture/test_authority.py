@@ -16,7 +16,7 @@ from moesif_otel._capture.authority import is_authority
 from moesif_otel._capture.tornado.capture import _full_url
 from moesif_otel._capture.wsgi.environ import url_of as wsgi_url
 from moesif_otel._guard import Guard
-from moesif_otel._pipeline.governance import decide
+from moesif_otel._pipeline.governance import GovernedRequest
 from moesif_otel._remote.config import DEFAULT_CONFIG
 from moesif_otel._remote.governance import RuleSet
 
@@ -73,10 +73,7 @@ def test_a_rule_on_the_path_is_not_passed_by_the_host(host: str, url_of: Callabl
         pipeline=SimpleNamespace(guard=Guard()),
         company_id=None,
     )
-    unused: Any = None
-    assert decide(
-        RuleSet.from_json(json.dumps([rule]).encode(), Guard()), DEFAULT_CONFIG, exchange, unused, unused
-    )
+    assert GovernedRequest(RuleSet.from_json(json.dumps([rule]).encode(), Guard()), DEFAULT_CONFIG, exchange).verdict()
 
 
 @pytest.mark.parametrize("name", ["Cheroot/11.1.2", "a b", "/tmp/socket", "unix:/run/x?", "[", ""])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from moesif_otel._capture.callbacks import Callbacks, check_signatures
+from moesif_otel._capture.callbacks import Callbacks, check_signatures, run_steps
 from moesif_otel._capture.exchange import Exchange, current_exchange, identify
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.settings import Settings
@@ -24,7 +24,7 @@ def run(direction: Any = "Incoming", prepare: Any = None, **options: Any) -> tup
     exchange.identify_arguments = (APP, ENVIRON, HEADERS)
     if prepare is not None:
         prepare(exchange)
-    Callbacks(pipeline.settings, direction, pipeline.guard).run(exchange)
+    run_steps(Callbacks(pipeline.settings, direction, pipeline.guard).steps(exchange))
     return exchange, pipeline
 
 
@@ -96,8 +96,8 @@ def test_identity_is_asked_for_once() -> None:
     exchange = Exchange(pipeline, "Incoming", "GET")
     exchange.callback_arguments = (APP, ENVIRON)
     callbacks = Callbacks(pipeline.settings, "Incoming", pipeline.guard)
-    callbacks.identify(exchange)
-    callbacks.run(exchange)
+    run_steps(callbacks.identifying(exchange))
+    run_steps(callbacks.steps(exchange))
     assert calls == [1]
 
 
@@ -121,7 +121,7 @@ def test_a_callback_that_cannot_be_imported_is_named_once(caplog: Any) -> None:
     for _ in range(3):
         exchange = Exchange(pipeline, "Incoming", "GET")
         exchange.callback_arguments = exchange.identify_arguments = (APP, ENVIRON)
-        callbacks.run(exchange)
+        run_steps(callbacks.steps(exchange))
         assert exchange.user_id is None
     (record,) = caplog.records
     assert "tests.absent_module:identify" in record.getMessage()

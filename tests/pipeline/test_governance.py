@@ -15,8 +15,9 @@ import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moesif_otel._capture.callbacks import decide
 from moesif_otel._guard import Guard
-from moesif_otel._pipeline.governance import GovernedRequest, decide
+from moesif_otel._pipeline.governance import GovernedRequest
 from moesif_otel._remote.config import DEFAULT_CONFIG, RemoteConfig
 from moesif_otel._remote.governance import RuleSet
 from moesif_otel.sandbox.server import Sandbox
@@ -280,7 +281,8 @@ def test_reading_the_body_may_fail() -> None:
 
     exchange = request(content_length="5")
     rules = rules_of(block("r", 400, **{"request__body__$unreadable": "too_large"}))
-    verdict = decide(rules, DEFAULT_CONFIG, exchange, SimpleNamespace(), read_ahead)  # type: ignore[arg-type]
+    exchange.pipeline.governed = lambda exchange: GovernedRequest(rules, DEFAULT_CONFIG, exchange)
+    verdict = decide(exchange, read_ahead)
     assert verdict is not None
     assert exchange.pipeline.guard.counts() == {
         "reading a request body for governance": 1,

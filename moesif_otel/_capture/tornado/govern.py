@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from tornado.web import RequestHandler
 from wrapt import FunctionWrapper
 
+from moesif_otel._capture.callbacks import decide
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -28,8 +30,8 @@ def govern(call: TornadoCall) -> None:
     if exchange is None or handler is None:
         return
     try:
-        pipeline = exchange.pipeline
-        decision = pipeline.govern(exchange, partial(_body_of, handler, pipeline.settings.request_max_body_size))
+        max_bytes = exchange.pipeline.settings.request_max_body_size
+        decision = decide(exchange, partial(_body_of, handler, max_bytes))
         if decision is None:
             return
         if decision.blocked:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from moesif_otel._capture.body import CapturedBody
+from moesif_otel._capture.callbacks import decide
 from moesif_otel._capture.exchange import Exchange, Outcome, chain, current_exchange
 from moesif_otel._capture.wsgi.environ import asks_for_upgrade, headers_of, may_have_body, url_of
 from moesif_otel._capture.wsgi.input import read_ahead, tee_input
@@ -240,9 +241,8 @@ class _WsgiCall:
             self._exchange.pipeline.guard.caught("the SERVER span of a call", exc)
 
     def _govern(self, environ: dict[str, Any]) -> Decision | None:
-        pipeline = self._exchange.pipeline
-        limit_bytes = pipeline.settings.request_max_body_size
-        return pipeline.govern(self._exchange, partial(read_ahead, environ, limit_bytes))
+        limit_bytes = self._exchange.pipeline.settings.request_max_body_size
+        return decide(self._exchange, partial(read_ahead, environ, limit_bytes))
 
     def _answer_instead(self, decision: Decision) -> list[bytes]:
         """Answer a blocked request; the application is not called."""

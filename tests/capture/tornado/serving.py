@@ -15,6 +15,7 @@ from moesif_otel._capture.body import ByteBudget
 from moesif_otel._capture.tornado.capture import TornadoCapture
 from moesif_otel._guard import Guard
 from moesif_otel.settings import Settings
+from tests.recording import Asked
 
 if TYPE_CHECKING:
     from moesif_otel._capture.exchange import Exchange, Outcome
@@ -79,8 +80,8 @@ class Recorder:
     def answering(self, exchange: Exchange) -> None:
         pass
 
-    def govern(self, exchange: Exchange, read_ahead: Any) -> Any:
-        return None if self.decide is None else self.decide(exchange, read_ahead)
+    def governed(self, exchange: Exchange) -> Asked | None:
+        return None if self.decide is None else Asked(self.decide, exchange)
 
     def finished(self, exchange: Exchange) -> None:
         request, response = exchange.request_body, exchange.response_body
