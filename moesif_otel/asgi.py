@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from moesif_otel._capture.asgi.capture import EXCHANGES_KEY, AsgiCapture, is_over
+from moesif_otel._capture import EXCHANGES_KEY
+from moesif_otel._capture.asgi.capture import AsgiCapture
 from moesif_otel._capture.callbacks import check_signatures, takes
+from moesif_otel._capture.exchange import is_over
 from moesif_otel._pipeline.middleware import Middleware
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.settings import Settings

@@ -12,6 +12,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from moesif_otel._autoinstrument.targets import install, say_what_is_not_captured
+from moesif_otel._capture import EXCHANGES_KEY
 from moesif_otel._capture.patching import when_imported
 from moesif_otel._guard import LATE_IMPORTS, PROCESS_GUARD, get_logger
 from moesif_otel.errors import install_command
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 _logger: Final = get_logger(__name__)
 
 _told: Final[set[str]] = set()
-_EXCHANGES_KEY: Final = "moesif_otel.exchanges"  # `capture.wsgi` has it; imported late, see there
 _FRAMEWORK_KEY: Final = "moesif_otel.framework"
 
 
@@ -295,7 +295,7 @@ def _name_application(environ: dict[str, Any], app: Any) -> None:
     if _FRAMEWORK_KEY in environ:  # applications in applications: the outermost is the one
         return
     environ[_FRAMEWORK_KEY] = True
-    for exchange in environ.get(_EXCHANGES_KEY, ()):
+    for exchange in environ.get(EXCHANGES_KEY, ()):
         if exchange.provisional and exchange.is_open:
             exchange.callback_arguments = (app, *exchange.callback_arguments[1:])
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import wrapt
 
-from moesif_otel._capture.asgi import INTERNAL
+from moesif_otel._capture import INTERNAL
 from moesif_otel._capture.patching import Patch, PatchSet, when_imported
 from moesif_otel._guard import PROCESS_GUARD, get_logger
 

@@ -18,7 +18,7 @@ from aiohttp.streams import EmptyStreamReader, StreamReader
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from moesif_otel._capture.body import LeftOut
+from moesif_otel._capture.body import BYTES, LeftOut
 from moesif_otel._capture.exchange import Outcome
 from moesif_otel._capture.outgoing import OutgoingCall, begin_call, call_being_sent
 from moesif_otel._capture.patching import Patch, PatchSet
@@ -81,7 +81,7 @@ class _UploadTrace:
     async def send_request_chunk_sent(self, _method: str, _url: URL, chunk: Any) -> None:
         """Note a piece, before it is compressed."""
         try:
-            if isinstance(chunk, (bytes, bytearray, memoryview)):
+            if isinstance(chunk, BYTES):
                 for body in self._call.request_bodies:
                     body.decoded = True
                     body.add(chunk)

@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 import orjson
 
 from moesif_otel._capture.asgi.scope import url_of
-from moesif_otel._capture.body import CapturedBody
+from moesif_otel._capture.body import NO_BODY_STATUSES
 from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from moesif_otel._capture.exchange import CapturePipeline, Headers
 
-_NO_BODY_STATUSES: Final = frozenset({204, 304})
 # What Lambda authorizers get is a request too, but they answer with a policy.
 _OF_AUTHORIZERS: Final = ("methodArn", "routeArn")
 
@@ -86,9 +85,8 @@ class LambdaCapture:
             "function_name": getattr(context, "function_name", None),
         }
         exchange.notes.update((name, value) for name, value in facts.items() if value)
-        settings = self._pipeline.settings
-        if settings.log_body and event.get("body"):
-            exchange.request_body = self._body(_bytes(event["body"], event), settings.request_max_body_size)
+        if self._pipeline.settings.log_body and event.get("body"):
+            exchange.capture_request_body().add(_bytes(event["body"], event))
         return exchange
 
     def _note_identity(self, exchange: Exchange, identity: Mapping[str, Any]) -> None:
@@ -119,15 +117,9 @@ class LambdaCapture:
             exchange.status = 502
             return
         exchange.response_headers = headers
-        settings = self._pipeline.settings
-        is_seen = exchange.method != "HEAD" and exchange.status not in _NO_BODY_STATUSES
-        if settings.log_body and body and is_seen:
-            exchange.response_body = self._body(_bytes(body, result), settings.response_max_body_size)
-
-    def _body(self, data: bytes, max_bytes: int) -> CapturedBody:
-        body = CapturedBody(max_bytes, self._pipeline.budget)
-        body.add(data)
-        return body
+        is_seen = exchange.method != "HEAD" and exchange.status not in NO_BODY_STATUSES
+        if self._pipeline.settings.log_body and body and is_seen:
+            exchange.capture_response_body().add(_bytes(body, result))
 
 
 def _is_version_2(event: Mapping[str, Any]) -> bool:

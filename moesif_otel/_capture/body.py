@@ -12,6 +12,9 @@ from typing import Final
 
 from moesif_otel._counters import Counters
 
+BYTES: Final = (bytes, bytearray, memoryview)
+NO_BODY_STATUSES: Final = frozenset({204, 304})  # RFC 9110, 6.4.1
+
 # A body that comes in many small pieces is joined now and then: a list entry and an object header a piece would
 # otherwise take more memory than the piece itself, uncounted.
 _MAX_PARTS: Final = 128

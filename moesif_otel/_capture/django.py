@@ -20,14 +20,14 @@ from django.core.signals import got_request_exception
 from django.http import HttpResponse, RawPostDataException
 from django.utils.functional import LazyObject
 
+from moesif_otel._capture import EXCHANGES_KEY
 from moesif_otel._capture.asgi import scope as asgi_scope
 from moesif_otel._capture.asgi.callback_objects import CallbackObjects
 from moesif_otel._capture.asgi.capture import AsgiCapture
-from moesif_otel._capture.body import CapturedBody
 from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
 from moesif_otel._capture.patching import Patch, PatchSet
 from moesif_otel._capture.wsgi import environ
-from moesif_otel._capture.wsgi.capture import EXCHANGES_KEY, WsgiCapture
+from moesif_otel._capture.wsgi.capture import WsgiCapture
 from moesif_otel._guard import PROCESS_GUARD
 
 if TYPE_CHECKING:
@@ -284,15 +284,12 @@ def _note_test_response(exchange: Exchange, request: Any, response: Any) -> None
     headers = [(str(name), str(value)) for name, value in response.items()]
     headers += [("Set-Cookie", morsel.OutputString()) for morsel in response.cookies.values()]
     exchange.response_headers = headers
-    settings, budget = exchange.pipeline.settings, exchange.pipeline.budget
-    if not settings.log_body:
+    if not exchange.pipeline.settings.log_body:
         return
     if isinstance(getattr(request, "_body", None), bytes):
-        exchange.request_body = CapturedBody(settings.request_max_body_size, budget)
-        exchange.request_body.add(request._body)
+        exchange.capture_request_body().add(request._body)
     if not response.streaming:
-        exchange.response_body = CapturedBody(settings.response_max_body_size, budget)
-        exchange.response_body.add(response.content)
+        exchange.capture_response_body().add(response.content)
 
 
 def _upper_case(headers: Headers) -> Headers:

@@ -16,12 +16,14 @@ from enum import Enum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
+from moesif_otel._capture.body import CapturedBody
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
 
     from opentelemetry.sdk.trace import ReadableSpan, Span
 
-    from moesif_otel._capture.body import ByteBudget, CapturedBody, LeftOut
+    from moesif_otel._capture.body import ByteBudget, LeftOut
     from moesif_otel._guard import Guard
     from moesif_otel.settings import Settings
 
@@ -300,6 +302,16 @@ class Exchange:
         if self.pipeline.settings.debug:
             self.notes.setdefault("identity", {})[field] = source
 
+    def capture_request_body(self) -> CapturedBody:
+        """Begin to capture the request body."""
+        body = self.request_body = CapturedBody(self.pipeline.settings.request_max_body_size, self.pipeline.budget)
+        return body
+
+    def capture_response_body(self) -> CapturedBody:
+        """Begin to capture the response body."""
+        body = self.response_body = CapturedBody(self.pipeline.settings.response_max_body_size, self.pipeline.budget)
+        return body
+
     @property
     def is_open(self) -> bool:
         """Tell whether it has not been finished."""
@@ -413,6 +425,22 @@ def chain(innermost: Exchange | None) -> Sequence[Exchange]:
         found.append(innermost)
         innermost = innermost.outer
     return found
+
+
+def is_over(exchange: Exchange) -> bool:
+    """Tell whether a call in an environ or scope was another try, by a middleware that calls the application again."""
+    return not exchange.is_open and exchange not in chain(current_exchange.get())
+
+
+def takes_over(present: Sequence[Exchange], pipeline: CapturePipeline, *, provisional: bool) -> bool:
+    """Tell whether a call is for a pipeline to capture, although its environ or scope has met captures before."""
+    for exchange in present:
+        if exchange.pipeline.settings.pipeline_key != pipeline.settings.pipeline_key or is_over(exchange):
+            continue
+        if not exchange.provisional or provisional:
+            return False
+        exchange.supersede()
+    return True
 
 
 def identify(

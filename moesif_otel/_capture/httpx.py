@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
+from moesif_otel._capture.body import BYTES, NO_BODY_STATUSES
 from moesif_otel._capture.exchange import Outcome
 from moesif_otel._capture.outgoing import OutgoingCall, begin_call
 from moesif_otel._capture.patching import Patch, PatchSet
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from moesif_otel._capture.exchange import Headers
 
 _SWITCHING_PROTOCOLS: Final = 101
-_STATUSES_WITHOUT_BODY: Final = frozenset({204, 304})  # RFC 9110, 6.4.1
 
 
 class _Reading:
@@ -192,7 +192,7 @@ class _StreamWatch:
 
     def piece(self, piece: Any) -> None:
         """Note one piece. Never raises."""
-        if self._call is not None and isinstance(piece, (bytes, bytearray, memoryview)):
+        if self._call is not None and isinstance(piece, BYTES):
             self._call.take_piece(piece)
             if self._length is not None:
                 self._length -= len(piece)
@@ -234,7 +234,7 @@ class _StreamWatch:
 
 def _length_of(response: httpx.Response) -> int | None:
     """Return the number of bytes that the body has on the wire, where that is known."""
-    if response.status_code in _STATUSES_WITHOUT_BODY or response.request.method == "HEAD":
+    if response.status_code in NO_BODY_STATUSES or response.request.method == "HEAD":
         return 0
     length = response.headers.get("Content-Length", "")
     return int(length) if length.isascii() and length.isdigit() else None

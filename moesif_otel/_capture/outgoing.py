@@ -19,7 +19,6 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 
-from moesif_otel._capture.body import CapturedBody
 from moesif_otel._capture.exchange import Exchange, Outcome, chain, current_exchange
 from moesif_otel._capture.patching import when_imported
 from moesif_otel._guard import ForkSafeLock
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from contextvars import Token
 
+    from moesif_otel._capture.body import CapturedBody
     from moesif_otel._capture.client_spans import ClientSpans
     from moesif_otel._capture.exchange import CapturePipeline, Headers
     from moesif_otel._capture.patching import PatchSet
@@ -238,13 +238,11 @@ class OutgoingCall:
         self._context: Any = None
         self._tokens: list[tuple[ContextVar[Any], Token[Any], Any, Any]] = []
         for route in routes:
-            pipeline = route.pipeline
-            exchange = Exchange(pipeline, "Outgoing", method)
+            exchange = Exchange(route.pipeline, "Outgoing", method)
             exchange.url = url
-            settings = pipeline.settings
-            if settings.log_body_outgoing:
-                exchange.request_body = CapturedBody(settings.request_max_body_size, pipeline.budget)
-                exchange.response_body = CapturedBody(settings.response_max_body_size, pipeline.budget)
+            if route.pipeline.settings.log_body_outgoing:
+                exchange.capture_request_body()
+                exchange.capture_response_body()
             self.exchanges.append(exchange)
 
     # What a client's class says. Errors are counted by the caller.

@@ -11,7 +11,7 @@ import io
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from moesif_otel._capture.body import LeftOut
+from moesif_otel._capture.body import BYTES, LeftOut
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,7 +66,7 @@ class UploadSink:
                 self.restarted()
             if isinstance(piece, str):
                 piece = piece.encode(self._text_encoding, "replace")
-            if not isinstance(piece, (bytes, bytearray, memoryview)):
+            if not isinstance(piece, BYTES):
                 return
             size = piece.nbytes if isinstance(piece, memoryview) else len(piece)
             self._passed_bytes += size

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as otel_context
 
+from moesif_otel._capture import EXCHANGES_KEY
 from moesif_otel._capture.asgi.background import go_on
 from moesif_otel._capture.asgi.callback_objects import CallbackObjects
 from moesif_otel._capture.asgi.lifespan import Lifespan, deliver_at_shutdown
 from moesif_otel._capture.asgi.scope import peer_address, repeatable, text_headers, url_of
-from moesif_otel._capture.body import CapturedBody
+from moesif_otel._capture.body import BYTES, NO_BODY_STATUSES
 from moesif_otel._capture.callbacks import await_steps
-from moesif_otel._capture.exchange import Exchange, Outcome, chain, current_exchange
+from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange, takes_over
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
@@ -34,12 +35,7 @@ if TYPE_CHECKING:
     Receive = Callable[[], Awaitable[Message]]
     Send = Callable[[Message], Awaitable[Any]]
 
-EXCHANGES_KEY: Final = "moesif_otel.exchanges"
-"""Key of a scope under which it carries the Exchanges of its call, so that no call is captured twice."""
-
 _CALLS: Final = frozenset({"http", "websocket"})
-_NO_BODY_STATUSES: Final = frozenset({204, 304})
-_BYTES: Final = (bytes, bytearray, memoryview)
 _FILES: Final = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
 _STARTS: Final = frozenset({"http.response.start", "websocket.http.response.start", "websocket.accept"})
 
@@ -95,7 +91,7 @@ class AsgiCapture:
             return app(scope, receive, send)  # type: ignore[no-any-return]
         try:
             present = scope.get(EXCHANGES_KEY, ())
-            if present and not self._takes_over(present):
+            if present and not takes_over(present, self._pipeline, provisional=self._provisional):
                 return app(scope, receive, send)  # type: ignore[no-any-return]
             exchange = self._open(scope, is_http=kind == "http")
             if present:
@@ -175,21 +171,6 @@ class AsgiCapture:
         exchange.peer_address = peer_address(scope)
         exchange.has_remote_parent = b"traceparent" in [name for name, _ in headers]
         return exchange
-
-    def _takes_over(self, present: tuple[Exchange, ...]) -> bool:
-        key = self._pipeline.settings.pipeline_key
-        for exchange in present:
-            if exchange.pipeline.settings.pipeline_key != key or is_over(exchange):
-                continue
-            if not exchange.provisional or self._provisional:
-                return False
-            exchange.supersede()
-        return True
-
-
-def is_over(exchange: Exchange) -> bool:
-    """Tell whether a call in a scope was another try, by a middleware that calls the application again."""
-    return not exchange.is_open and exchange not in chain(current_exchange.get())
 
 
 class HttpCall:
@@ -326,10 +307,7 @@ class HttpCall:
         if kind == "http.request":
             data = message.get("body")
             if data and self._keeps_request_body and (exchange.request_body is not None or exchange.is_open):
-                if exchange.request_body is None:
-                    pipeline = exchange.pipeline
-                    exchange.request_body = CapturedBody(pipeline.settings.request_max_body_size, pipeline.budget)
-                exchange.request_body.add(data)
+                (exchange.request_body or exchange.capture_request_body()).add(data)
         elif kind == "http.disconnect":
             self.end(Outcome.ABORTED)
 
@@ -350,7 +328,7 @@ class HttpCall:
     def _sent_start(self, message: Message, exchange: Exchange) -> None:
         status = exchange.status = int(message["status"])
         self._has_trailers = bool(message.get("trailers"))
-        if status in _NO_BODY_STATUSES or exchange.method == "HEAD":
+        if status in NO_BODY_STATUSES or exchange.method == "HEAD":
             self._keeps_response_body = False  # no client sees a body that is sent all the same
         headers = repeatable(message.get("headers"))
         exchange.response_headers = text_headers(headers)
@@ -362,12 +340,9 @@ class HttpCall:
     def _sent_body(self, data: Any, exchange: Exchange) -> None:
         # One that a shutdown has ended has been sent.
         if data and self._keeps_response_body and (exchange.response_body is not None or exchange.is_open):
-            if not isinstance(data, _BYTES):
+            if not isinstance(data, BYTES):
                 return  # only the server can say whether it takes that, and as what
-            if exchange.response_body is None:
-                pipeline = exchange.pipeline
-                exchange.response_body = CapturedBody(pipeline.settings.response_max_body_size, pipeline.budget)
-            exchange.response_body.add(data)
+            (exchange.response_body or exchange.capture_response_body()).add(data)
 
     # How it ends. A background task may keep the call for hours, so nothing of the request stays.
 

@@ -13,7 +13,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
-from moesif_otel._capture.asgi import INTERNAL
+from moesif_otel._capture import INTERNAL
 from moesif_otel._capture.patching import Patch, PatchSet
 from moesif_otel._guard import PROCESS_GUARD, LiveSet
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tornado.web import Finish, HTTPError, OutputTransform, RequestHandler
 
-from moesif_otel._capture.body import CapturedBody
+from moesif_otel._capture.body import NO_BODY_STATUSES
 from moesif_otel._capture.exchange import Outcome
 from moesif_otel._capture.patching import InstancePatches
 from moesif_otel._capture.tornado.shape import (
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
     from tornado.httputil import HTTPHeaders
 
+    from moesif_otel._capture.body import CapturedBody
     from moesif_otel._capture.exchange import Decision, Exchange
 
 _SWITCHING_PROTOCOLS: Final = 101
-_STATUSES_WITHOUT_BODY: Final = frozenset({204, 304})  # RFC 9110, 6.4.1
 
 
 class TornadoCall:
@@ -74,11 +74,10 @@ class TornadoCall:
         self.client_left = False
         self.had_coding = True
         self.hooks: InstancePatches | None = None  # few calls need any
-        settings = pipeline.settings
         # A HEAD response's body is dropped by Tornado after the transforms have seen it.
-        self.keeps_response = settings.log_body and exchange.method != "HEAD"
-        if settings.log_body:
-            exchange.response_body = CapturedBody(settings.response_max_body_size, pipeline.budget)
+        self.keeps_response = pipeline.settings.log_body and exchange.method != "HEAD"
+        if pipeline.settings.log_body:
+            exchange.capture_response_body()
 
     def watch(self, exchange: Exchange, handler: RequestHandler) -> None:
         """Take the request body, and the place from which the call is seen."""
@@ -88,7 +87,7 @@ class TornadoCall:
         """Note the body that Tornado has read."""
         data = handler.request.body
         if data and isinstance(data, bytes) and exchange.pipeline.settings.log_body:
-            request_body_of(exchange).add(data)
+            exchange.capture_request_body().add(data)
 
     def hook(self, owner: Any, name: str, function: Any) -> None:
         """Put a function in the way of an object's method until the call is over."""
@@ -128,7 +127,7 @@ class TornadoCall:
             body = exchange.response_body
             if body is not None and not self.had_coding:
                 body.decoded = "Content-Encoding" in headers
-            if status in _STATUSES_WITHOUT_BODY:
+            if status in NO_BODY_STATUSES:
                 # A handler that writes one all the same breaks the protocol: no client takes it for a body.
                 self.keeps_response = False
                 if body is not None:
@@ -204,7 +203,7 @@ class HandlerCall(TornadoCall, OutputTransform):
             # Of an upload that is malformed, or whose handler raises, Tornado tells the handler alone.
             self.hook(handler, "on_connection_close", self.and_then_aborted(handler.on_connection_close))
         if streams_request_body(handler) and exchange.pipeline.settings.log_body:
-            body = request_body_of(exchange)
+            body = exchange.capture_request_body()
             self.hook(handler, "data_received", _teed(handler.data_received, body, exchange))
         else:
             self.take_request_body(exchange, handler)
@@ -346,13 +345,6 @@ class HandlerCall(TornadoCall, OutputTransform):
     def _end_answered(self) -> None:
         self._take_headers_of_answer()
         self.end(Outcome.ABORTED if self.client_left else Outcome.COMPLETE)
-
-
-def request_body_of(exchange: Exchange) -> CapturedBody:
-    """Begin to capture the request body."""
-    pipeline = exchange.pipeline
-    body = exchange.request_body = CapturedBody(pipeline.settings.request_max_body_size, pipeline.budget)
-    return body
 
 
 def _teed(receive: Callable[..., Any], body: CapturedBody, exchange: Exchange) -> Callable[..., Any]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from moesif_otel._capture import EXCHANGES_KEY
 from moesif_otel._capture.exchange import Outcome
 from moesif_otel._capture.tornado.call import TornadoCall
 from moesif_otel._capture.tornado.shape import UnknownShape, client_is_gone, close_callback_of
-from moesif_otel._guard import LATE_IMPORTS, PROCESS_GUARD
+from moesif_otel._guard import PROCESS_GUARD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -115,9 +116,6 @@ def marked_environ(
     try:
         exchanges = tuple(call.exchange for call in calls_of(args[-1]) if call.exchange is not None)
         if exchanges:
-            with LATE_IMPORTS:  # most Tornado services have no WSGI inside
-                from moesif_otel._capture.wsgi.capture import EXCHANGES_KEY
-
             environ[EXCHANGES_KEY] = (*environ.get(EXCHANGES_KEY, ()), *exchanges)
     except Exception as exc:
         PROCESS_GUARD.caught("capture of a WSGI application in Tornado", exc)

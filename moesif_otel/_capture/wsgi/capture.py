@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from moesif_otel._capture.body import CapturedBody
+from moesif_otel._capture import EXCHANGES_KEY
+from moesif_otel._capture.body import BYTES, NO_BODY_STATUSES
 from moesif_otel._capture.callbacks import decide
-from moesif_otel._capture.exchange import Exchange, Outcome, chain, current_exchange
+from moesif_otel._capture.exchange import Exchange, Outcome, chain, current_exchange, takes_over
 from moesif_otel._capture.wsgi.environ import asks_for_upgrade, headers_of, may_have_body, url_of
 from moesif_otel._capture.wsgi.input import read_ahead, tee_input
 
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from moesif_otel._capture.exchange import CapturePipeline, Decision
     from moesif_otel._capture.wsgi.span import WsgiServerSpan, WsgiServerSpans
 
-EXCHANGES_KEY: Final = "moesif_otel.exchanges"
-"""Key of an environ under which it carries the Exchanges of its call, so that no call is captured twice."""
-
 TRANSACTION_ID_HEADER: Final = "X-Moesif-Transaction-Id"
 _TRANSACTION_ID_NAME: Final = TRANSACTION_ID_HEADER.lower()
 _ID_HEADER_CHARACTERS: Final = len(TRANSACTION_ID_HEADER)
@@ -36,9 +34,7 @@ _enter: Final = current_exchange.set
 _leave: Final = current_exchange.reset
 
 _REQUEST_BODY: Final = "moesif.request_body"
-_NO_BODY_STATUSES: Final = frozenset({204, 304})
 _WHOLE: Final = (list.__iter__, tuple.__iter__)
-_BYTES: Final = (bytes, bytearray, memoryview)
 # How servers are told that a handler has taken the connection over (Flask-Sock, Flask-SocketIO, gevent-websocket).
 _TAKEN_OVER: Final = (StopIteration, ConnectionError)
 
@@ -111,7 +107,7 @@ class WsgiCapture:
         present: tuple[Exchange, ...] = environ.get(EXCHANGES_KEY, ())
         if not present and current_exchange.get() is not None:
             present = _bridged(environ)
-        if present and not self._take_over(present):
+        if present and not takes_over(present, pipeline, provisional=self._provisional):
             return None
         method = environ.get("REQUEST_METHOD", "GET")
         exchange = Exchange(pipeline, "Incoming", method)
@@ -123,27 +119,14 @@ class WsgiCapture:
         if present:
             exchange.same_request = exchange.outer in present
         exchange.callback_arguments = (callback_app, environ)
-        settings = pipeline.settings
-        if settings.log_body:
+        if pipeline.settings.log_body:
             if method != "HEAD":  # no client sees a body that is sent all the same
-                exchange.response_body = CapturedBody(settings.response_max_body_size, pipeline.budget)
+                exchange.capture_response_body()
             if may_have_body(environ, method) and "wsgi.input" in environ:
-                body = exchange.request_body = CapturedBody(settings.request_max_body_size, pipeline.budget)
+                body = exchange.capture_request_body()
                 environ["wsgi.input"] = tee_input(environ["wsgi.input"], body, pipeline.guard)
         environ[EXCHANGES_KEY] = (*present, exchange)
         return _WsgiCall(self, exchange, start_response, environ.get("PATH_INFO"), environ.get("SCRIPT_NAME"))
-
-    def _take_over(self, present: tuple[Exchange, ...]) -> bool:
-        """Tell whether this call is ours to capture, although its environ has met a capture before."""
-        key = self._pipeline.settings.pipeline_key
-        for exchange in present:
-            # One that is over was another try, by a middleware that calls the application again.
-            if exchange.pipeline.settings.pipeline_key != key or not exchange.is_open:
-                continue
-            if not exchange.provisional or self._provisional:
-                return False
-            exchange.supersede()
-        return True
 
 
 def _bridged(environ: dict[str, Any]) -> tuple[Exchange, ...]:
@@ -361,7 +344,7 @@ class _WsgiCall:
 
     def piece(self, chunk: Any) -> None:
         """Note one piece of the body; one that is no bytes is the server's to refuse."""
-        if type(chunk) is not bytes and not isinstance(chunk, _BYTES):
+        if type(chunk) is not bytes and not isinstance(chunk, BYTES):
             return
         body = self._exchange.response_body
         try:
@@ -410,7 +393,7 @@ class _WsgiCall:
 
     def _is_whole(self) -> bool:
         exchange = self._exchange
-        if exchange.method == "HEAD" or exchange.status in _NO_BODY_STATUSES:
+        if exchange.method == "HEAD" or exchange.status in NO_BODY_STATUSES:
             return True
         length = self._content_length_bytes()
         return length is not None and self._sent_bytes >= length

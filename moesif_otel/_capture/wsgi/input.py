@@ -9,13 +9,12 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
+from moesif_otel._capture.body import BYTES
 from moesif_otel._capture.streams import original_of, stand_in_for
 
 if TYPE_CHECKING:
     from moesif_otel._capture.body import CapturedBody
     from moesif_otel._guard import Guard
-
-_BYTES = (bytes, bytearray, memoryview)
 
 
 def tee_input(stream: Any, body: CapturedBody, guard: Guard) -> Any:
@@ -38,7 +37,7 @@ class _InputSink:
     def piece(self, piece: Any) -> None:
         """Note one piece that was read."""
         try:
-            if not piece or self._position < 0 or not isinstance(piece, _BYTES):
+            if not piece or self._position < 0 or not isinstance(piece, BYTES):
                 return
             start, self._position = self._position, self._position + len(piece)
             if self._position <= self._end:

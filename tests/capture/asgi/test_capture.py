@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from moesif_otel import identify
-from moesif_otel._capture.asgi.capture import EXCHANGES_KEY, AsgiCapture
+from moesif_otel._capture import EXCHANGES_KEY
+from moesif_otel._capture.asgi.capture import AsgiCapture
 from moesif_otel._capture.asgi.scope import url_of
 from moesif_otel._capture.exchange import Outcome, current_exchange
 from tests.capture.asgi.driver import DISCONNECT, Connection, http_scope, request, websocket_scope
