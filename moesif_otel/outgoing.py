@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from moesif_otel._capture.callbacks import check_signatures
-from moesif_otel._capture.client_spans import ClientSpans
 from moesif_otel._capture.outgoing import CLIENTS, DEFAULT_CLIENTS, Route, add_route, remove_route
 from moesif_otel._pipeline.handle import PipelineHandle, check_tracer_provider
 from moesif_otel._pipeline.pipeline import pipeline_for
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
     from moesif_otel._pipeline.pipeline import Pipeline
 
-__all__ = ["OutgoingCapture", "StartCapture", "start_capture_for", "start_capture_outgoing"]
+__all__ = ["OutgoingCapture", "StartCapture", "start_capture_outgoing"]
 
 
 def start_capture_outgoing(
@@ -59,12 +58,8 @@ def start_capture_outgoing(
     clients = _checked(clients)
     check_signatures(settings, ("request", "response"), suffix="_OUTGOING")
     check_tracer_provider(tracer_provider)
-    return OutgoingCapture(
-        pipeline_for(settings, of_processor=True),
-        tracer_provider,
-        clients=clients,
-        ends_pipeline=True,
-    )
+    pipeline = pipeline_for(settings, of_processor=True)
+    return OutgoingCapture(pipeline, Route(pipeline, clients=clients, tracer_provider=tracer_provider))
 
 
 def _checked(clients: Iterable[str]) -> tuple[str, ...]:
@@ -81,49 +76,17 @@ def _checked(clients: Iterable[str]) -> tuple[str, ...]:
     return names
 
 
-def start_capture_for(pipeline: Pipeline, tracer_provider: TracerProvider | None = None) -> OutgoingCapture:
-    """Capture for a middleware with `CAPTURE_OUTGOING_REQUESTS`, on the middleware's own pipeline.
-
-    It gets the calls made while its application is served, and those made outside of any request.
-
-    Args:
-        pipeline: The middleware's; it stays the middleware's to shut down.
-        tracer_provider: The provider that the middleware was given, if any.
-
-    Returns:
-        The capture, for `stop()` in the middleware's `shutdown`.
-    """
-    return OutgoingCapture(pipeline, tracer_provider, clients=DEFAULT_CLIENTS, ends_pipeline=False)
-
-
 class OutgoingCapture(PipelineHandle):
     """A running capture of outgoing calls; made by `start_capture_outgoing`. Thread-safe.
 
     As a context manager it stops at the end of the block.
     """
 
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        tracer_provider: TracerProvider | None,
-        *,
-        clients: tuple[str, ...],
-        ends_pipeline: bool,
-    ) -> None:
+    def __init__(self, pipeline: Pipeline, route: Route) -> None:
         self._pipeline = pipeline
-        if ends_pipeline:
-            pipeline.join(self)
-        self._ends_pipeline = ends_pipeline
-        if tracer_provider is not None:
-            pipeline.watch(tracer_provider)
-        self._route: Route | None = Route(
-            pipeline,
-            clients=clients,
-            everywhere=ends_pipeline,
-            before=pipeline.watch_global_provider if tracer_provider is None else None,
-            spans=ClientSpans(tracer_provider) if tracer_provider is not None else None,
-        )
-        add_route(self._route)
+        pipeline.join(self)
+        self._route: Route | None = route
+        add_route(route)
 
     def stop(self, timeout_millis: int | None = None) -> None:
         """Restore the clients, then deliver what is pending. Idempotent.
@@ -135,10 +98,8 @@ class OutgoingCapture(PipelineHandle):
             timeout_millis: Return after this time at the latest; `SHUTDOWN_TIMEOUT` by default.
         """
         route, self._route = self._route, None
-        if route is None:
-            return
-        remove_route(route)
-        if self._ends_pipeline:
+        if route is not None:
+            remove_route(route)
             super().shutdown(timeout_millis)
 
     def shutdown(self, timeout_millis: int | None = None) -> None:

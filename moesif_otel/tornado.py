@@ -120,9 +120,7 @@ class MoesifMiddleware(Middleware):
         Calls made with `requests` are no longer captured either.
         """
         self._tornado_capture.stop()
-        outgoing, self._outgoing = self._outgoing, None
-        if outgoing is not None:
-            outgoing.stop()
+        self._stop_outgoing()
         instrumentation.release(self)
 
     def shutdown(self, timeout_millis: int | None = None) -> None:

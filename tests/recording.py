@@ -57,6 +57,12 @@ class RecordingPipeline:
     def has_rules(self) -> bool:
         return self.decision is not None
 
+    def watch(self, provider: object) -> None:
+        pass
+
+    def watch_global_provider(self) -> None:
+        pass
+
     def bind(self, exchange: Exchange, span: object) -> None:
         exchange.span = span  # type: ignore[assignment]
 

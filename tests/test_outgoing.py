@@ -28,8 +28,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from moesif_otel._capture.body import CapturedBody
+from moesif_otel._capture.outgoing import Route, add_route, remove_route
 from moesif_otel.errors import MoesifConfigError
-from moesif_otel.outgoing import StartCapture, start_capture_for, start_capture_outgoing
+from moesif_otel.outgoing import StartCapture, start_capture_outgoing
 from moesif_otel.processor import MoesifSpanProcessor
 from moesif_otel.sandbox.server import Sandbox
 from moesif_otel.settings import Settings
@@ -301,14 +302,15 @@ def test_starting_twice_is_harmless(upstream, sandbox):
     processor = MoesifSpanProcessor(options(sandbox))
     first = start_capture_outgoing(options(sandbox))
     second = StartCapture().start_capture_outgoing(options(sandbox))
-    third = start_capture_for(processor.pipeline)
+    third = Route(processor.pipeline, everywhere=False)
+    add_route(third)
     requests.get(upstream.url + "/json?1")
     first.stop()
     first.stop()
     requests.get(upstream.url + "/json?2")
     second.stop()
     requests.get(upstream.url + "/json?3")
-    third.stop()
+    remove_route(third)
     requests.get(upstream.url + "/json?4")
     processor.shutdown()
     assert sorted(event["request"]["uri"][-1] for event in sandbox.events()) == ["1", "2", "3"]
@@ -437,11 +439,13 @@ def test_as_a_middleware_captures(upstream, sandbox):
 
     middleware = MoesifMiddleware(app, options(sandbox))
     other = MoesifSpanProcessor(options(sandbox, APPLICATION_ID="another application"))
-    captures = [start_capture_for(middleware._pipeline), start_capture_for(other.pipeline)]
+    routes = [Route(pipeline, everywhere=False) for pipeline in (middleware._pipeline, other.pipeline)]
+    for route in routes:
+        add_route(route)
     environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "SERVER_NAME": "h", "SERVER_PORT": "80", "wsgi.url_scheme": "http"}
     list(middleware(environ, lambda *_: None))
-    for capture in captures:
-        capture.stop()
+    for route in routes:
+        remove_route(route)
     middleware.shutdown()
     other.shutdown()
     made, served = sorted(sandbox.events(), key=lambda event: event["direction"], reverse=True)

@@ -134,8 +134,7 @@ class Instrumentation:
     def _start_outgoing(self) -> None:
         from moesif_otel._capture.outgoing import Route, add_route
 
-        pipeline = self.pipeline()
-        self._route = Route(pipeline, before=pipeline.watch_global_provider)
+        self._route = Route(self.pipeline())
         add_route(self._route)
 
     def prepare_tornado(self) -> None:
@@ -189,11 +188,10 @@ class Instrumentation:
         _remove(self)
         if self._tornado is not None:
             self._tornado.stop()
-        route, self._route = self._route, None
-        if route is not None:
+        if self._route is not None:
             from moesif_otel._capture.outgoing import remove_route
 
-            remove_route(route)
+            remove_route(self._route)
         if self._made:
             self.pipeline().leave(self, timeout_millis / 1_000)
 

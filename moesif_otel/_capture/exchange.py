@@ -153,6 +153,12 @@ if TYPE_CHECKING:
         def sees_spans(self) -> bool:
             """Tell whether the pipeline gets the spans of a tracer provider."""
 
+        def watch(self, provider: Any) -> None:
+            """See the spans of an SDK provider from now on, until the shutdown; twice is once. Never raises."""
+
+        def watch_global_provider(self) -> None:
+            """See the spans of the global provider: an application may set it up in any order. Never raises."""
+
         def bind(self, exchange: Exchange, span: Any) -> None:
             """Bind the span that the capture made for this call."""
 

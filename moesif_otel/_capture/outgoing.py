@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import weakref
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
@@ -19,6 +18,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 
+from moesif_otel._capture.client_spans import ClientSpans
 from moesif_otel._capture.exchange import Exchange, Outcome, chain, current_exchange
 from moesif_otel._capture.patching import when_imported
 from moesif_otel._guard import ForkSafeLock
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from contextvars import Token
 
+    from opentelemetry.trace import TracerProvider
+
     from moesif_otel._capture.body import CapturedBody
-    from moesif_otel._capture.client_spans import ClientSpans
     from moesif_otel._capture.exchange import CapturePipeline, Headers
     from moesif_otel._capture.patching import PatchSet
 
@@ -49,18 +50,34 @@ DEFAULT_CLIENTS: Final = ("requests", "httpx", "aiohttp")
 """Not urllib3, which others are built on: cloud SDKs and exporters talk through it."""
 
 
-@dataclass(frozen=True, eq=False)
 class Route:
-    """One registration of a pipeline."""
+    """One registration of a pipeline.
 
-    pipeline: CapturePipeline
-    clients: Sequence[str] = DEFAULT_CLIENTS
-    everywhere: bool = True
-    """False for a middleware's: it gets no calls that are made while an application of another pipeline is served."""
-    before: Callable[[], None] | None = None
-    """Called before each call is captured (looks for the tracer provider); must not raise."""
-    spans: ClientSpans | None = None
-    """Makes spans of the calls, where nobody else does."""
+    Args:
+        pipeline: Gets the calls.
+        clients: Whose calls.
+        everywhere: False for a middleware's: it gets no calls that are made while an application of another pipeline is
+            served.
+        tracer_provider: The user's, on which spans of the calls are made where nobody else does; by default none are,
+            and those of the global provider are seen.
+    """
+
+    __slots__ = ("__weakref__", "clients", "everywhere", "pipeline", "spans")
+
+    def __init__(
+        self,
+        pipeline: CapturePipeline,
+        *,
+        clients: Sequence[str] = DEFAULT_CLIENTS,
+        everywhere: bool = True,
+        tracer_provider: TracerProvider | None = None,
+    ) -> None:
+        self.pipeline = pipeline
+        self.clients = clients
+        self.everywhere = everywhere
+        self.spans = None if tracer_provider is None else ClientSpans(tracer_provider)
+        if tracer_provider is not None:
+            pipeline.watch(tracer_provider)
 
 
 _lock: Final = ForkSafeLock()
@@ -129,8 +146,8 @@ def begin_call(kind: type[_Call], method: str, url: str, headers: Any, *identity
         if not chosen:
             return None
         for route in chosen:
-            if route.before is not None:
-                route.before()
+            if route.spans is None:
+                route.pipeline.watch_global_provider()
         call = kind(chosen, method, url)
         call.identity = identity
         return call

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
     from moesif_otel._capture.exchange import Exchange
+    from moesif_otel._capture.outgoing import Route
     from moesif_otel._pipeline.pipeline import Pipeline
-    from moesif_otel.outgoing import OutgoingCapture
     from moesif_otel.settings import Settings
 
 _Spans = TypeVar("_Spans")
@@ -57,11 +57,12 @@ class Middleware(PipelineHandle, ProfileCalls):
         self._is_shut_down = False
         self._spans: dict[str, Any] = {}
         self._profiles, self._profile_guard = self._pipeline.sink.profiles, self._pipeline.sink.guard
-        self._outgoing: OutgoingCapture | None = None
+        self._route: Route | None = None
         if settings.capture_outgoing_requests:
-            from moesif_otel.outgoing import start_capture_for
+            from moesif_otel._capture.outgoing import Route, add_route
 
-            self._outgoing = start_capture_for(self._pipeline, tracer_provider)
+            self._route = Route(self._pipeline, everywhere=False, tracer_provider=tracer_provider)
+            add_route(self._route)
 
     def _find_pipeline(self) -> Pipeline:
         return pipeline_for(self.settings, of_processor=True)
@@ -119,10 +120,14 @@ class Middleware(PipelineHandle, ProfileCalls):
             timeout_millis: Return after this time at the latest; `SHUTDOWN_TIMEOUT` by default.
         """
         self._is_shut_down = True
-        outgoing, self._outgoing = self._outgoing, None
-        if outgoing is not None:
-            outgoing.stop()
+        self._stop_outgoing()
         super().shutdown(timeout_millis)
+
+    def _stop_outgoing(self) -> None:
+        if self._route is not None:
+            from moesif_otel._capture.outgoing import remove_route
+
+            remove_route(self._route)
 
 
 def _uuid_text(text: str | None) -> str | None:

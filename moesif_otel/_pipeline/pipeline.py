@@ -157,7 +157,6 @@ class Pipeline:
             self.shutdown(timeout_s)
 
     def watch_global_provider(self) -> None:
-        """See the spans of the global provider: an application may set it up in any order. Never raises."""
         try:
             provider = trace.get_tracer_provider()
             if provider is not self._global_provider:
@@ -167,7 +166,6 @@ class Pipeline:
             self.guard.caught("looking for a tracer provider", exc)
 
     def watch(self, provider: Any) -> None:
-        """See the spans of an SDK provider from now on, until the shutdown; twice is once. Never raises."""
         if not callable(getattr(provider, "add_span_processor", None)):
             return
         try:

@@ -20,7 +20,6 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from moesif_otel._capture import aiohttp as capture
-from moesif_otel._capture.client_spans import ClientSpans
 from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
 from moesif_otel._capture.outgoing import remove_route
 from tests.capture.upstream import JSON, LINES, RecordingPipeline, add, capturing, until_asked
@@ -569,7 +568,7 @@ def test_a_named_provider_gets_one_span(upstream, instrumented):
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     if instrumented:
         AioHttpClientInstrumentor().instrument(tracer_provider=provider)
-    route = add(RecordingPipeline(), clients=("aiohttp",), spans=ClientSpans(provider))
+    route = add(RecordingPipeline(), clients=("aiohttp",), tracer_provider=provider)
     try:
         call(upstream, "/json")
     finally:

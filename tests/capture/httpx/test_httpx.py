@@ -21,7 +21,6 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from moesif_otel._capture.client_spans import ClientSpans
 from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
 from moesif_otel._capture.httpx import PATCHES
 from moesif_otel._capture.outgoing import remove_route
@@ -724,7 +723,7 @@ def test_a_named_provider_gets_one_span(upstream, hidden):
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     if hidden:
         HTTPXClientInstrumentor().instrument(tracer_provider=provider)
-    route = add(RecordingPipeline(), clients=("httpx",), spans=ClientSpans(provider))
+    route = add(RecordingPipeline(), clients=("httpx",), tracer_provider=provider)
     try:
         httpx.get(upstream.url + "/json")
     finally:

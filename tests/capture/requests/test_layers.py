@@ -22,7 +22,6 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
 
-from moesif_otel._capture.client_spans import ClientSpans
 from moesif_otel._capture.outgoing import remove_route
 from moesif_otel._capture.requests.capture import PATCHES
 from tests.capture.upstream import RecordingPipeline, add, capturing
@@ -260,9 +259,8 @@ def test_spans_on_a_provider_that_was_named(upstream):
     telemetry = Telemetry()
     tracer = telemetry.provider.get_tracer("app")
     current = []
-    spans = ClientSpans(telemetry.provider)
     pipelines = [RecordingPipeline(APPLICATION_ID=name) for name in ("a", "b")]
-    routes = [add(pipeline, spans=ClientSpans(telemetry.provider)) for pipeline in pipelines]
+    routes = [add(pipeline, tracer_provider=telemetry.provider) for pipeline in pipelines]
     try:
         with tracer.start_as_current_span("work") as parent:
             requests.get(
@@ -285,7 +283,7 @@ def test_spans_on_a_provider_that_was_named(upstream):
     }
     assert not answered.status.is_ok
     assert [event.name for event in failed.events] == ["exception"]
-    assert spans.provider is telemetry.provider
+    assert {route.spans.provider for route in routes} == {telemetry.provider}
 
 
 @pytest.mark.parametrize("instrumentor", [RequestsInstrumentor, URLLib3Instrumentor])
@@ -293,7 +291,7 @@ def test_no_second_span(upstream, instrumentor):
     """Where an instrumentor makes a span of the call there is none of ours, and its parent is what it was."""
     telemetry = Telemetry()
     telemetry.instrument(instrumentor())
-    route = add(RecordingPipeline(), spans=ClientSpans(telemetry.provider))
+    route = add(RecordingPipeline(), tracer_provider=telemetry.provider)
     try:
         requests.get(upstream.url + "/json")
     finally:
@@ -307,7 +305,7 @@ def test_names_of_attributes_are_the_applications_choice(upstream, monkeypatch, 
     """`OTEL_SEMCONV_STABILITY_OPT_IN` chooses, as for the instrumentors."""
     monkeypatch.setenv("OTEL_SEMCONV_STABILITY_OPT_IN", opt_in)
     telemetry = Telemetry()
-    route = add(RecordingPipeline(), spans=ClientSpans(telemetry.provider))
+    route = add(RecordingPipeline(), tracer_provider=telemetry.provider)
     try:
         requests.get(upstream.url.replace("//", "//user:secret@") + "/status/500")
     finally:
@@ -342,7 +340,7 @@ def test_a_hidden_instrumentor_makes_the_only_span(upstream):
     telemetry.instrument()
     theirs = requests.Session.__dict__["send"]
     requests.Session.send = lambda self, request, **kwargs: theirs(self, request, **kwargs)
-    route = add(RecordingPipeline(), spans=ClientSpans(telemetry.provider))
+    route = add(RecordingPipeline(), tracer_provider=telemetry.provider)
     try:
         requests.get(upstream.url + "/json")
     finally:
