@@ -779,7 +779,7 @@ async def fails(scope: Any, receive: Any, send: Any) -> None:
 @pytest.mark.parametrize(("app", "status"), [(works, StatusCode.UNSET), (fails, StatusCode.ERROR)])
 def test_a_provider_that_was_given_gets_a_server_span(sandbox: Sandbox, monkeypatch: Any, app: Any, status: Any) -> None:
     """Made by OpenTelemetry's middleware beside the call; it decorates the event, and is the application's parent."""
-    monkeypatch.setattr(span, "_FRAMEWORK_INSTRUMENTATIONS", ())  # other tests have imported them
+    monkeypatch.setattr(span.AsgiServerSpans, "instrumentations", ())  # other tests have imported them
     provider, memory = provider_with_memory()
     middleware = MoesifMiddleware(app, {"APPLICATION_ID": "asgi", "BASE_URI": sandbox.url}, provider)
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
@@ -799,7 +799,7 @@ def test_a_provider_that_was_given_gets_a_server_span(sandbox: Sandbox, monkeypa
 
 def test_the_span_of_a_destroyed_task_leaves_other_contexts_alone(sandbox: Sandbox, monkeypatch: Any, caplog: Any) -> None:
     """Garbage collection ends it anywhere; OpenTelemetry would log that its context cannot be detached there."""
-    monkeypatch.setattr(span, "_FRAMEWORK_INSTRUMENTATIONS", ())
+    monkeypatch.setattr(span.AsgiServerSpans, "instrumentations", ())
     provider, memory = provider_with_memory()
 
     class Forever:
@@ -820,7 +820,7 @@ def test_the_span_of_a_destroyed_task_leaves_other_contexts_alone(sandbox: Sandb
 
 def test_spans_of_calls_at_once_do_not_mix(sandbox: Sandbox, monkeypatch: Any) -> None:
     """Each call's span is its own, whatever runs between its messages."""
-    monkeypatch.setattr(span, "_FRAMEWORK_INSTRUMENTATIONS", ())
+    monkeypatch.setattr(span.AsgiServerSpans, "instrumentations", ())
     provider, memory = provider_with_memory()
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
 

@@ -382,11 +382,11 @@ def test_a_spans_ids_and_attributes_decorate_the_event(sandbox: Sandbox) -> None
     # A framework's instrumentor that some other test imported would keep us from making a span.
     from moesif_otel._capture.wsgi import span as wsgi_span
 
-    loaded, wsgi_span._FRAMEWORK_INSTRUMENTORS = wsgi_span._FRAMEWORK_INSTRUMENTORS, ()  # type: ignore[misc]
+    loaded, wsgi_span.WsgiServerSpans.instrumentations = wsgi_span.WsgiServerSpans.instrumentations, ()
     try:
         ask(middleware, body=b'{"password": "p"}')
     finally:
-        wsgi_span._FRAMEWORK_INSTRUMENTORS = loaded  # type: ignore[misc]
+        wsgi_span.WsgiServerSpans.instrumentations = loaded
     assert middleware.force_flush(30_000)
     (event,) = sandbox.events()
     (span,) = spans.get_finished_spans()
@@ -524,7 +524,7 @@ def own_spans(provider: TracerProvider, *, untraced: str) -> Any:
 def global_provider(monkeypatch: pytest.MonkeyPatch) -> Any:
     from moesif_otel._capture.wsgi import span as wsgi_span
 
-    monkeypatch.setattr(wsgi_span, "_FRAMEWORK_INSTRUMENTORS", ())
+    monkeypatch.setattr(wsgi_span.WsgiServerSpans, "instrumentations", ())
     provider = TracerProvider(shutdown_on_exit=False)
     provider.finished = InMemorySpanExporter()  # type: ignore[attr-defined]
     provider.add_span_processor(SimpleSpanProcessor(provider.finished))  # type: ignore[attr-defined]
@@ -600,7 +600,7 @@ def test_processors_in_threads_of_their_own(sandbox: Sandbox, monkeypatch: pytes
     from moesif_otel import MoesifSpanExporter
     from moesif_otel._capture.wsgi import span as wsgi_span
 
-    monkeypatch.setattr(wsgi_span, "_FRAMEWORK_INSTRUMENTORS", ())
+    monkeypatch.setattr(wsgi_span.WsgiServerSpans, "instrumentations", ())
     concurrent = ConcurrentMultiSpanProcessor(4)
     provider = TracerProvider(shutdown_on_exit=False, active_span_processor=concurrent)
     exporter = MoesifSpanExporter(application_id="service", base_uri=sandbox.url)

@@ -6,12 +6,16 @@ A SERVER span of ours above that of somebody else's instrumentation would turn t
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from opentelemetry import trace
 from opentelemetry.propagate import get_global_textmap
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from opentelemetry.trace import TracerProvider
+
     from moesif_otel._capture.exchange import Exchange
 
 _WRAPPED_APP_ATTRIBUTES: Final = ("wsgi", "app", "application", "wsgi_app", "asgi_app", "__wrapped__")
@@ -28,20 +32,20 @@ class ServerSpanChoice:
         provider: SDK tracer provider.
         app: The application, searched for an OpenTelemetry middleware inside it.
         given: Whether the user named the provider for us, which asks for spans from the first call on.
-        middleware_class: OpenTelemetry's middleware of the protocol.
-        instrumentations: Modules that make the SERVER span of a framework, where they are imported.
     """
 
-    __slots__ = ("_app_has_its_own", "_bare_paths", "_certain_sampler", "_instrumentations", "_make")
+    __slots__ = ("_app_has_its_own", "_bare_paths", "_certain_sampler", "_make")
 
-    def __init__(
-        self, provider: Any, *, app: Any, given: bool, middleware_class: type, instrumentations: tuple[str, ...]
-    ) -> None:
+    middleware_class: ClassVar[type]
+    """OpenTelemetry's middleware of the protocol."""
+    instrumentations: ClassVar[tuple[str, ...]]
+    """Modules that make the SERVER span of a framework, where they are imported."""
+
+    def __init__(self, provider: TracerProvider, *, app: Any, given: bool) -> None:
         self._certain_sampler = _keeps_every_root(provider)
-        self._app_has_its_own = _contains(app, middleware_class)
+        self._app_has_its_own = _contains(app, self.middleware_class)
         self._make = given
         self._bare_paths: set[Any] = set()
-        self._instrumentations = instrumentations
 
     def is_ours(self, path: Any) -> bool:
         """Tell whether to start a span for the call that begins.
@@ -53,7 +57,7 @@ class ServerSpanChoice:
             (self._make or path in self._bare_paths)
             and not self._app_has_its_own
             and not trace.get_current_span().get_span_context().is_valid
-            and not any(name in sys.modules for name in self._instrumentations)
+            and not any(name in sys.modules for name in self.instrumentations)
         )
 
     def observe(self, exchange: Exchange, path: Any, *, made: bool) -> None:
@@ -67,6 +71,22 @@ class ServerSpanChoice:
         elif not self._make and self._certain_sampler and not made and not _carries_a_trace(exchange):
             self._bare_paths.add(path)
             self._make = len(self._bare_paths) >= _ENOUGH_PATHS
+
+
+def end_beside_call(error: BaseException | None, step: Callable[..., Any], *arguments: Any) -> None:
+    """Take the last step of a middleware that runs beside a call; it may raise the call's own error once more."""
+    traceback = None if error is None else error.__traceback__
+    try:
+        step(*arguments)
+    except StopIteration:
+        pass
+    except BaseException as exc:
+        if exc is not error:
+            raise
+    finally:
+        if error is not None:
+            # It has gathered frames that the application's log must not show.
+            error.__traceback__ = traceback
 
 
 _ENOUGH_PATHS: Final = 10

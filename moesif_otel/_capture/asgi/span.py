@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import types
 from contextvars import ContextVar, copy_context
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as otel_context
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.metrics import NoOpMeterProvider
 
-from moesif_otel._capture.server_spans import ServerSpanChoice
+from moesif_otel._capture.server_spans import ServerSpanChoice, end_beside_call
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -25,13 +25,6 @@ if TYPE_CHECKING:
 
 
 _starting: ContextVar[AsgiServerSpan | None] = ContextVar("moesif_otel_starting_asgi_span", default=None)
-# FastAPI itself makes SERVER spans where it has `fastapi.telemetry`.
-_FRAMEWORK_INSTRUMENTATIONS: Final = (
-    "fastapi.telemetry",
-    "opentelemetry.instrumentation.django",
-    "opentelemetry.instrumentation.fastapi",
-    "opentelemetry.instrumentation.starlette",
-)
 
 
 class AsgiServerSpan:
@@ -67,21 +60,10 @@ class AsgiServerSpan:
         coroutine, self._coroutine = self._coroutine, None
         if coroutine is None:
             return
-        traceback = error.__traceback__ if error is not None else None
-        try:
-            if error is None:
-                self._own.run(coroutine.send, None)
-            else:
-                self._own.run(coroutine.throw, error)
-        except StopIteration:
-            pass
-        except BaseException as exc:
-            if exc is not error:
-                raise
-        finally:
-            if error is not None:
-                # Raised once more beside the call, it has gathered frames that the application's log must not show.
-                error.__traceback__ = traceback
+        if error is None:
+            end_beside_call(None, self._own.run, coroutine.send, None)
+        else:
+            end_beside_call(error, self._own.run, coroutine.throw, error)
 
 
 async def _stand_in_app(_scope: Any, _receive: Any, send: Any) -> None:
@@ -106,24 +88,19 @@ async def _send_nowhere(_message: Any) -> None:
 
 
 class AsgiServerSpans(ServerSpanChoice):
-    """Makes SERVER spans of ASGI calls on one provider, where nobody else does.
-
-    Args:
-        provider: SDK tracer provider.
-        app: The ASGI application, searched for an OpenTelemetry middleware inside it.
-        given: Whether the user named the provider for us, which asks for spans from the first call on.
-    """
+    """Makes SERVER spans of ASGI calls on one provider, where nobody else does."""
 
     __slots__ = ("_middleware",)
 
+    middleware_class = OpenTelemetryMiddleware
+    # FastAPI itself makes SERVER spans where it has `fastapi.telemetry`.
+    instrumentations = (
+        "fastapi.telemetry",
+        *(f"opentelemetry.instrumentation.{name}" for name in ("django", "fastapi", "starlette")),
+    )
+
     def __init__(self, provider: TracerProvider, *, app: Any, given: bool) -> None:
-        super().__init__(
-            provider,
-            app=app,
-            given=given,
-            middleware_class=OpenTelemetryMiddleware,
-            instrumentations=_FRAMEWORK_INSTRUMENTATIONS,
-        )
+        super().__init__(provider, app=app, given=given)
         self._middleware = OpenTelemetryMiddleware(
             _stand_in_app,
             tracer_provider=provider,

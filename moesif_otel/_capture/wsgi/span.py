@@ -8,14 +8,14 @@ phrase (measured on contrib 0.66b1). It runs beside the call and is told what ha
 from __future__ import annotations
 
 from contextvars import ContextVar, copy_context
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware
 from opentelemetry.metrics import NoOpMeterProvider
 
-from moesif_otel._capture.server_spans import ServerSpanChoice
+from moesif_otel._capture.server_spans import ServerSpanChoice, end_beside_call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,11 +24,6 @@ if TYPE_CHECKING:
 
 
 _starting: ContextVar[WsgiServerSpan | None] = ContextVar("moesif_otel_starting_span", default=None)
-
-# Instrumentors that make the SERVER span of a WSGI framework themselves.
-_FRAMEWORK_INSTRUMENTORS: Final = tuple(
-    f"opentelemetry.instrumentation.{name}" for name in ("django", "falcon", "flask", "pyramid")
-)
 
 
 class _Aside:
@@ -99,21 +94,14 @@ class WsgiServerSpan:
 
     def end(self, error: BaseException | None = None) -> None:
         """End the span in the context it began in, with an exception event where there was one."""
-        self._aside.error = error
         generator, self._generator = self._generator, None
         if generator is None:
             return
-        traceback = error.__traceback__ if error is not None else None
+        self._aside.error = error
         try:
-            self._own.run(next, generator, None)
-        except BaseException as exc:
-            if exc is not error:
-                raise
+            end_beside_call(error, self._own.run, next, generator)
         finally:
             self._aside.error = None
-            if error is not None:
-                # Raised once more beside the call, it has gathered frames that the application's log must not show.
-                error.__traceback__ = traceback
 
 
 def _ignore_response(_status: str, _headers: list[tuple[str, str]], *_exc_info: Any) -> None:
@@ -126,24 +114,17 @@ def _stand_in_app(_environ: dict[str, Any], start_response: Any) -> Any:
 
 
 class WsgiServerSpans(ServerSpanChoice):
-    """Makes SERVER spans of WSGI calls on one provider, where nobody else does.
-
-    Args:
-        provider: SDK tracer provider.
-        app: The WSGI application, searched for an OpenTelemetry middleware inside it.
-        given: Whether the user named the provider for us, which asks for spans from the first call on.
-    """
+    """Makes SERVER spans of WSGI calls on one provider, where nobody else does."""
 
     __slots__ = ("_middleware",)
 
+    middleware_class = OpenTelemetryMiddleware
+    instrumentations = tuple(
+        f"opentelemetry.instrumentation.{name}" for name in ("django", "falcon", "flask", "pyramid")
+    )
+
     def __init__(self, provider: trace.TracerProvider, *, app: Any, given: bool) -> None:
-        super().__init__(
-            provider,
-            app=app,
-            given=given,
-            middleware_class=OpenTelemetryMiddleware,
-            instrumentations=_FRAMEWORK_INSTRUMENTORS,
-        )
+        super().__init__(provider, app=app, given=given)
         # Request metrics are the application's own business: a second recording would double them.
         self._middleware = OpenTelemetryMiddleware(
             _stand_in_app, tracer_provider=provider, meter_provider=NoOpMeterProvider()

@@ -80,7 +80,7 @@ def spans(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> An
     if request.param == "no spans":
         return None
     # Another test of the process may have loaded one; here nobody else makes spans.
-    monkeypatch.setattr(wsgi_span, "_FRAMEWORK_INSTRUMENTORS", ())
+    monkeypatch.setattr(wsgi_span.WsgiServerSpans, "instrumentations", ())
     provider = TracerProvider(shutdown_on_exit=False)
     provider.finished = InMemorySpanExporter()  # type: ignore[attr-defined]
     provider.add_span_processor(SimpleSpanProcessor(provider.finished))  # type: ignore[attr-defined]
@@ -611,7 +611,7 @@ def test_a_websocket_is_an_upgrade(how: Any) -> None:
 
 def test_a_generator_keeps_its_own_context_between_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Span and baggage that it made current are there at its next step; the server's thread is clean between."""
-    monkeypatch.setattr(wsgi_span, "_FRAMEWORK_INSTRUMENTORS", ())
+    monkeypatch.setattr(wsgi_span.WsgiServerSpans, "instrumentations", ())
     provider = TracerProvider(shutdown_on_exit=False)
     seen: list[Any] = []
 
@@ -636,7 +636,7 @@ def test_a_generator_keeps_its_own_context_between_its_steps(monkeypatch: pytest
 
 def test_only_the_span_joins_the_applications_context(monkeypatch: pytest.MonkeyPatch) -> None:
     """The caller's baggage and trace state do not go out with the application's own calls, as without us."""
-    monkeypatch.setattr(wsgi_span, "_FRAMEWORK_INSTRUMENTORS", ())
+    monkeypatch.setattr(wsgi_span.WsgiServerSpans, "instrumentations", ())
     provider = TracerProvider(shutdown_on_exit=False)
     carriers: list[dict[str, str]] = []
 
@@ -658,7 +658,7 @@ def test_only_the_span_joins_the_applications_context(monkeypatch: pytest.Monkey
 
 def test_a_call_in_flight_at_a_shutdown_ends_its_span(monkeypatch: pytest.MonkeyPatch) -> None:
     """The Exchange ends with the pipeline, the span when the application has ended: its children are no orphans."""
-    monkeypatch.setattr(wsgi_span, "_FRAMEWORK_INSTRUMENTORS", ())
+    monkeypatch.setattr(wsgi_span.WsgiServerSpans, "instrumentations", ())
     provider = TracerProvider(shutdown_on_exit=False)
     finished = InMemorySpanExporter()
     provider.add_span_processor(SimpleSpanProcessor(finished))
