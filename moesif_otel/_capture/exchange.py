@@ -45,10 +45,9 @@ class Outcome(str, Enum):
     DETACHED = "detached"  # the handler took the connection over
     UNFINISHED = "unfinished"  # the process, or the capture, ended first
 
-    @property
-    def awaits_span(self) -> bool:
-        """Tell whether the span of such an Exchange can be expected to end soon."""
-        return self in _AWAITS_SPAN
+
+AWAITS_SPAN: Final = frozenset({Outcome.COMPLETE, Outcome.FAILED, Outcome.DROPPED})
+"""The outcomes of calls whose span can be expected to end soon."""
 
 
 # W3C Trace Context, "traceparent": version, trace id, parent id, flags; later versions may append fields.
@@ -57,9 +56,6 @@ _TRACEPARENT: Final = re.compile(
 )
 
 _SPAN_ID_BITS: Final = (1 << 64) - 1
-_AWAITS_SPAN: Final = frozenset({Outcome.COMPLETE, Outcome.FAILED, Outcome.DROPPED})
-
-
 _CLASS_PHRASES: Final = {1: "Informational", 2: "Success", 3: "Redirection", 4: "Client Error", 5: "Server Error"}
 
 

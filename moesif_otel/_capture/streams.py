@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import io
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from moesif_otel._capture.body import BYTES, LeftOut
 
@@ -20,11 +20,14 @@ if TYPE_CHECKING:
     from moesif_otel._capture.outgoing import OutgoingCall
 
 
-class PieceSink(Protocol):
+class PieceSink:
     """Receives what happens to a stand-in. Nothing here may raise."""
+
+    __slots__ = ()
 
     def piece(self, piece: Any) -> None:
         """Note one piece that was read."""
+        raise NotImplementedError
 
     def told(self, position: Any) -> None:
         """Note what `tell()` answered."""
@@ -40,7 +43,7 @@ class PieceSink(Protocol):
 _FORWARDED: Final = ("__len__", "__bool__", "__exit__", "__getitem__", "__contains__", "__fspath__")
 
 
-class UploadSink:
+class UploadSink(PieceSink):
     """Takes the pieces of a request body, and follows its rewinds.
 
     Args:
@@ -60,7 +63,6 @@ class UploadSink:
         self._is_rewound = False
 
     def piece(self, piece: Any) -> None:
-        """Note one piece that was read."""
         try:
             if self._is_rewound:
                 self.restarted()

@@ -25,7 +25,7 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.trace import SpanKind
 
 from moesif_otel._capture.callbacks import Callbacks, run_steps
-from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
+from moesif_otel._capture.exchange import AWAITS_SPAN, Exchange, Outcome, current_exchange
 from moesif_otel._delivery.process import at_exit
 from moesif_otel._events.caller import settle
 from moesif_otel._events.spans import has_http_method
@@ -291,8 +291,7 @@ class Pipeline:
         exchange.discard()
 
     def _submit_or_wait(self, exchange: Exchange) -> None:
-        outcome = exchange.outcome
-        if exchange.span is None or exchange.span_ended or outcome is None or not outcome.awaits_span:
+        if exchange.span is None or exchange.span_ended or exchange.outcome not in AWAITS_SPAN:
             self._submit(exchange)
             return
         self._waiting[id(exchange)] = (time.monotonic() + _SPAN_GRACE_S, exchange)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tornado.web import Finish, HTTPError, OutputTransform, RequestHandler
 
 from moesif_otel._capture.body import NO_BODY_STATUSES
-from moesif_otel._capture.exchange import Outcome
+from moesif_otel._capture.exchange import AWAITS_SPAN, Outcome
 from moesif_otel._capture.patching import InstancePatches
 from moesif_otel._capture.tornado.shape import (
     client_is_gone,
@@ -296,7 +296,7 @@ class HandlerCall(TornadoCall, OutputTransform):
             outcome = Outcome.FAILED
         else:
             outcome = Outcome.UPGRADED if exchange.status == _SWITCHING_PROTOCOLS else Outcome.COMPLETE
-        if exchange.span is not None and not exchange.span_ended and outcome.awaits_span:
+        if exchange.span is not None and not exchange.span_ended and outcome in AWAITS_SPAN:
             # `on_finish`, where it ends, comes next, and the return of `_execute` as a rule: no other thread need wait.
             self._end = (outcome, error)
             if self._call_soon(self._end_as_noted):

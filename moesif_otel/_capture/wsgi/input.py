@@ -10,7 +10,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from moesif_otel._capture.body import BYTES
-from moesif_otel._capture.streams import original_of, stand_in_for
+from moesif_otel._capture.streams import PieceSink, original_of, stand_in_for
 
 if TYPE_CHECKING:
     from moesif_otel._capture.body import CapturedBody
@@ -23,7 +23,7 @@ def tee_input(stream: Any, body: CapturedBody, guard: Guard) -> Any:
     return stand_in_for(stream, _InputSink(body, guard)) or stream
 
 
-class _InputSink:
+class _InputSink(PieceSink):
     """Keeps what is read for the first time: an application that seeks back reads bytes twice."""
 
     __slots__ = ("_body", "_end", "_guard", "_position")
@@ -35,7 +35,6 @@ class _InputSink:
         self._end = 0
 
     def piece(self, piece: Any) -> None:
-        """Note one piece that was read."""
         try:
             if not piece or self._position < 0 or not isinstance(piece, BYTES):
                 return
@@ -47,9 +46,6 @@ class _InputSink:
         except Exception as exc:
             self._guard.caught("capture of a request body", exc)
 
-    def told(self, position: Any) -> None:
-        """Note what `tell()` answered: nothing that is not known."""
-
     def moved(self, position: Any, whence: Any) -> None:
         """Note a `seek`; after one to a place that is not known nothing more is noted."""
         if not isinstance(position, int):
@@ -60,9 +56,6 @@ class _InputSink:
             self._position += position
         else:
             self._position = -1
-
-    def restarted(self) -> None:
-        """Note that it is read from its beginning: an iterable may, a stream goes on where it is."""
 
 
 def read_ahead(environ: dict[str, Any], max_bytes: int) -> bytes | None:
