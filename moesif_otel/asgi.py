@@ -128,12 +128,7 @@ def _span_class() -> type[AsgiServerSpans]:
 
 
 class _Outermost:
-    """Captures around all middleware of an application; the `MoesifMiddleware` inside governs.
-
-    Args:
-        app: The application's middleware.
-        middleware: Ours, somewhere in it.
-    """
+    """Captures around all middleware of an application, `app`; the `MoesifMiddleware` somewhere inside governs."""
 
     def __init__(self, app: Any, middleware: MoesifMiddleware) -> None:
         self.app = app
@@ -147,11 +142,7 @@ class _Outermost:
 
 
 def _check_application(app: Any) -> None:
-    """Refuse what is no ASGI application, and say what to use.
-
-    Raises:
-        MoesifConfigError: It is none.
-    """
+    """Refuse what is no ASGI application, and say what to use."""
     if not callable(app):
         raise MoesifConfigError(f"app: got {type(app).__name__}, takes an ASGI application (scope, receive, send)")
     if takes(app, 3) or isinstance(app, type):

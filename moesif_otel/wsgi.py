@@ -74,11 +74,7 @@ def _span_class() -> type[WsgiServerSpans]:
 
 
 def _check_application(app: Any) -> None:
-    """Refuse what is certainly no WSGI application, and say what to use.
-
-    Raises:
-        MoesifConfigError: It is none.
-    """
+    """Refuse what is certainly no WSGI application, and say what to use."""
     if not callable(app):
         raise MoesifConfigError(f"app: got {type(app).__name__}, takes a WSGI application (environ, start_response)")
     call = getattr(type(app), "__call__", None)  # noqa: B004 - a class may have an `async def __call__`

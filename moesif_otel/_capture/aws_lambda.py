@@ -29,11 +29,7 @@ _OF_AUTHORIZERS: Final = ("methodArn", "routeArn")
 
 
 class LambdaCapture:
-    """Captures the calls of handlers.
-
-    Args:
-        pipeline: Whose calls they are.
-    """
+    """Captures the calls of handlers."""
 
     def __init__(self, pipeline: CapturePipeline) -> None:
         self._pipeline = pipeline

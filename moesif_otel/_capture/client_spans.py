@@ -36,13 +36,7 @@ _INSTRUMENTORS: Final = {
 
 
 class ClientSpans:
-    """Makes CLIENT spans on one provider, as an instrumentor would, where none is active.
-
-    Args:
-        provider: The tracer provider.
-
-    Thread-safe.
-    """
+    """Makes CLIENT spans on one provider, as an instrumentor would, where none is active. Thread-safe."""
 
     __slots__ = ("_old", "_stable", "_tracer", "provider")
 

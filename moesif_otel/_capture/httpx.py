@@ -16,9 +16,9 @@ import httpx
 
 from moesif_otel._capture.body import BYTES, NO_BODY_STATUSES
 from moesif_otel._capture.exchange import Outcome
-from moesif_otel._capture.outgoing import OutgoingCall, begin_call
+from moesif_otel._capture.outgoing import OutgoingCall, begin_call, restore
 from moesif_otel._capture.patching import Patch, PatchSet
-from moesif_otel._capture.streams import UploadSink, original_of, stand_in_for
+from moesif_otel._capture.streams import Pieces, PieceSink, UploadSink, original_of, stand_in_for
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -45,11 +45,7 @@ class _Reading:
         return self._is_open
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
-        try:
-            _reading.reset(self._token)
-        except ValueError:  # the call came back in another context than it went out from
-            if _reading.get() is self:  # in a copy of that; else the context is somebody else's
-                _reading.set(None)
+        restore(_reading, self._token, self, None)
         self._is_open = False
         for call, end in self._calls:
             if isinstance(error, GeneratorExit):  # perhaps by garbage collection, in the midst of anything else
@@ -174,7 +170,7 @@ def _headers(message: httpx.Request | httpx.Response) -> Headers:
     return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in message.headers.raw]
 
 
-class _StreamWatch:
+class _StreamWatch(PieceSink):
     """The state of a body while it is being read; it belongs to the stream, and does not hold the response.
 
     A context manager around the reading of one piece, which ends the call with the body, or with what is raised.
@@ -191,7 +187,6 @@ class _StreamWatch:
         self._finalizer = call.drop_with(response)
 
     def piece(self, piece: Any) -> None:
-        """Note one piece. Never raises."""
         if self._call is not None and isinstance(piece, BYTES):
             self._call.take_piece(piece)
             if self._length is not None:
@@ -286,35 +281,24 @@ class _AnyStream(_SyncStream, _AsyncStream):
     """For a transport whose streams are of both kinds."""
 
 
-class _ResponsePieces:
-    """The iterator of a response's stream, of either kind."""
+class _ResponsePieces(Pieces):
+    """The iterator of a response's stream; what ends it ends the call."""
 
-    __slots__ = ("_iterator", "_watch")
+    __slots__ = ()
 
-    def __init__(self, iterator: Any, watch: _StreamWatch) -> None:
-        self._iterator = iterator
-        self._watch = watch
+    _sink: _StreamWatch
 
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        with self._watch:
-            piece: bytes = next(self._iterator)
-        self._watch.piece(piece)
+    def __next__(self) -> Any:
+        with self._sink:
+            piece = next(self._iterator)
+        self._sink.piece(piece)
         return piece
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        with self._watch:
-            piece: bytes = await self._iterator.__anext__()
-        self._watch.piece(piece)
+    async def __anext__(self) -> Any:
+        with self._sink:
+            piece = await self._iterator.__anext__()
+        self._sink.piece(piece)
         return piece
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._iterator, name)  # `close` and `aclose` of generators
 
 
 _NOTHING: Final = httpx.ByteStream(b"")

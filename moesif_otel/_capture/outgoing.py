@@ -202,6 +202,15 @@ def cause_of(error: BaseException) -> str:
     return type(error).__qualname__
 
 
+def restore(variable: ContextVar[Any], token: Token[Any], ours: Any, before: Any) -> None:
+    """Set a variable back to what it was before the call, wherever the call comes back."""
+    try:
+        variable.reset(token)
+    except ValueError:  # in another context than it went out from
+        if variable.get() is ours:  # in a copy of that; else the context is somebody else's
+            variable.set(before)
+
+
 # The innermost call that this thread or task is sending, or running callbacks for.
 _innermost: ContextVar[OutgoingCall | None] = ContextVar("moesif_otel_outgoing_call", default=None)
 
@@ -375,12 +384,7 @@ class OutgoingCall:
         self.is_being_sent = False
         self.identity = ()
         while self._tokens:
-            variable, token, ours, before = self._tokens.pop()
-            try:
-                variable.reset(token)
-            except ValueError:  # the call came back in another context than it went out from
-                if variable.get() is ours:  # in a copy of that; else the context is somebody else's
-                    variable.set(before)
+            restore(*self._tokens.pop())
         around, self._around = self._around, None
         for exchange in self.exchanges:
             exchange.outer = None if around is None else _nearest(exchange.pipeline, around)

@@ -161,7 +161,7 @@ class _StandIn:
         return self._moesif_otel_body.__reduce_ex__(protocol)
 
 
-class _Pieces:
+class Pieces:
     """The iterator of a body that is not an iterator itself, of whichever kind."""
 
     __slots__ = ("_iterator", "_sink")
@@ -170,7 +170,7 @@ class _Pieces:
         self._iterator = iterator
         self._sink = sink
 
-    def __iter__(self) -> _Pieces:
+    def __iter__(self) -> Pieces:
         return self
 
     def __next__(self) -> Any:
@@ -178,7 +178,7 @@ class _Pieces:
         self._sink.piece(piece)
         return piece
 
-    def __aiter__(self) -> _Pieces:
+    def __aiter__(self) -> Pieces:
         return self
 
     async def __anext__(self) -> Any:
@@ -264,7 +264,7 @@ def _iterate(self: _StandIn) -> Any:
     if not hasattr(self._moesif_otel_body, "read"):
         self._moesif_otel_sink.restarted()  # each sending of an iterable begins so, also a redirect's
     # A file or a generator is its own iterator, and so is its stand-in.
-    return self if iterator is self._moesif_otel_body else _Pieces(iterator, self._moesif_otel_sink)
+    return self if iterator is self._moesif_otel_body else Pieces(iterator, self._moesif_otel_sink)
 
 
 def _advance(self: _StandIn) -> Any:
@@ -275,7 +275,7 @@ def _advance(self: _StandIn) -> Any:
 
 def _iterate_async(self: _StandIn) -> Any:
     self._moesif_otel_sink.restarted()
-    return _Pieces(aiter(self._moesif_otel_body), self._moesif_otel_sink)
+    return Pieces(aiter(self._moesif_otel_body), self._moesif_otel_sink)
 
 
 def _read(self: _StandIn, *args: Any, **kwargs: Any) -> Any:

@@ -14,11 +14,7 @@ if TYPE_CHECKING:
 
 
 def check_tracer_provider(given: Any) -> None:
-    """Refuse what a user gave as a tracer provider and is none.
-
-    Raises:
-        MoesifConfigError: It is none.
-    """
+    """Refuse what a user gave as a tracer provider and is none."""
     if given is not None and not isinstance(given, TracerProvider):
         raise MoesifConfigError(f"tracer_provider: got {type(given).__name__}, takes an OpenTelemetry TracerProvider")
 

@@ -75,9 +75,7 @@ class AsgiCapture:
 
         Args:
             app: The ASGI application.
-            scope: The connection's, at its start.
-            receive: The server's.
-            send: The server's.
+            scope, receive, send: The server's.
             spans: Makes the SERVER span, or None where an instrumentation does.
             governs: Whether governance rules are asked here, and not further inside.
 
@@ -174,13 +172,7 @@ class AsgiCapture:
 
 
 class HttpCall:
-    """One HTTP call: what passes between server and application.
-
-    Args:
-        exchange: Its Exchange, open.
-        receive: The server's.
-        send: The server's.
-    """
+    """One HTTP call: what passes between server and application."""
 
     __slots__ = (
         "__weakref__",
@@ -231,12 +223,7 @@ class HttpCall:
     ) -> Any:
         """Call the application in this task and context; what it returns and raises passes unchanged.
 
-        Args:
-            app: The ASGI application.
-            scope: The call's.
-            exchange: The call's, open.
-            spans: Makes the SERVER span, or None where an instrumentation does.
-            governor: Asks the governance rules, or None where that is done further inside.
+        `governor` asks the governance rules; None where that is done further inside.
         """
         token = current_exchange.set(exchange)
         attached = None
@@ -472,9 +459,7 @@ async def answer_instead(decision: Decision, scope: Any, receive: Receive, send:
 class _BodyAhead:
     """The request body for a rule that looks into it: received before the application asks, then given to it.
 
-    Args:
-        receive: Where the messages come from.
-        max_bytes: A longer body is received no further.
+    A body longer than `max_bytes` is received no further.
     """
 
     __slots__ = ("_max_bytes", "_receive", "messages")

@@ -43,12 +43,7 @@ async def run_in_thread(function: Callable[..., Any], *args: Any) -> None:
 
 
 class Lifespan:
-    """A server's `send` of a lifespan: what is pending is delivered before the shutdown is said to be complete.
-
-    Args:
-        pipeline: What is to be delivered.
-        send: The server's.
-    """
+    """A server's `send` of a lifespan: what is pending is delivered before the shutdown is said to be complete."""
 
     __slots__ = ("_pipeline", "_send")
 

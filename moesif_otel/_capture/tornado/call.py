@@ -43,10 +43,6 @@ _SWITCHING_PROTOCOLS: Final = 101
 class TornadoCall:
     """One captured request; once it is over only its empty shell is left.
 
-    Args:
-        exchange: Its Exchange, open.
-        handler: The handler that serves it.
-
     Attributes:
         decision: Whose headers governance adds to those of the response.
         client_left: Whether nobody is there any more to get what is written.
@@ -181,10 +177,7 @@ class TornadoCall:
 class HandlerCall(TornadoCall, OutputTransform):
     """A request whose handler answers through Tornado's transforms, one of which it is itself.
 
-    Args:
-        exchange: Its Exchange, open.
-        handler: The handler.
-        awaits_log: Whether its application calls our `log_event` at the end.
+    `awaits_log` says whether its application calls our `log_event` at the end.
     """
 
     __slots__ = ("_answered", "_awaits_log", "_end", "_ended_response", "_streamed")

@@ -28,18 +28,13 @@ _FIRST_FINAL_STATUS: Final = 200
 
 
 class ConnectionCall(TornadoCall):
-    """A request whose response is seen on its connection.
-
-    Args:
-        exchange: Its Exchange, open; made provisional: a WSGI `MoesifMiddleware` of the same application id inside
-            takes over, since it sees the application itself.
-        handler: The `FallbackHandler`.
-    """
+    """A request to a `FallbackHandler`, whose response is seen on its connection."""
 
     __slots__ = ()
 
     def __init__(self, exchange: Exchange, handler: RequestHandler) -> None:
         super().__init__(exchange, handler)
+        # A WSGI `MoesifMiddleware` of the same application id inside sees the application itself, and takes over.
         exchange.provisional = True
 
     def watch(self, exchange: Exchange, handler: RequestHandler) -> None:
@@ -107,10 +102,7 @@ def marked_environ(
 ) -> Any:
     """Do `WSGIContainer.environ` (a static method before Tornado 6.3); that of a captured request names its Exchanges.
 
-    Args:
-        calls_of: Finds the calls that capture a request.
-        environ_of: The method.
-        args: The container, if it is no static method, and the request.
+    `calls_of` finds the calls that capture a request, which is the last of `args`.
     """
     environ = environ_of(*args, **kwargs)
     try:

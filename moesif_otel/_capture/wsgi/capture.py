@@ -448,10 +448,6 @@ class ResponseStream:
     """Passes the pieces of an application's iterable on, one for one, with the call's contexts around each step.
 
     It never gathers the body, iterates ahead of the server, or closes what the server did not close.
-
-    Args:
-        call: The call it belongs to.
-        iterable: What the application returned.
     """
 
     __slots__ = ("__weakref__", "_call", "_has_begun", "_iterable", "_next")
