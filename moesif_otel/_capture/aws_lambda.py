@@ -8,7 +8,6 @@ groups. Any other event is no API call, and is passed through. Event and result 
 from __future__ import annotations
 
 import base64
-import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode
@@ -94,10 +93,7 @@ class LambdaCapture:
                 exchange.note_source("user_id", "Cognito identity")
         key = identity.get("apiKey")
         if settings.get_session_token is None and key:
-            # Calls of one key still have the same token.
-            hidden = settings.auto_hide_sensitive
-            exchange.session_token = hashlib.sha256(key.encode()).hexdigest()[:32] if hidden else key
-            exchange.note_source("session_token", "API key")
+            exchange.take_session_key(key, "API key")
 
     def _note_result(self, exchange: Exchange, event: Any, result: Any) -> None:
         if isinstance(result, Mapping) and "statusCode" in result:

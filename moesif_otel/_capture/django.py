@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import io
 import sys
 from types import CellType
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from contextvars import Token
 
     from moesif_otel._capture.exchange import CapturePipeline, Decision, Governed, Headers
-    from moesif_otel.settings import Settings
 
 _HANDLER_ATTRIBUTE: Final = "_moesif_otel_capture"
 _UNKNOWN: Final[Any] = object()
@@ -228,10 +226,10 @@ class DjangoCall:
             exchange.user_id = _name_of_cached_user(self.request)
             if exchange.user_id:
                 exchange.note_source("user_id", "request.user")
-        if exchange.session_token is None:
-            exchange.session_token = _session_token(self.request, exchange.pipeline.settings)
-            if exchange.session_token:
-                exchange.note_source("session_token", "Django's session")
+        # To ask for a session's key neither loads nor marks the session.
+        key = getattr(vars(self.request).get("session"), "session_key", None)
+        if exchange.session_token is None and isinstance(key, str):
+            exchange.take_session_key(key, "Django's session")
 
 
 def _body_length_bytes(request: Any) -> int:
@@ -306,14 +304,3 @@ def _name_of_cached_user(request: Any) -> str | None:
     if user is None or not user.is_authenticated:
         return None
     return user.get_username() or None
-
-
-def _session_token(request: Any, settings: Settings) -> str | None:
-    """Return what stands for the request's session; to ask for its key neither loads nor marks the session."""
-    key = getattr(vars(request).get("session"), "session_key", None)
-    if not isinstance(key, str):
-        return None
-    if not settings.auto_hide_sensitive:
-        return key
-    # Whoever has the key has the session. Calls of one session still have the same token.
-    return hashlib.sha256(key.encode()).hexdigest()[:32]

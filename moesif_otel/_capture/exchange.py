@@ -6,6 +6,7 @@ no framework objects after the finish.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import re
@@ -114,14 +115,11 @@ if TYPE_CHECKING:
         needs_identity: bool
 
         @property
-        def needs_body(self) -> bool:
-            """Tell whether a rule depends on the body; to be asked once the identity is known."""
+        def needs_body(self) -> bool: ...
 
-        def give_body(self, data: bytes | None, *, whole: bool = True) -> None:
-            """Take the request body as it came."""
+        def give_body(self, data: bytes | None, *, whole: bool = True) -> None: ...
 
-        def verdict(self) -> Decision | None:
-            """Return what the rules decide, or None when none has anything to say."""
+        def verdict(self) -> Decision | None: ...
 
     class CapturePipeline(Protocol):
         """The pipeline that a capture works for, as far as it needs it (`_pipeline.pipeline.Pipeline`)."""
@@ -304,6 +302,12 @@ class Exchange:
         if self.pipeline.settings.debug:
             self.notes.setdefault("identity", {})[field] = source
 
+    def take_session_key(self, key: str, source: str) -> None:
+        """Make a session token of what lets its owner act as the caller: hidden, calls of one owner still share one."""
+        is_hidden = self.pipeline.settings.auto_hide_sensitive
+        self.session_token = hashlib.sha256(key.encode()).hexdigest()[:32] if is_hidden else key
+        self.note_source("session_token", source)
+
     def capture_request_body(self) -> CapturedBody:
         """Begin to capture the request body."""
         body = self.request_body = CapturedBody(self.pipeline.settings.request_max_body_size, self.pipeline.budget)
@@ -335,12 +339,7 @@ class Exchange:
             self.pipeline.finished_late(self)
 
     def close(self, outcome: Outcome, error: BaseException | None = None) -> bool:
-        """End the record, apart from handing it over; True for the first call, whose caller has that to do.
-
-        Args:
-            outcome: How it ended.
-            error: As `finish` takes it.
-        """
+        """End the record, apart from handing it over; True for the first call, whose caller has that to do."""
         try:
             del self._finish_token
         except AttributeError:

@@ -134,24 +134,13 @@ class Sink:
         self.delivery.ledger.drop(reason)
 
     def force_flush(self, timeout_s: float) -> bool:
-        """Deliver everything that was submitted.
-
-        Args:
-            timeout_s: Return after this time at the latest.
-
-        Returns:
-            True if everything submitted before was delivered or is counted as dropped.
-        """
+        """Deliver what was submitted, within the time; True if all of it was delivered or is counted as dropped."""
         deadline_s = time.monotonic() + timeout_s
         done = self.delivery.force_flush(timeout_s)
         return self.profiles.force_flush(max(0.0, deadline_s - time.monotonic())) and done
 
     def shutdown(self, timeout_s: float | None = None) -> None:
-        """Deliver what is pending, then end the threads; later calls are counted as dropped (`shutdown`).
-
-        Args:
-            timeout_s: Return after this time at the latest; `SHUTDOWN_TIMEOUT` by default.
-        """
+        """Deliver what is pending within the time, then end the threads; later calls are dropped (`shutdown`)."""
         if timeout_s is None:
             timeout_s = self.settings.shutdown_timeout
         deadline_s = time.monotonic() + timeout_s
@@ -216,7 +205,7 @@ class EventSink(Sink):
     # Taking calls.
 
     def submit(self, exchange: Exchange) -> None:
-        """Take over a finished call: a small one is made an event at once, others on our thread."""
+        # A small one is made an event at once, others on our thread.
         try:
             if self._mask is not None or _may_take_long(exchange):
                 self.submit_later(exchange)
@@ -228,7 +217,6 @@ class EventSink(Sink):
             self.delivery.settle_at_exit()
 
     def submit_later(self, exchange: Exchange) -> None:
-        """Take over a finished call as `submit` does, leaving all work to our thread; a finalizer may call it."""
         try:
             held_bytes = EVENT_OVERHEAD_BYTES + held_by_texts(exchange)
             for body in (exchange.request_body, exchange.response_body):

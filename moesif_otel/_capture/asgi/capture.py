@@ -431,7 +431,7 @@ class _DecidedSend:
 
 
 def _with_headers(message: Message, decision: Decision) -> Message:
-    own = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in repeatable(message.get("headers"))]
+    own = text_headers(repeatable(message.get("headers")))
     added = _encoded(decision.added_to(own)[len(own) :])
     return {**message, "headers": [*(message.get("headers") or ()), *added]}
 
