@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from moesif_otel._capture.callbacks import check_signatures
 from moesif_otel._capture.outgoing import CLIENTS, DEFAULT_CLIENTS, Route, add_route, remove_route
-from moesif_otel._pipeline.handle import PipelineHandle, check_tracer_provider
+from moesif_otel._pipeline.middleware import PipelineHandle, check_tracer_provider
 from moesif_otel._pipeline.pipeline import pipeline_for
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.settings import Settings

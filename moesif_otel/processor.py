@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.sdk.trace import SpanProcessor
 
-from moesif_otel._pipeline.handle import PipelineHandle
+from moesif_otel._pipeline.middleware import PipelineHandle
 from moesif_otel._pipeline.pipeline import Pipeline, pipeline_for
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.exporter import MoesifSpanExporter

@@ -1,4 +1,8 @@
-"""The base of every `MoesifMiddleware`: its pipeline, flush and shutdown, counters, profile calls, outgoing capture."""
+"""The bases of public classes that use a pipeline.
+
+`PipelineHandle` has flush, shutdown and counters; `Middleware`, of which every `MoesifMiddleware` is one, also has
+profile calls, the choice of a tracer provider and the capture of outgoing calls.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +10,69 @@ import uuid
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from opentelemetry import trace
+from opentelemetry.trace import TracerProvider
 
 from moesif_otel._capture.callbacks import check_signatures
 from moesif_otel._events.build import transaction_id_for
 from moesif_otel._guard import LATE_IMPORTS
-from moesif_otel._pipeline.handle import PipelineHandle, check_tracer_provider
 from moesif_otel._pipeline.pipeline import pipeline_for
 from moesif_otel.client import ProfileCalls
-from moesif_otel.errors import install_command
+from moesif_otel.errors import MoesifConfigError, install_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from opentelemetry.trace import TracerProvider
-
     from moesif_otel._capture.exchange import Exchange
     from moesif_otel._capture.outgoing import Route
+    from moesif_otel._delivery.stats import Stats
     from moesif_otel._pipeline.pipeline import Pipeline
     from moesif_otel.settings import Settings
 
 _Spans = TypeVar("_Spans")
+
+
+def check_tracer_provider(given: Any) -> None:
+    """Refuse what a user gave as a tracer provider and is none."""
+    if given is not None and not isinstance(given, TracerProvider):
+        raise MoesifConfigError(f"tracer_provider: got {type(given).__name__}, takes an OpenTelemetry TracerProvider")
+
+
+class PipelineHandle:
+    """Uses a pipeline, which it has joined; the last handle that is shut down ends it.
+
+    Subclasses set `_pipeline`.
+    """
+
+    _pipeline: Pipeline
+
+    def force_flush(self, timeout_millis: int = 5_000) -> bool:
+        """Deliver every call that has finished. It waits: on an event loop use `asyncio.to_thread`.
+
+        Calls still running (a stream, say) are not waited for; they are delivered after they end.
+
+        Args:
+            timeout_millis: Return after this time at the latest.
+
+        Returns:
+            True if everything that had finished was delivered or is counted as dropped.
+        """
+        return self._pipeline.force_flush(timeout_millis / 1_000)
+
+    def shutdown(self, timeout_millis: int | None = None) -> None:
+        """Deliver everything; running calls are sent as far as they came (`unfinished`).
+
+        It waits, as `force_flush` does. While others of the same settings use the pipeline, that goes on until the last
+        of them is shut down.
+
+        Args:
+            timeout_millis: Return after this time at the latest; `SHUTDOWN_TIMEOUT` by default. What could not be
+                delivered goes to the spool if there is one, and is counted otherwise.
+        """
+        self._pipeline.leave(self, None if timeout_millis is None else timeout_millis / 1_000)
+
+    def stats(self) -> Stats:
+        """Return the counters: `accepted == delivered + sum(dropped.values()) + pending` at any time."""
+        return self._pipeline.stats()
 
 
 class Middleware(PipelineHandle, ProfileCalls):
