@@ -263,6 +263,12 @@ class RecordingPipeline:
         self.seen_by_callbacks: list[tuple[Any, ...]] = []
         self.while_callbacks_run = lambda request, response: None
 
+    def watch(self, provider):
+        pass
+
+    def watch_global_provider(self):
+        pass
+
     def has_callbacks(self, exchange):
         return True
 
