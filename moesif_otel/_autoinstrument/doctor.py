@@ -25,8 +25,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from moesif_otel._autoinstrument.dry_run import RUN_S
-from moesif_otel._autoinstrument.instrument import is_switched_off
-from moesif_otel._autoinstrument.targets import NOT_CAPTURED, NOT_CAPTURED_CLIENTS
+from moesif_otel._autoinstrument.instrument import NOT_CAPTURED, NOT_CAPTURED_CLIENTS, is_switched_off
 from moesif_otel._capture.callbacks import check_signature
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.settings import OPTIONS, ImportedCallback, Settings, nearest, unknown_variables, variable_of

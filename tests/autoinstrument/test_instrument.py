@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 import moesif_otel
 from moesif_otel._autoinstrument import instrument as auto
-from moesif_otel._autoinstrument.targets import ROWS, ServedApplication
+from moesif_otel._autoinstrument.instrument import ROWS, ServedApplication
 from moesif_otel.errors import MoesifConfigError
 from moesif_otel.sandbox.server import Sandbox
 
@@ -178,11 +178,9 @@ def test_a_sandbox_of_the_same_process_is_not_captured(sandbox: Sandbox) -> None
 
 def test_a_row_whose_place_is_gone_harms_nothing(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is logged once, and the import that met it goes on."""
-    from moesif_otel._autoinstrument import targets
-
-    monkeypatch.setattr(targets, "ROWS", [ROWS[0]._replace(module="json.tool", attribute="Gone.__call__")])
+    monkeypatch.setattr(auto, "ROWS", [ROWS[0]._replace(module="json.tool", attribute="Gone.__call__")])
     monkeypatch.delitem(sys.modules, "json.tool", raising=False)
-    targets.install(auto._EveryHandle())
+    auto.install()
     importlib.import_module("json.tool")
     assert "json.tool" in caplog.text
 
@@ -197,7 +195,7 @@ def test_a_served_application_is_the_application_to_everyone() -> None:
             return args
 
     app = App()
-    served = ServedApplication(app, auto._EveryHandle())
+    served = ServedApplication(app)
     assert isinstance(served, App)
     assert served.name == "mine"
     assert served == app
