@@ -30,7 +30,6 @@ from moesif_otel._capture.wsgi.capture import WsgiCapture
 from moesif_otel._guard import PROCESS_GUARD
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
     from contextvars import Token
 
     from moesif_otel._capture.exchange import CapturePipeline, Decision, Governed, Headers
@@ -47,25 +46,13 @@ class DjangoCapture:
 
     def __init__(self, pipeline: CapturePipeline) -> None:
         self.pipeline = pipeline
-        self._wsgi = WsgiCapture(pipeline, governs=False, offer_to_callbacks=_offer_unreached)
-        self._asgi = AsgiCapture(pipeline, objects=_UnreachedObjects())
+        self.wsgi = WsgiCapture(pipeline, governs=False, offer_to_callbacks=_offer_unreached)
+        self.asgi = AsgiCapture(pipeline, objects=_UnreachedObjects())
 
     def meet_handlers(self) -> None:
         """Stand around Django's handlers from now on; each finds out by itself whether its middlewares have ours."""
         PROCESS_GUARD.run("patching Django's request handlers", _handlers.hold, self)
         got_request_exception.connect(_note_exception, dispatch_uid=_note_exception)
-
-    def serve_wsgi(self, call: Any, handler: Any, variables: Any, start_response: Any) -> Any:
-        """Have a WSGI handler serve a call."""
-        if not self.pipeline.is_live:
-            return call(handler, variables, start_response)
-        return self._wsgi.call(functools.partial(call, handler), variables, start_response, callback_app=handler)
-
-    def serve_asgi(self, call: Any, handler: Any, scope: Any, receive: Any, send: Any) -> Awaitable[Any]:
-        """Have an ASGI handler serve a call."""
-        if not self.pipeline.is_live:
-            return call(handler, scope, receive, send)  # type: ignore[no-any-return]
-        return self._asgi.serve(functools.partial(call, handler), scope, receive, send, governs=False)
 
 
 def _capture_of(handler: Any) -> DjangoCapture | None:
@@ -101,16 +88,16 @@ def _capture_in(chain: Any) -> DjangoCapture | None:
 
 def _serve_wsgi(call: Any, handler: Any, /, *args: Any, **kwargs: Any) -> Any:
     capture = _capture_of(handler) if len(args) == 2 and not kwargs else None
-    if capture is None:
+    if capture is None or not capture.pipeline.is_live:
         return call(handler, *args, **kwargs)
-    return capture.serve_wsgi(call, handler, *args)
+    return capture.wsgi.call(functools.partial(call, handler), *args, callback_app=handler)
 
 
 async def _serve_asgi(call: Any, handler: Any, /, *args: Any, **kwargs: Any) -> Any:
     capture = _capture_of(handler) if len(args) == 3 and not kwargs else None
-    if capture is None or args[0].get("type") != "http":
+    if capture is None or not capture.pipeline.is_live or args[0].get("type") != "http":
         return await call(handler, *args, **kwargs)
-    return await capture.serve_asgi(call, handler, *args)
+    return await capture.asgi.serve(functools.partial(call, handler), *args, governs=False)
 
 
 _handlers: Final = PatchSet(
