@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from tornado.web import Finish, HTTPError, OutputTransform, RequestHandler
@@ -21,6 +22,7 @@ from moesif_otel._capture.body import NO_BODY_STATUSES
 from moesif_otel._capture.exchange import AWAITS_SPAN, Outcome
 from moesif_otel._capture.patching import InstancePatches
 from moesif_otel._capture.tornado.shape import (
+    UnknownShape,
     client_is_gone,
     close_callback_of,
     finishes_by_itself,
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from moesif_otel._capture.exchange import Decision, Exchange
 
 _SWITCHING_PROTOCOLS: Final = 101
+_FIRST_FINAL_STATUS: Final = 200
+_CONNECTION_METHODS: Final = ("write_headers", "write", "finish", "set_close_callback")
 
 
 class TornadoCall:
@@ -338,6 +342,82 @@ class HandlerCall(TornadoCall, OutputTransform):
     def _end_answered(self) -> None:
         self._take_headers_of_answer()
         self.end(Outcome.ABORTED if self.client_left else Outcome.COMPLETE)
+
+
+class ConnectionCall(TornadoCall):
+    """A request that a `FallbackHandler` passes to a WSGI container, another application or any other callable.
+
+    Such a handler calls neither transforms nor `log_function`: the connection is the only place left. A connection
+    object serves one request (`HTTP1ServerConnection` makes a new one for each), so its own attributes reach nobody
+    else; they are taken off after the call. A WSGI container may run its application in other threads, which touch
+    nothing here.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, exchange: Exchange, handler: RequestHandler) -> None:
+        super().__init__(exchange, handler)
+        # A WSGI `MoesifMiddleware` of the same application id inside sees the application itself, and takes over.
+        exchange.provisional = True
+
+    def watch(self, exchange: Exchange, handler: RequestHandler) -> None:
+        """Take the request body and stand on the connection.
+
+        Raises:
+            UnknownShape: The connection is none that we know.
+        """
+        connection: Any = handler.request.connection
+        if not all(callable(getattr(connection, name, None)) for name in _CONNECTION_METHODS):
+            raise UnknownShape(f"{type(connection).__qualname__} of a FallbackHandler")
+        self.take_request_body(exchange, handler)
+        previous = close_callback_of(connection)
+        hook = partial(self.hook, connection)
+        hook("write_headers", self._around(connection.write_headers, self._before_headers, self._wrote_headers))
+        hook("write", self._around(connection.write, None, self.response_piece))
+        hook("finish", self._around(connection.finish, partial(self._before_finish, connection), self._finished))
+        set_close_callback = connection.set_close_callback
+        hook("set_close_callback", partial(self._set_close_callback, set_close_callback))
+        self._set_close_callback(set_close_callback, previous)
+
+    def _around(
+        self, method: Callable[..., Any], before: Callable[..., None] | None, after: Callable[..., None]
+    ) -> Callable[..., Any]:
+        """Return `method` as it is, with `after` told of each call that did not raise."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if before is not None:
+                self.guard.run("capture of a Tornado response", partial(before, *args, **kwargs))
+            result = method(*args, **kwargs)
+            self.guard.run("capture of a Tornado response", partial(after, *args, **kwargs))
+            return result
+
+        return call
+
+    def _set_close_callback(self, set_close_callback: Callable[..., Any], callback: Callable[[], None] | None) -> None:
+        set_close_callback(None if callback is None else self.and_then_aborted(callback))
+
+    def _before_headers(self, start_line: Any, headers: Any, chunk: bytes | None = None) -> None:
+        del start_line, chunk
+        self.add_decided_headers(headers)
+
+    def _wrote_headers(self, start_line: Any, headers: Any, chunk: bytes | None = None) -> None:
+        status = int(start_line.code)
+        if status >= _FIRST_FINAL_STATUS or (self.exchange is not None and self.exchange.status is None):
+            self.headers_sent(status, headers)
+        if chunk:
+            self.response_piece(chunk)
+
+    def _before_finish(self, connection: Any) -> None:
+        # Afterwards the stream may be closed because all is sent.
+        self.client_left = client_is_gone(connection)
+
+    def _finished(self) -> None:
+        self.end(Outcome.ABORTED if self.client_left else Outcome.COMPLETE)
+
+    def executed(self, error: BaseException | None) -> None:
+        """The handler's task is done; whom it passed the request to may only begin now."""
+        if error is not None:
+            self.end(Outcome.FAILED, error)
 
 
 def _teed(receive: Callable[..., Any], body: CapturedBody, exchange: Exchange) -> Callable[..., Any]:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tornado.web import Application, FallbackHandler, GZipContentEncoding, RequestHandler
 
+from moesif_otel._capture import EXCHANGES_KEY
 from moesif_otel._capture.authority import authority_of, is_authority, percent_encoded
 from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
 from moesif_otel._capture.patching import Patch, PatchSet
-from moesif_otel._capture.tornado.call import HandlerCall, TornadoCall
-from moesif_otel._capture.tornado.fallback import ConnectionCall, marked_environ
+from moesif_otel._capture.tornado.call import ConnectionCall, HandlerCall, TornadoCall
 from moesif_otel._capture.tornado.govern import govern
 from moesif_otel._capture.tornado.shape import UnknownShape, check_tornado
 from moesif_otel._guard import PROCESS_GUARD
@@ -332,6 +332,18 @@ def _detach(detach: Any, handler: RequestHandler, /) -> Any:
     return stream
 
 
+def _environ(environ_of: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """Do `WSGIContainer.environ` (static before Tornado 6.3); that of a captured request carries its Exchanges."""
+    environ = environ_of(*args, **kwargs)
+    try:
+        exchanges = tuple(call.exchange for call in _present_calls(args[-1]) if call.exchange is not None)
+        if exchanges:
+            environ[EXCHANGES_KEY] = (*environ.get(EXCHANGES_KEY, ()), *exchanges)
+    except Exception as exc:
+        PROCESS_GUARD.caught("capture of a WSGI application in Tornado", exc)
+    return environ
+
+
 def _with_tee(transforms: list[OutputTransform], tee: HandlerCall) -> list[OutputTransform]:
     """Put the tee before compression: what is recorded is what the handler wrote."""
     if not transforms:
@@ -353,6 +365,6 @@ _patches: Final = PatchSet(
         Patch("tornado.web", "RequestHandler._execute", _execute),
         Patch("tornado.web", "RequestHandler.detach", _detach),
         Patch("tornado.web", "Application.find_handler", _find_handler),
-        Patch("tornado.wsgi", "WSGIContainer.environ", functools.partial(marked_environ, _present_calls)),
+        Patch("tornado.wsgi", "WSGIContainer.environ", _environ),
     )
 )
