@@ -147,7 +147,7 @@ def _bare_response(status: int | None, headers: Headers) -> HttpResponse:
 class DjangoCall:
     """One request as the middleware sees it: a context manager around its answering."""
 
-    __slots__ = ("_is_bare", "_pipeline", "_token", "decision", "exchange", "refusal", "request")
+    __slots__ = ("_is_test_clients", "_pipeline", "_token", "decision", "exchange", "refusal", "request")
 
     def __init__(self, request: Any, pipeline: CapturePipeline) -> None:
         self.request = request
@@ -156,14 +156,14 @@ class DjangoCall:
         self.refusal: HttpResponse | None = None  # the response where a rule blocks the call
         self._token: Token[Exchange | None] | None = None
         found = _exchange_of(request, pipeline)
-        self._is_bare = found is None
+        self._is_test_clients = found is None
         self.exchange = _exchange_of_test_client(request, pipeline) if found is None else found
-        if not self._is_bare:
+        if not self._is_test_clients:
             # As moesifdjango names them, and as masks index them.
             self.exchange.request_headers = _upper_case(self.exchange.request_headers)
 
     def __enter__(self) -> None:
-        if self._is_bare:
+        if self._is_test_clients:
             self._token = current_exchange.set(self.exchange)
             self._pipeline.opened(self.exchange)
 
@@ -200,7 +200,7 @@ class DjangoCall:
         match = getattr(self.request, "resolver_match", None)
         if match is not None and match.route:
             exchange.notes["route"] = match.route
-        if self._is_bare:
+        if self._is_test_clients:
             _note_test_response(exchange, self.request, response)
         # What the callbacks did not know before the view they are asked again, with the response.
         exchange.identified = False

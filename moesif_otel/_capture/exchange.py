@@ -303,7 +303,10 @@ class Exchange:
             self.notes.setdefault("identity", {})[field] = source
 
     def take_session_key(self, key: str, source: str) -> None:
-        """Make a session token of what lets its owner act as the caller: hidden, calls of one owner still share one."""
+        """Note a session's or caller's key as the session token.
+
+        Whoever has the key can act as the caller, so it is hashed: calls with one key still have the same token.
+        """
         is_hidden = self.pipeline.settings.auto_hide_sensitive
         self.session_token = hashlib.sha256(key.encode()).hexdigest()[:32] if is_hidden else key
         self.note_source("session_token", source)

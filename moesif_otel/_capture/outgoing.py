@@ -275,7 +275,7 @@ class OutgoingCall:
 
     @staticmethod
     def is_part_of(call: OutgoingCall, *identity: Any) -> bool:
-        """Tell whether what is about to be sent is a part of a call that is being sent: a redirect's hop, say."""
+        """Tell whether what is about to be sent is a part of a call that is being sent, such as a redirect."""
         raise NotImplementedError
 
     @staticmethod
@@ -294,7 +294,7 @@ class OutgoingCall:
         raise NotImplementedError
 
     def _awaits_body(self, response: Any) -> bool:
-        """Take the response's body; True where the call ends by another way: with a body that is still to come, say."""
+        """Take the response's body; True if something else ends the call, such as a body that is still to come."""
         raise NotImplementedError
 
     def _shown(self, response: Any) -> Any:

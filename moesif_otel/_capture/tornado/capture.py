@@ -220,7 +220,7 @@ def _quoted(text: Any) -> str:
 
 
 def _captures_of_function(application: Application) -> tuple[TornadoCapture, ...]:
-    """Return the capture that the application's `log_function` is a method of."""
+    """Return the capture that the application's `log_function` is a method of, or none, as a tuple."""
     function = application.settings.get("log_function")
     known: tuple[Any, tuple[TornadoCapture, ...]] | None = application.__dict__.get(_CAPTURES)
     if known is None or known[0] is not function:
