@@ -118,8 +118,8 @@ def _note_exception(**_facts: Any) -> None:
 def _offer_unreached(exchange: Exchange) -> None:
     """Set a request and a bare response for the callbacks, if an outer middleware answered before ours was reached."""
     handler, variables = exchange.callback_arguments
-    response = _bare_response(exchange.status, exchange.response_headers)
-    exchange.callback_arguments = exchange.identify_arguments = (handler.request_class(variables), response)
+    request = handler.request_class(variables)
+    exchange.callback_arguments = exchange.identify_arguments = (request, _bare_response(exchange))
 
 
 class _UnreachedObjects(CallbackObjects):
@@ -134,14 +134,14 @@ class _UnreachedObjects(CallbackObjects):
         data = exchange.request_body.data() if exchange.request_body is not None else b""
         return ASGIRequest({**scope, **came}, io.BytesIO(data))
 
-    def response(self, status: int | None, headers: Any, exchange: Exchange) -> Any:
+    def response(self, headers: Any, exchange: Exchange) -> Any:
         """Return a response without its body."""
         del headers
-        return _bare_response(status, exchange.response_headers)
+        return _bare_response(exchange)
 
 
-def _bare_response(status: int | None, headers: Headers) -> HttpResponse:
-    return HttpResponse(status=status or 500, headers=dict(headers))
+def _bare_response(exchange: Exchange) -> HttpResponse:
+    return HttpResponse(status=exchange.status or 500, headers=dict(exchange.response_headers))
 
 
 class DjangoCall:

@@ -85,11 +85,6 @@ class Decision(NamedTuple):
         except ValueError:
             return _CLASS_PHRASES.get(self.status // 100, "Unknown Status")
 
-    @property
-    def status_line(self) -> str:
-        """Status and phrase, as WSGI's `start_response` takes them."""
-        return f"{self.status} {self.phrase}"
-
     def added_to(self, headers: Headers) -> Headers:
         """Return the application's headers followed by those of this decision. Never raises.
 

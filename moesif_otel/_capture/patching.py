@@ -122,7 +122,8 @@ class PatchSet:
             # Somebody's patch is below, and whoever looks for it finds ours, which has its attributes: OpenTelemetry's
             # `uninstrument` puts `__wrapped__` back. So let that be ours around what the other patch wraps.
             layer.__wrapped__ = self._add_layer(place, below, around)  # type: ignore[attr-defined] # it takes any
-        self._layers[_function_of(layer)] = _Layer(replaced, inherited=not place.is_own)
+        inherited = place.name != "__wrapped__" and place.name not in vars(place.owner)
+        self._layers[_function_of(layer)] = _Layer(replaced, inherited)
         return layer
 
     def _layer_at(self, content: Any) -> _Layer | None:
@@ -157,11 +158,6 @@ class _Place(NamedTuple):
         if self.name == "__wrapped__":
             return self.owner.__wrapped__
         return inspect.getattr_static(self.owner, self.name)
-
-    @property
-    def is_own(self) -> bool:
-        """Tell whether it stands in the owner itself and is not inherited."""
-        return self.name == "__wrapped__" or self.name in vars(self.owner)
 
     def below_proxies(self) -> _Place:
         """Return the place inside of wrapt's proxies.

@@ -78,7 +78,7 @@ def test_the_documented_rule_blocks_with_its_whole_answer() -> None:
     verdict = ask(DOCUMENTED)
     assert verdict is not None
     assert verdict.blocked
-    assert verdict.status_line == "429 Too Many Requests"
+    assert (verdict.status, verdict.phrase) == (429, "Too Many Requests")
     assert json.loads(verdict.body or b"") == {"error_code": "too_many", "message": "quota UNKNOWN for UNKNOWN"}
     assert verdict.headers == [
         ("X-Rate-Limit-Month", "UNKNOWN"),
@@ -276,7 +276,7 @@ def test_any_three_digit_status_has_a_phrase(status: int, line: str) -> None:
     """Its own, or that of its class."""
     verdict = ask(rule(status=status))
     assert verdict is not None
-    assert (verdict.status_line, verdict.status) == (line, status)
+    assert (f"{verdict.status} {verdict.phrase}", verdict.status) == (line, status)
 
 
 @pytest.mark.parametrize("status", [100, 204, 304])

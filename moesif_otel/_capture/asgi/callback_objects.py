@@ -52,8 +52,9 @@ class CallbackObjects:
             return PlainRequest(seen, exchange.url, data)
         return self._request_class(seen, _replaying(data))
 
-    def response(self, status: int | None, headers: Any, exchange: Exchange) -> Any:
+    def response(self, headers: Any, exchange: Exchange) -> Any:
         """Return the response, or None where none has begun."""
+        status = exchange.status
         if status is None:
             return None
         data = exchange.response_body.data() if exchange.response_body is not None else b""

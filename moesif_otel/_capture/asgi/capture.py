@@ -359,7 +359,7 @@ class HttpCall:
             headers = came.pop("response_headers", ())
             exchange.callback_arguments = exchange.identify_arguments = (
                 objects.request(scope, came, exchange),
-                objects.response(exchange.status, headers, exchange),
+                objects.response(headers, exchange),
             )
         except Exception as exc:
             self._guard.caught("preparing callbacks", exc)

@@ -47,12 +47,7 @@ class YieldingInstrumentation:
 
     def __init__(self) -> None:
         self._holders: weakref.WeakSet[Any] = weakref.WeakSet()  # a holder that is gone wants nothing
-        self._provider: Any = None
-
-    @property
-    def active(self) -> bool:
-        """Tell whether the instrumentor works on our behalf now."""
-        return self._provider is not None
+        self._provider: Any = None  # the one that the instrumentor works on for us
 
     def hold(self, holder: object, provider: Any) -> bool:
         """Let spans be made on `provider` for `holder`.

@@ -229,7 +229,7 @@ class _WsgiCall:
 
     def _answer_instead(self, decision: Decision) -> list[bytes]:
         """Answer a blocked request; the application is not called."""
-        self.start_response(decision.status_line, decision.headers)
+        self.start_response(f"{decision.status} {decision.phrase}", decision.headers)
         return [] if self._exchange.method == "HEAD" or not decision.body else [decision.body]
 
     # What the application calls.

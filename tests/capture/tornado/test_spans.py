@@ -69,11 +69,11 @@ def test_spans_are_made_while_somebody_holds_and_tornado_is_restored(provider, o
     a, b = Holder(), Holder()
     assert ours.hold(a, provider)
     assert ours.hold(b, provider)
-    assert ours.active
+    assert patched() != before
     serve_once()
     assert [span.name for span in provider.finished()] == ["GET /"]
     ours.release(a)
-    assert ours.active
+    assert patched() != before
     ours.release(b)
     assert patched() == before
     assert "instrument" not in vars(TornadoInstrumentor())
@@ -97,7 +97,7 @@ def test_an_application_that_instruments_later_finds_tornado_as_without_us(provi
     with caplog.at_level(logging.WARNING):
         instrumentor.instrument(tracer_provider=theirs, server_request_hook=lambda span, handler: hooked.append(span))
     assert caplog.records == []
-    assert (ours.active, instrumentor.is_instrumented_by_opentelemetry) == (False, True)
+    assert instrumentor.is_instrumented_by_opentelemetry
     serve_once()
     assert (len(provider.finished()), len(exporter.get_finished_spans()), len(hooked)) == (1, 1, 1)
     instrumentor.uninstrument()
