@@ -278,7 +278,7 @@ class Pipeline:
         if exchange.skipped or (exchange.skipped is None and self._callbacks[exchange.direction].may_skip):
             self._unbind(exchange)
             exchange.discard()
-            self.sink.count("skipped")
+            self.sink.delivery.ledger.add("skipped")
             return
         settle(exchange)
         exchange.fix_ids()

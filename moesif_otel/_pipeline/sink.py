@@ -29,8 +29,6 @@ from moesif_otel._remote.facts import CallFacts, route_of
 from moesif_otel._remote.poller import ConfigPoller
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from opentelemetry.sdk.trace import ReadableSpan
 
     from moesif_otel._delivery.stats import Stats
@@ -87,10 +85,6 @@ class Sink:
         self.guard = Guard()
         self.budget = ByteBudget(settings.event_queue_bytes - settings.event_queue_bytes // EVENTS_SHARE)
         self.profiles = Profiles(settings, transport, self.guard)
-
-    def count(self, name: str) -> None:
-        """Count something that does not say what became of an event."""
-        self.delivery.ledger.add(name)
 
     def submit(self, exchange: Exchange) -> None:
         """Take over a finished call with its captured bytes; its span is `exchange.span`. Never raises, never waits.
@@ -181,7 +175,12 @@ class EventSink(Sink):
         # Bodies as the application made them, in its part of the heap, which does not shrink when they go: in a flood
         # they would come on top of the payloads that wait.
         self._unprepared = ByteBudget(settings.event_queue_bytes // _UNPREPARED_SHARE)
-        self._mask = None if settings.mask_event_model is None else _mask_of(settings.mask_event_model, self.guard)
+        self._mask: EventMask | None = None
+        if settings.mask_event_model is not None:
+            # Late: few pipelines have one, and it brings asyncio and moesifapi's models with it.
+            from moesif_otel._pipeline.mask import EventMask
+
+            self._mask = EventMask(settings.mask_event_model, self.guard)
         self._builder = EventBuilder(settings)
         self.remote = ConfigPoller(settings, self.transport, self.guard)
         self._told: set[str] = set()
@@ -377,13 +376,6 @@ def _load_late() -> None:
     for name in ("moesif_otel._redaction.bodies", "moesif_otel._redaction.markup"):
         with LATE_IMPORTS:
             importlib.import_module(name)
-
-
-def _mask_of(mask: Callable[..., Any], guard: Guard) -> EventMask:
-    # Late: few pipelines have one, and it brings asyncio and moesifapi's models with it.
-    from moesif_otel._pipeline.mask import EventMask as Mask
-
-    return Mask(mask, guard)
 
 
 def _may_take_long(exchange: Exchange) -> bool:
