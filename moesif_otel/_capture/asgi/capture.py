@@ -241,15 +241,12 @@ class HttpCall:
             if self._rest is not None:
                 await self._rest()
             return result
-        except Exception as exc:
+        except (Exception, SystemExit, KeyboardInterrupt) as exc:
             self.end(Outcome.FAILED, exc)
             raise
         except GeneratorExit:
             # The task was destroyed, perhaps by garbage collection: no lock, no callback here.
             self.dropped()
-            raise
-        except (SystemExit, KeyboardInterrupt) as exc:
-            self.end(Outcome.FAILED, exc)
             raise
         except BaseException:  # cancelled
             self.end(Outcome.ABORTED)
