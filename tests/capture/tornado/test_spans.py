@@ -69,11 +69,11 @@ def test_spans_are_made_while_somebody_holds_and_tornado_is_restored(provider, o
     a, b = Holder(), Holder()
     assert ours.hold(a, provider)
     assert ours.hold(b, provider)
-    assert patched() != before
+    assert "instrument" in vars(TornadoInstrumentor())
     serve_once()
     assert [span.name for span in provider.finished()] == ["GET /"]
     ours.release(a)
-    assert patched() != before
+    assert "instrument" in vars(TornadoInstrumentor())
     ours.release(b)
     assert patched() == before
     assert "instrument" not in vars(TornadoInstrumentor())
@@ -147,4 +147,4 @@ def test_users_can_switch_the_instrumentation_off(provider, ours, monkeypatch):
     """The environment variable that `opentelemetry-instrument` knows is kept to."""
     monkeypatch.setenv("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "requests, tornado")
     assert not ours.hold(Holder(), provider)
-    assert not ours.active
+    assert "instrument" not in vars(TornadoInstrumentor())
