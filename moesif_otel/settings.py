@@ -472,7 +472,8 @@ class Settings:
             raise MoesifConfigError(
                 "APPLICATION_ID: got nothing, takes your Moesif application id "
                 "(find it in the Moesif portal: menu at the top right, Installation or API Keys); "
-                "set it in the settings, or as the environment variable MOESIF_APPLICATION_ID",
+                "set it in the dict of options (in Django: settings.MOESIF_MIDDLEWARE), or as the environment variable "
+                "MOESIF_APPLICATION_ID",
                 option="APPLICATION_ID",
             )
         return cls(**values)

@@ -94,6 +94,12 @@ class Callbacks:
             raise
         except _NotImportedError:
             self._guard.count(f"callback {callback.name}")  # it has been named in the log
+        except _NobodyAwaitsError:
+            self._guard.note(
+                f"callback {callback.name}",
+                f"callback {callback.name} returned a coroutine, and nothing can await it here, so calls are recorded "
+                "without it. Make it a plain function, or await in your own code and call moesif_otel.identify()",
+            )
         except BaseException as exc:  # asyncio's CancelledError and gevent's Timeout are no Exceptions
             if is_suspended and isinstance(exc, GeneratorExit):
                 raise  # these steps are closed
@@ -111,7 +117,7 @@ def run_steps(steps: Steps) -> None:
             close = getattr(awaitable, "close", None)  # a coroutine that is never awaited warns otherwise
             if close is not None:
                 close()
-            awaitable = steps.throw(TypeError("an awaitable"))
+            awaitable = steps.throw(_NobodyAwaitsError())
     except StopIteration:
         return
 
@@ -173,6 +179,10 @@ def ends_the_task(exc: BaseException) -> bool:
         return not is_cancelled  # trio, which has a cancellation of its own
     cancelling = getattr(asyncio.current_task(), "cancelling", None)
     return is_cancelled and (cancelling is None or cancelling() > 0)
+
+
+class _NobodyAwaitsError(Exception):
+    """A callback returned an awaitable where nobody can await."""
 
 
 class _NotImportedError(Exception):

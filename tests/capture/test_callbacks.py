@@ -236,8 +236,8 @@ def test_awaitables_are_yielded_to_who_can_await_them() -> None:
     assert pipeline.guard.counts() == {"callback IDENTIFY_COMPANY": 1}
 
 
-def test_nobody_awaits_in_a_thread() -> None:
-    """An awaitable is closed, without a warning, and counts as an error of its callback."""
+def test_nobody_awaits_in_a_thread(caplog: pytest.LogCaptureFixture) -> None:
+    """An awaitable is closed, without a warning, and counts as an error of its callback; the log says what to do."""
 
     async def later() -> str:
         return "never"
@@ -245,6 +245,9 @@ def test_nobody_awaits_in_a_thread() -> None:
     exchange, pipeline = run(IDENTIFY_USER=lambda *_: later(), GET_SESSION_TOKEN=lambda *_: "t")
     assert (exchange.user_id, exchange.session_token) == (None, "t")
     assert pipeline.guard.counts() == {"callback IDENTIFY_USER": 1}
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "callback IDENTIFY_USER returned a coroutine, and nothing can await it here" in line
+    assert "Make it a plain function" in line
 
 
 class Methods:
