@@ -202,6 +202,9 @@ class Delivery(Generic[T]):
 
     def after_fork(self) -> None:
         """Begin anew in a forked child; one of a pipeline that was shut down stays shut down."""
+        parents = self._slot.pop("state", None)
+        if parents is not None:
+            parents.abandon()
         self._slot = {}
         self._pid = os.getpid()
         if self._disk is not None:

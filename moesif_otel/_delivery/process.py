@@ -156,6 +156,13 @@ class ProcessState(Generic[T]):
             raise
         self.running += 1
 
+    def abandon(self) -> None:
+        """Leave everything to the parent, in a forked child: there, copies of our threads go on if gevent made them."""
+        self.stopped = self.ended = True
+        self.submitted.clear()
+        self.in_hand.clear()
+        self.queue.settle_all()
+
     def wake(self) -> None:
         """Have the intake make a pass at once; never blocks, so that finalizers may call it."""
         self.hurried = True

@@ -150,3 +150,49 @@ def test_a_call_that_forks_is_the_parents() -> None:
         assert sorted(done.stdout.splitlines()) == ["False 0 0", "True 1 0"]
         (event,) = sandbox.events()
     assert event["response"]["status"] == 200
+
+
+COPIED_GREENLETS = """
+from gevent.monkey import patch_all
+patch_all()
+import os, sys, gevent
+from wsgiref.util import setup_testing_defaults
+from moesif_otel.wsgi import MoesifMiddleware
+
+def app(environ, start_response):
+    start_response("200 OK", [])
+    return [b""]
+
+middleware = MoesifMiddleware(app, {"APPLICATION_ID": "forks", "BASE_URI": sys.argv[1], "EVENT_BATCH_TIMEOUT": 0.5})
+for n in range(20):
+    environ = {}
+    setup_testing_defaults(environ)
+    middleware(environ, lambda *_: None)
+gevent.sleep(0.1)
+pid = os.fork()
+if pid == 0:
+    gevent.sleep(1.5)
+    stats = middleware.stats()
+    os._exit(stats["accepted"] + stats["delivered"] + stats["pending"] + sum(stats["dropped"].values()))
+assert os.waitpid(pid, 0)[1] == 0
+assert middleware.force_flush(30_000)
+assert middleware.stats()["delivered"] == 20
+"""
+
+
+def test_greenlets_that_gevent_copies_into_a_child_deliver_nothing_of_the_parents() -> None:
+    """Threads end at a fork; greenlets go on in the child, with what they were about to send."""
+    pytest.importorskip("gevent")
+    with Sandbox() as sandbox:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", COPIED_GREENLETS, sandbox.url],
+            cwd=ROOT,
+            env=clean_environ(),
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3_000:]
+        assert len(sandbox.events()) == 20
+        assert sandbox.stats()["duplicates"] == 0
