@@ -106,15 +106,18 @@ class Delivery(Generic[T]):
         self._clock = clock or Clock()
         self._log = DeliveryLog(self._clock, transport.address, transport.setting)
         parts = Collaborators(settings, transport, self.ledger, budget, guard, self._clock, self._log)
+        self._after_fork_runs: list[Callable[[], object]] = [
+            part.after_fork for part in (guard, self.ledger, budget, transport, self._log)
+        ]
         self._disk: Disk | None = None
         binding = transport.spool_binding
         if settings.spool_directory is not None and binding is not None:
             with LATE_IMPORTS:  # most services have none
                 from moesif_otel._delivery.spool import Disk as SpoolDisk
             self._disk = SpoolDisk(settings.spool_directory, binding, parts)
+            self._after_fork_runs.append(self._disk.after_fork)
         self._sender = Sender(parts, self._disk, without_bodies)
         self._housekeeping: list[Callable[[], float | None]] = []
-        self._after_fork_runs: list[Callable[[], object]] = []
         self._closed = False
         # The state is made at its first use, not here and not in the at-fork hook: see `ProcessState`.
         self._slot: dict[str, ProcessState[T]] = {}
@@ -207,10 +210,6 @@ class Delivery(Generic[T]):
             parents.abandon()
         self._slot = {}
         self._pid = os.getpid()
-        if self._disk is not None:
-            self._disk.after_fork()
-        for part in (self.ledger, self.budget, self.guard, self._transport, self._log):
-            part.after_fork()
         for run in self._after_fork_runs:
             self.guard.run("starting again after a fork", run)
         self._begun = {}
