@@ -141,7 +141,7 @@ class MoesifTransport:
         try:
             _Controller(attempt).create_events_batch(payloads)
         except Exception:
-            if attempt.tried:
+            if attempt.tried and attempt.answer is None:
                 raise  # a defect of ours; sent once more, the batch could arrive twice
         answer = attempt.answer
         if answer is None:

@@ -12,6 +12,7 @@ import zlib
 import pytest
 import requests
 from moesifapi.configuration import Configuration
+from moesifapi.controllers.base_controller import BaseController
 
 from moesif_otel._delivery import client
 from moesif_otel._delivery.client import MoesifTransport, gzipped
@@ -75,6 +76,22 @@ def test_process_wide_configuration_is_neither_obeyed_nor_changed(server, transp
         assert Configuration.BASE_URI == address
     assert {r.headers["x-moesif-application-id"] for r in server.requests} == {APPLICATION_ID}
     assert {r.path for r in server.requests} == {"/v1/events/batch"}
+
+
+@pytest.mark.parametrize("where", ["on_before_request", "on_after_response"])
+def test_a_callback_for_all_calls_of_moesifapi_costs_no_event(server, transport, monkeypatch, where) -> None:
+    """The application may have set one for the process: what it raises sends a batch neither never nor twice."""
+
+    class Callback:
+        def on_before_request(self, request) -> None:
+            assert where != "on_before_request"
+
+        def on_after_response(self, context) -> None:
+            assert where != "on_after_response"
+
+    monkeypatch.setattr(BaseController, "http_call_back", Callback())
+    assert transport.send([payload(1)], 5).outcome is BatchOutcome.DELIVERED
+    assert len(server.requests) == 1
 
 
 def test_connections_are_kept(server, transport) -> None:
