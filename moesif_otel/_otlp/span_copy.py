@@ -49,6 +49,7 @@ _REPLACED: Final = (
 # A command line may hold secrets (`-p hunter2`), in a form that cannot be recognized.
 _COMMAND: Final = "process.command"
 _INT64: Final = 1 << 63
+_UINT64: Final = 1 << 64
 
 
 def private_copy(exchange: Exchange, hide: Hide) -> tuple[ReadableSpan, int]:
@@ -83,8 +84,8 @@ def private_copy(exchange: Exchange, hide: Hide) -> tuple[ReadableSpan, int]:
             # Attributes of links were not inspected: only their ids are copied.
             links=[Link(link.context) for link in span.links],
             status=_status(span.status or Status(), hide),
-            start_time=span.start_time,
-            end_time=span.end_time or exchange.ended_ns,
+            start_time=_nanoseconds(span.start_time) or exchange.started_ns,
+            end_time=_nanoseconds(span.end_time) or exchange.ended_ns,
             instrumentation_scope=_scope(span.instrumentation_scope, hide),
             **given,
         )
@@ -171,8 +172,17 @@ class Hide:
         return {name: value for name, value in found.items() if value is not None}
 
 
+def _nanoseconds(time: Any) -> int:
+    """Return a time that OTLP can carry; 0 for none, and for what it cannot: spans take whatever they are given."""
+    try:
+        found = int(time or 0)
+    except (TypeError, ValueError, OverflowError):
+        return 0
+    return found if 0 <= found < _UINT64 else 0
+
+
 def _event(event: Event, hide: Hide) -> Event:
-    return Event(hide.text(event.name), hide.quoting(event.attributes or {}), event.timestamp)
+    return Event(hide.text(event.name), hide.quoting(event.attributes or {}), _nanoseconds(event.timestamp))
 
 
 def _parent_context(exchange: Exchange) -> SpanContext | None:

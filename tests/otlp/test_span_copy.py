@@ -6,6 +6,7 @@ import inspect
 import logging
 import uuid
 
+import pytest
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -158,6 +159,20 @@ def test_no_part_of_a_copy_costs_its_batch_or_is_quoted_in_the_log(caplog) -> No
     (event,) = found.spans[0].events
     assert {pair.key for pair in event.attributes} == {"id", "names"}
     assert "http.request.header.x-\ufffd" in {pair.key for pair in found.spans[0].attributes}
+
+
+@pytest.mark.parametrize(("time", "carried"), [(1.7e18, 17 * 10**17), (-1, 0), (1 << 64, 0), (float("nan"), 0), ("x", 0)])
+def test_times_that_are_none_cost_no_batch(time, carried) -> None:
+    """Spans take whatever they are given; OTLP's encoder refuses the batch. The Exchange's own times stand in."""
+    span = TracerProvider(shutdown_on_exit=False).get_tracer("x").start_span("x", start_time=time)
+    span.add_event("odd", timestamp=time)
+    span.end(time)
+    exchange = finished(span)
+    copy, _weight = private_copy(exchange, Hide(SETTINGS))
+    (found,) = encode_spans([copy]).resource_spans[0].scope_spans[0].spans
+    assert found.events[0].time_unix_nano == carried
+    assert found.start_time_unix_nano == (carried or exchange.started_ns)
+    assert found.end_time_unix_nano == (carried or exchange.ended_ns)
 
 
 def test_metadata_of_any_form_costs_no_call() -> None:
