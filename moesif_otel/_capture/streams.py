@@ -125,7 +125,7 @@ class _StandIn:
     # `isinstance(body, io.TextIOBase)` decides in urllib3 whether pieces are encoded.
     @property  # type: ignore[misc] # read-only, as for any object that answers for another
     def __class__(self) -> Any:
-        return type(self._moesif_otel_body)
+        return self._moesif_otel_body.__class__
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._moesif_otel_body, name)
@@ -331,9 +331,9 @@ def _stand_in_of(kind: Any) -> tuple[type[_StandIn], bool]:
     return type("_StandIn", (_StandIn,), {"__slots__": (), **special}), is_iterable
 
 
-def original_of(body: Any) -> Any:
-    """Return the body that a stand-in stands for; anything else as it is."""
-    while issubclass(type(body), _StandIn):
+def original_of(body: Any, stays: Callable[[PieceSink], bool] = lambda _: False) -> Any:
+    """Return the body that a stand-in stands for, or the first one whose sink stays; anything else as it is."""
+    while issubclass(type(body), _StandIn) and not stays(body._moesif_otel_sink):
         body = body._moesif_otel_body
     return body
 

@@ -124,7 +124,8 @@ class WsgiCapture:
                 exchange.capture_response_body()
             if may_have_body(environ, method) and "wsgi.input" in environ:
                 body = exchange.capture_request_body()
-                environ["wsgi.input"] = tee_input(environ["wsgi.input"], body, pipeline.guard)
+                others = [one.request_body for one in present if one.is_open]
+                environ["wsgi.input"] = tee_input(environ["wsgi.input"], body, pipeline.guard, others)
         environ[EXCHANGES_KEY] = (*present, exchange)
         return _WsgiCall(self, exchange, start_response, environ.get("PATH_INFO"), environ.get("SCRIPT_NAME"))
 

@@ -13,23 +13,28 @@ from moesif_otel._capture.body import BYTES
 from moesif_otel._capture.streams import PieceSink, original_of, stand_in_for
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from moesif_otel._capture.body import CapturedBody
     from moesif_otel._guard import Guard
 
 
-def tee_input(stream: Any, body: CapturedBody, guard: Guard) -> Any:
-    """Return a stand-in for a `wsgi.input` that notes what is read from it; for one of an earlier try, a new one."""
-    stream = original_of(stream)
+def tee_input(stream: Any, body: CapturedBody, guard: Guard, others: Sequence[CapturedBody | None] = ()) -> Any:
+    """Return a stand-in for a `wsgi.input` that notes what is read from it.
+
+    It stands in place of one of an earlier try, and before those that fill `others`: other pipelines read along.
+    """
+    stream = original_of(stream, lambda sink: getattr(sink, "body", sink) in others) if others else original_of(stream)
     return stand_in_for(stream, _InputSink(body, guard)) or stream
 
 
 class _InputSink(PieceSink):
     """Keeps what is read for the first time: an application that seeks back reads bytes twice."""
 
-    __slots__ = ("_body", "_end", "_guard", "_position")
+    __slots__ = ("_end", "_guard", "_position", "body")
 
     def __init__(self, body: CapturedBody, guard: Guard) -> None:
-        self._body = body
+        self.body = body
         self._guard = guard
         self._position = 0
         self._end = 0
@@ -41,7 +46,7 @@ class _InputSink(PieceSink):
             start, self._position = self._position, self._position + len(piece)
             if self._position <= self._end:
                 return
-            self._body.add(piece if start == self._end else piece[self._end - start :])
+            self.body.add(piece if start == self._end else piece[self._end - start :])
             self._end = self._position
         except Exception as exc:
             self._guard.caught("capture of a request body", exc)

@@ -833,6 +833,30 @@ def test_each_try_of_a_retrying_middleware_is_a_call() -> None:
     assert [one.request_body.data() for one in pipeline.calls] == [b"ab", b"cd"]
 
 
+def test_two_pipelines_around_one_application_read_along() -> None:
+    """Both have the request body, at each try of a middleware between them; the application sees the server's input."""
+    outer, inner = RecordingPipeline(), RecordingPipeline(APPLICATION_ID="another")
+    seen: list[Any] = []
+
+    def app(environ: Any, start_response: Any) -> Any:
+        stream = environ["wsgi.input"]
+        seen.append((isinstance(stream, io.BytesIO), stream.read(2)))
+        start_response("200 OK", [])
+        return [b"x"]
+
+    call = captured(app, inner)
+
+    def twice(environ: Any, start_response: Any) -> Any:
+        Server().run(call, environ)
+        return call(environ, start_response)
+
+    environ = make_environ(b"abcd")
+    Server().run(captured(twice, outer), environ)
+    assert seen == [(True, b"ab"), (True, b"cd")]
+    assert [one.request_body.data() for one in outer.calls] == [b"abcd"]
+    assert [one.request_body.data() for one in inner.calls] == [b"ab", b"cd"]
+
+
 def test_callbacks_get_the_path_as_the_server_gave_it() -> None:
     """Routers move parts of PATH_INFO to SCRIPT_NAME while the application runs; what else it set is there."""
     pipeline = RecordingPipeline()
