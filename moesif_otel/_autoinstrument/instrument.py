@@ -78,7 +78,6 @@ class Instrumentation:
         self.settings = settings
         # Filled once, by `dict.setdefault`: no lock that a forked child could inherit held.
         self._made: dict[str, tuple[Pipeline, WsgiCapture]] = {}
-        self._active = False
         self._route: Route | None = None
         self._asgi: AsgiCapture | None = None
         self._tornado: TornadoCapture | None = None
@@ -160,7 +159,7 @@ class Instrumentation:
             return
         pipeline = self.pipeline()
         self._tornado = TornadoCapture(pipeline, before_first=pipeline.watch_global_provider, everywhere=True)
-        if self._active:
+        if self in _handles:
             self._tornado.start()
 
     def _flush_before_reload(self) -> None:
@@ -248,7 +247,6 @@ _handles: tuple[Instrumentation, ...] = ()
 
 def _add(handle: Instrumentation) -> None:
     global _handles  # noqa: PLW0603 - replaced as a whole, so that calls read it without a lock
-    handle._active = True
     if handle not in _handles:
         # The newest is the outermost. Of two with the same application id the outermost captures the call, so options
         # in code, set later than the environment, take precedence.
@@ -259,7 +257,6 @@ def _add(handle: Instrumentation) -> None:
 
 def _remove(handle: Instrumentation) -> None:
     global _handles  # noqa: PLW0603 - as above
-    handle._active = False
     _handles = tuple(one for one in _handles if one is not handle)
 
 

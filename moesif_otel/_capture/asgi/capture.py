@@ -18,7 +18,7 @@ from opentelemetry import context as otel_context
 from moesif_otel._capture import EXCHANGES_KEY
 from moesif_otel._capture.asgi.background import go_on
 from moesif_otel._capture.asgi.callback_objects import CallbackObjects
-from moesif_otel._capture.asgi.lifespan import Lifespan, deliver_at_shutdown
+from moesif_otel._capture.asgi.lifespan import deliver_at_shutdown, delivering_send
 from moesif_otel._capture.asgi.scope import peer_address, repeatable, text_headers, url_of
 from moesif_otel._capture.body import BYTES, NO_BODY_STATUSES
 from moesif_otel._capture.callbacks import await_steps
@@ -85,7 +85,7 @@ class AsgiCapture:
         kind = scope.get("type")
         if kind not in _CALLS:
             if kind == "lifespan":
-                send = Lifespan(self._pipeline, send).send
+                send = delivering_send(self._pipeline, send)
             return app(scope, receive, send)  # type: ignore[no-any-return]
         try:
             present = scope.get(EXCHANGES_KEY, ())

@@ -42,25 +42,20 @@ async def run_in_thread(function: Callable[..., Any], *args: Any) -> None:
         await trio.to_thread.run_sync(function, *args, limiter=trio.CapacityLimiter(1))
 
 
-class Lifespan:
-    """A server's `send` of a lifespan: what is pending is delivered before the shutdown is said to be complete."""
+def delivering_send(pipeline: CapturePipeline, send: Send) -> Send:
+    """Return a lifespan's `send` that delivers what is pending before it says that the shutdown is complete."""
+    _delivered_at_shutdown.discard(pipeline)
 
-    __slots__ = ("_pipeline", "_send")
-
-    def __init__(self, pipeline: CapturePipeline, send: Send) -> None:
-        self._pipeline = pipeline
-        self._send = send
-        _delivered_at_shutdown.discard(pipeline)
-
-    async def send(self, message: MutableMapping[str, Any]) -> Any:
-        """Send a message to the server."""
+    async def deliver_and_send(message: MutableMapping[str, Any]) -> Any:
         try:
             is_end = message["type"] in _ENDS
         except (KeyError, TypeError):
             is_end = False  # the server says what is wrong with such a message
         if is_end:
-            await _deliver(self._pipeline)
-        return await self._send(message)
+            await _deliver(pipeline)
+        return await send(message)
+
+    return deliver_and_send
 
 
 async def _deliver(pipeline: CapturePipeline) -> None:
