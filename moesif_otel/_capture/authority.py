@@ -15,8 +15,12 @@ from urllib.parse import quote
 _MOST_REMEMBERED_CHARACTERS: Final = 255
 _DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
 
+# RFC 3986: pchar and "/" stay as they are in a path; what else may stand in a query; "%" of what came raw is kept.
+PATH_SAFE: Final = "/:@!$&'()*+,;=~"
+QUERY_SAFE: Final = PATH_SAFE + "?%[]"
+
 # RFC 3986, section 3.2.2: a registered name or an IPv4 address, or an IPv6 address in brackets, then a port. Letters
-# beyond ASCII, which some clients send, are encoded by whoever builds the URL.
+# beyond ASCII are none of these, but some clients send them.
 _AUTHORITY: Final = re.compile(
     r"""
     (?: (?: [A-Za-z0-9._~!$&'()*+,;=-] | [^\x00-\x7f] | %[0-9A-Fa-f]{2} ){1,255}
@@ -42,7 +46,7 @@ def is_authority(text: str) -> bool:
 
 
 def authority_of(scheme: str, host: str, server_name: Any = None, server_port: Any = None) -> str:
-    """Return what stands for the host in a request's URL, letters beyond ASCII not yet encoded.
+    """Return what stands for the host in a request's URL.
 
     Args:
         scheme: Of the URL.
@@ -57,13 +61,13 @@ def authority_of(scheme: str, host: str, server_name: Any = None, server_port: A
 
 
 def _found(scheme: str, host: str, name: str, port: str) -> str:
-    host = host.strip()
-    if is_authority(host):
-        return host
-    if ":" in name and not name.startswith("["):
-        name = f"[{name}]"
-    end = "" if not port or port == _DEFAULT_PORTS.get(scheme) else f":{port}"
-    return next((found for found in (name + end, f"localhost{end}") if is_authority(found)), "localhost")
+    found = host.strip()
+    if not is_authority(found):
+        if ":" in name and not name.startswith("["):
+            name = f"[{name}]"
+        end = "" if not port or port == _DEFAULT_PORTS.get(scheme) else f":{port}"
+        found = next((own for own in (name + end, f"localhost{end}") if is_authority(own)), "localhost")
+    return found if found.isascii() else percent_encoded(found, QUERY_SAFE)
 
 
 # A service has few names; what else clients write is bounded by its length and its number.

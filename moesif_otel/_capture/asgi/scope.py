@@ -8,18 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from moesif_otel._capture.authority import authority_of, percent_encoded
+from moesif_otel._capture.authority import PATH_SAFE, QUERY_SAFE, authority_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from moesif_otel._capture.exchange import Headers
 
+_RAW_SAFE: Final = PATH_SAFE + "%"
 _SCHEMES: Final = {"ws": "http", "wss": "https"}  # a handshake is an HTTP request
-# RFC 3986: pchar and "/" stay as they are in a path; what else may stand in a query; "%" of raw bytes is kept.
-_PATH_SAFE: Final = "/:@!$&'()*+,;=~"
-_RAW_SAFE: Final = _PATH_SAFE + "%"
-_QUERY_SAFE: Final = _RAW_SAFE + "?[]"
 
 
 def url_of(scope: Any, headers: Any) -> str:
@@ -30,7 +27,7 @@ def url_of(scope: Any, headers: Any) -> str:
     target = _path(get("root_path") or "", get("raw_path"), str(get("path") or ""))
     query = get("query_string")
     url = f"{scheme}://{_authority(scheme, headers, get('server'))}{target}"
-    return f"{url}?{quote(_bytes(query), safe=_QUERY_SAFE)}" if query else url
+    return f"{url}?{quote(_bytes(query), safe=QUERY_SAFE)}" if query else url
 
 
 def _authority(scheme: str, headers: Any, server: Any) -> str:
@@ -40,19 +37,18 @@ def _authority(scheme: str, headers: Any, server: Any) -> str:
             host = value
             break
     server_name, port = (*repeatable(server), None, None)[:2]
-    found = authority_of(scheme, _text(host), server_name, port)
-    return found if found.isascii() else percent_encoded(found, _QUERY_SAFE)
+    return authority_of(scheme, _text(host), server_name, port)
 
 
 def _path(root_path: str, raw_path: Any, path: str) -> str:
     # `raw_path` are the bytes as they came; some servers leave the query in it.
     found = (
-        quote(_bytes(raw_path).partition(b"?")[0], safe=_RAW_SAFE) if raw_path else quote(_bytes(path), safe=_PATH_SAFE)
+        quote(_bytes(raw_path).partition(b"?")[0], safe=_RAW_SAFE) if raw_path else quote(_bytes(path), safe=PATH_SAFE)
     )
     root_path = root_path.rstrip("/")
     # The specification has `root_path` inside `path`; hypercorn, and uvicorn before 0.26, leave it out.
     if root_path and not f"{path}/".startswith(f"{root_path}/"):
-        found = quote(_bytes(root_path), safe=_PATH_SAFE) + found
+        found = quote(_bytes(root_path), safe=PATH_SAFE) + found
     return found if found.startswith("/") else f"/{found}"
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tornado.web import Application, FallbackHandler, GZipContentEncoding, RequestHandler
 
 from moesif_otel._capture import EXCHANGES_KEY
-from moesif_otel._capture.authority import authority_of, is_authority, percent_encoded
+from moesif_otel._capture.authority import QUERY_SAFE, authority_of, is_authority, percent_encoded
 from moesif_otel._capture.exchange import Exchange, Outcome, current_exchange
 from moesif_otel._capture.patching import Patch, PatchSet
 from moesif_otel._capture.tornado.call import ConnectionCall, HandlerCall, TornadoCall
@@ -41,7 +41,7 @@ _CAPTURES: Final = "_moesif_otel_captures"
 _REMEMBERED: Final = "_moesif_otel_remembered"
 
 # RFC 3986: everything printable stays as the client sent it, "%" included; only what no URL may hold is encoded.
-_URL_SAFE: Final = "/:@!$&'()*+,;=~?#%[]"
+_URL_SAFE: Final = QUERY_SAFE + "#"
 _NANOSECONDS: Final = 1_000_000_000
 
 # A list, and not a `WeakSet`: each request asks whether there are any.
@@ -208,7 +208,7 @@ def _full_url(protocol: Any, host: Any, uri: Any) -> str:
             return target  # absolute form (RFC 9112, 3.2.2), as a client sends it to a proxy
         target = "/" + target  # "OPTIONS *"
     protocol = protocol or "http"
-    return f"{protocol}://{_quoted(authority_of(protocol, str(host or '')))}{target}"
+    return f"{protocol}://{authority_of(protocol, str(host or ''))}{target}"
 
 
 def _quoted(text: Any) -> str:

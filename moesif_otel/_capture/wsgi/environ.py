@@ -6,15 +6,12 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from moesif_otel._capture.authority import authority_of, percent_encoded
+from moesif_otel._capture.authority import PATH_SAFE, QUERY_SAFE, authority_of, percent_encoded
 
 if TYPE_CHECKING:
     from moesif_otel._capture.exchange import Headers
 
 _UNPREFIXED: Final = (("Content-Type", "CONTENT_TYPE"), ("Content-Length", "CONTENT_LENGTH"))
-# RFC 3986: pchar and "/" stay as they are in a path; what else may stand in a query; "%" of a raw query is kept.
-_PATH_SAFE: Final = "/:@!$&'()*+,;=~"
-_QUERY_SAFE: Final = _PATH_SAFE + "?%[]"
 # What is quoted nowhere. Most of what comes is that; `quote` goes over it byte by byte.
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_.~/:@!$&'()*+,;=-]*")
 _BODYLESS_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
@@ -27,15 +24,13 @@ def url_of(environ: dict[str, Any]) -> str:
     host = authority_of(scheme, str(get("HTTP_HOST") or ""), get("SERVER_NAME"), get("SERVER_PORT"))
     path = f"{get('SCRIPT_NAME') or ''}{get('PATH_INFO') or ''}"
     query = get("QUERY_STRING")
-    if not host.isascii():
-        host = percent_encoded(host, _QUERY_SAFE)
     if _PLAIN.fullmatch(path) is None:
-        path = percent_encoded(path, _PATH_SAFE)
+        path = percent_encoded(path, PATH_SAFE)
     if not path.startswith("/"):
         path = "/" + path
     if not query:
         return f"{scheme}://{host}{path}"
-    return f"{scheme}://{host}{path}?{percent_encoded(str(query), _QUERY_SAFE)}"
+    return f"{scheme}://{host}{path}?{percent_encoded(str(query), QUERY_SAFE)}"
 
 
 _MOST_KEY_SETS: Final = 256
