@@ -40,8 +40,6 @@ _CLAIMS: Final = "_moesif_otel_claims"
 _CAPTURES: Final = "_moesif_otel_captures"
 _REMEMBERED: Final = "_moesif_otel_remembered"
 
-# RFC 3986: everything printable stays as the client sent it, "%" included; only what no URL may hold is encoded.
-_URL_SAFE: Final = QUERY_SAFE + "#"
 _NANOSECONDS: Final = 1_000_000_000
 
 # A list, and not a `WeakSet`: each request asks whether there are any.
@@ -200,8 +198,11 @@ def _peer_address(request: HTTPServerRequest) -> str | None:
 
 
 def _full_url(protocol: Any, host: Any, uri: Any) -> str:
+    target = str(uri or "")
+    if not (target.isascii() and target.isprintable()):
+        target = percent_encoded(target, QUERY_SAFE)
     # No request target has a fragment: Tornado routes by all of it.
-    target = _quoted(uri).replace("#", "%23")
+    target = target.replace("#", "%23")
     if not target.startswith("/"):
         scheme, separator, rest = target.partition("://")
         if separator and scheme.lower() in {"http", "https"} and is_authority(rest.partition("/")[0]):
@@ -209,11 +210,6 @@ def _full_url(protocol: Any, host: Any, uri: Any) -> str:
         target = "/" + target  # "OPTIONS *"
     protocol = protocol or "http"
     return f"{protocol}://{authority_of(protocol, str(host or ''))}{target}"
-
-
-def _quoted(text: Any) -> str:
-    string = str(text or "")
-    return string if string.isascii() and string.isprintable() else percent_encoded(string, _URL_SAFE)
 
 
 # Which captures capture what.
