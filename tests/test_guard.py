@@ -212,7 +212,9 @@ AutoSpanExporter(application_id="b")._exporter()
 serving = False
 from moesif_otel.asgi import MoesifMiddleware as AsgiMiddleware
 from moesif_otel.wsgi import MoesifMiddleware
+from moesif_otel._capture.exchange import _random, random_id
 from moesif_otel._capture.tornado.spans import YieldingInstrumentation
+from moesif_otel._delivery.client import _user_agent
 from moesif_otel._events.serialize import sound_text
 from moesif_otel._redaction.charsets import decode_text, utf8_of
 from moesif_otel._remote.expressions import Pattern
@@ -224,6 +226,9 @@ Pattern("a")
 decode_text(bytes([0xC8, 0xD5]), "gbk", cut=False)
 utf8_of(bytes([0x22, 0xE8, 0x22]), "windows-1250")
 sound_text(chr(0xD800))
+_user_agent.__wrapped__()
+_random.clear()
+random_id(16)
 YieldingInstrumentation().hold(app, Provider())
 serving = False
 import os
@@ -232,7 +237,7 @@ os._exit(0)
 """
 
 
-_WATCHED: Final = ("moesif_otel", "opentelemetry", "regex", "encodings")
+_WATCHED: Final = ("moesif_otel", "opentelemetry", "regex", "encodings", "importlib", "_sha2")
 
 
 def test_no_call_imports_a_module_that_a_fork_could_leave_half_imported() -> None:

@@ -521,5 +521,7 @@ def random_id(size_bytes: int) -> int:
     # Asking the system each time would be two calls that release the interpreter lock in each request.
     pid = os.getpid()
     if not _random or _random[0][0] != pid:
-        _random[:] = [(pid, random.Random(os.urandom(32)))]  # noqa: S311 - ids, no secrets
+        # Not from bytes: their hash Python 3.13 would import now, which a fork could leave half done.
+        seed = int.from_bytes(os.urandom(32), "big")
+        _random[:] = [(pid, random.Random(seed))]  # noqa: S311 - ids, no secrets
     return _random[0][1].getrandbits(size_bytes * 8) or 1

@@ -50,13 +50,13 @@ _NO_ANSWER: Final = (OSError, HTTPException, ValueError)
 
 @functools.cache
 def _user_agent() -> str:
-    with LATE_IMPORTS:  # it reads the disk
+    with LATE_IMPORTS:  # `version` imports more of itself
         from importlib import metadata
 
-    try:
-        return f"moesif-otel/{metadata.version('moesif-otel')}"
-    except metadata.PackageNotFoundError:  # run from a source tree
-        return "moesif-otel/0"
+        try:
+            return f"moesif-otel/{metadata.version('moesif-otel')}"
+        except metadata.PackageNotFoundError:  # run from a source tree
+            return "moesif-otel/0"
 
 
 @functools.cache
