@@ -88,12 +88,10 @@ class LambdaCapture:
         """Note what API Gateway knows of the caller, where no callback is to say it."""
         settings = self._pipeline.settings
         if settings.identify_user is None:
-            exchange.user_id = identity.get("cognitoIdentityId")
-            if exchange.user_id:
-                exchange.note_source("user_id", "Cognito identity")
+            exchange.note_identity("user_id", identity.get("cognitoIdentityId") or None, "Cognito identity")
         key = identity.get("apiKey")
         if settings.get_session_token is None and key:
-            exchange.take_session_key(key, "API key")
+            exchange.note_session_key(key, "API key")
 
     def _note_result(self, exchange: Exchange, event: Any, result: Any) -> None:
         if isinstance(result, Mapping) and "statusCode" in result:

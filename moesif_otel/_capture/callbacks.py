@@ -56,9 +56,8 @@ class Callbacks:
                 return
         yield from self.identifying(exchange)
         if self._session_token.given and exchange.session_token is None:
-            exchange.session_token = yield from self._ask(self._session_token, arguments)
-            if exchange.session_token is not None:
-                exchange.note_source("session_token", self._session_token.name)
+            said = yield from self._ask(self._session_token, arguments)
+            exchange.note_identity("session_token", said, self._session_token.name)
         if self._metadata.given:
             said = yield from self._ask(self._metadata, arguments)
             said = self._guard.run("callback GET_METADATA", snapshot, said)
@@ -79,9 +78,7 @@ class Callbacks:
                 if len(more) > len(arguments) and callback.accepts(len(more)):
                     arguments = more
                 said = yield from self._ask(callback, arguments)
-                setattr(exchange, field, said)
-                if said is not None:
-                    exchange.note_source(field, callback.name)
+                exchange.note_identity(field, said, callback.name)
 
     def _ask(self, callback: _Callback, arguments: tuple[Any, ...]) -> Generator[Any, Any, Any]:
         is_suspended = False

@@ -210,13 +210,11 @@ class DjangoCall:
         """Take the identity that Django knows where no callback and no `identify` gave one."""
         exchange = self.exchange
         if not exchange.user_id:
-            exchange.user_id = _name_of_cached_user(self.request)
-            if exchange.user_id:
-                exchange.note_source("user_id", "request.user")
+            exchange.note_identity("user_id", _name_of_cached_user(self.request), "request.user")
         # To ask for a session's key neither loads nor marks the session.
         key = getattr(vars(self.request).get("session"), "session_key", None)
         if exchange.session_token is None and isinstance(key, str):
-            exchange.take_session_key(key, "Django's session")
+            exchange.note_session_key(key, "Django's session")
 
 
 def _body_length_bytes(request: Any) -> int:

@@ -292,19 +292,20 @@ class Exchange:
         # Deleting an attribute that is there succeeds once, atomically: who did it finishes the call, or submits it.
         self._finish_token = self._submit_token = None
 
-    def note_source(self, field: str, source: str) -> None:
-        """Note where an identity came from; with `DEBUG` the event says it, as `metadata.moesif_otel.identity`."""
-        if self.pipeline.settings.debug:
+    def note_identity(self, field: str, value: Any, source: str) -> None:
+        """Note who makes the call; with `DEBUG` the event says who said so, as `metadata.moesif_otel.identity`."""
+        setattr(self, field, value)
+        if value is not None and self.pipeline.settings.debug:
             self.notes.setdefault("identity", {})[field] = source
 
-    def take_session_key(self, key: str, source: str) -> None:
+    def note_session_key(self, key: str, source: str) -> None:
         """Note a session's or caller's key as the session token.
 
         Whoever has the key can act as the caller, so it is hashed: calls with one key still have the same token.
         """
-        is_hidden = self.pipeline.settings.auto_hide_sensitive
-        self.session_token = hashlib.sha256(key.encode()).hexdigest()[:32] if is_hidden else key
-        self.note_source("session_token", source)
+        if self.pipeline.settings.auto_hide_sensitive:
+            key = hashlib.sha256(key.encode()).hexdigest()[:32]
+        self.note_identity("session_token", key, source)
 
     def capture_request_body(self) -> CapturedBody:
         """Begin to capture the request body."""
@@ -467,8 +468,7 @@ def identify(
         given = ("user_id", user_id), ("company_id", company_id), ("session_token", session_token)
         for field, said in given:
             if said is not None:
-                setattr(exchange, field, said)
-                exchange.note_source(field, "identify()")
+                exchange.note_identity(field, said, "identify()")
         exchange.pipeline.guard.run("metadata of identify()", _add_metadata, exchange, metadata)
 
 
