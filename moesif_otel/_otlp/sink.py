@@ -72,11 +72,9 @@ class ExporterSink(Sink):
     def submit(self, exchange: Exchange) -> None:
         """Take over a finished call; all work is our thread's."""
         try:
-            held_bytes = EVENT_OVERHEAD_BYTES + held_by_texts(exchange)
+            self._submit(exchange, EVENT_OVERHEAD_BYTES + held_by_texts(exchange))
         except Exception as exc:
             self._give_up(exchange, exc)
-        else:
-            self._submit(exchange, held_bytes)
         self.delivery.settle_at_exit()
 
     submit_later = submit
