@@ -182,8 +182,8 @@ class _StreamWatch(PieceSink):
         self._call: OutgoingCall | None = call
         self._response = weakref.ref(response)
         self._length = _length_of(response)
-        if call.has_callbacks:
-            call.set_arguments(*_without_objects(response))
+        # In any case: extensions of the request may lead to the response.
+        call.set_arguments(*(_without_objects(response) if call.has_callbacks else (None, None)))
         self._finalizer = call.drop_with(response)
 
     def piece(self, piece: Any) -> None:
