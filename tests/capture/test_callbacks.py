@@ -250,6 +250,22 @@ def test_nobody_awaits_in_a_thread(caplog: pytest.LogCaptureFixture) -> None:
     assert "Make it a plain function" in line
 
 
+def test_only_coroutines_are_closed() -> None:
+    """An object of the user's that can be awaited, and closed, stays as it is: it may be a pool or a client."""
+    closed = []
+
+    class Pool:
+        def __await__(self) -> Any:
+            yield
+
+        def close(self, reason: str) -> None:
+            closed.append(reason)
+
+    exchange, pipeline = run(IDENTIFY_USER=lambda *_: Pool(), SKIP=lambda *_: Pool(), GET_SESSION_TOKEN=lambda *_: "t")
+    assert (exchange.session_token, exchange.skipped, closed) == ("t", False, [])
+    assert pipeline.guard.counts() == {"callback IDENTIFY_USER": 1, "callback SKIP": 1}
+
+
 class Methods:
     """Callbacks as classes have them."""
 

@@ -8,6 +8,7 @@ has returned, and the answer has long left: event loops of tests and of AWS Lamb
 from __future__ import annotations
 
 import asyncio
+import inspect
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -41,7 +42,7 @@ def go_on(steps: Steps) -> Callable[[], Awaitable[Any]] | None:
     except BaseException:
         rest.close()
         steps.close()
-        if hasattr(awaitable, "close"):
+        if inspect.iscoroutine(awaitable):
             awaitable.close()
         raise
 
