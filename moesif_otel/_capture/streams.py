@@ -328,7 +328,9 @@ def _stand_in_of(kind: Any) -> tuple[type[_StandIn], bool]:
     if callable(getattr(kind, "read", None)):
         special["read"] = _read
     is_iterable = "__iter__" in special or "__aiter__" in special
-    return type("_StandIn", (_StandIn,), {"__slots__": (), **special}), is_iterable
+    # Whoever prints or logs its class sees what it stands for, and so does who reads of it in a TypeError.
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    return type(kind.__name__, (_StandIn,), {"__slots__": (), **names, **special}), is_iterable
 
 
 def original_of(body: Any, stays: Callable[[PieceSink], bool] = lambda _: False) -> Any:

@@ -209,6 +209,19 @@ def test_special_methods_are_those_of_the_body():
     assert not hasattr(file, "seek")
 
 
+@pytest.mark.parametrize("use", [len, iter, next, lambda body: body + 1, lambda body: str(type(body))])
+def test_errors_name_the_class_of_the_body(use):
+    """What Python says of a body that cannot do something is what it says without us."""
+
+    def said(body):
+        try:
+            return use(body)
+        except TypeError as exc:
+            return str(exc)
+
+    assert said(stand_in_for(Unseekable(b"a"), sink_for()[0])) == said(Unseekable(b"a"))
+
+
 def test_an_iterable_that_only_may_be_a_file(upstream):
     """A class whose `read` is a property that this object lacks: it is sent by iteration, as without us."""
 
