@@ -8,6 +8,9 @@ of its span, only on our intake thread. One sender thread exports, since `export
 from __future__ import annotations
 
 import copy
+
+# For `requests`, which imports it late: one that another thread imports at a fork is locked in the child for ever.
+import netrc  # noqa: F401
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -443,3 +445,15 @@ def test_a_forked_child_has_connections_of_its_own() -> None:
         os.close(writing)
         assert len(sandbox.wait_for_events(3)) == 3
         assert caller.ended()["delivered"] == 2
+
+
+def test_the_first_export_imports_nothing() -> None:
+    """A child that is forked while our sender imports a module waits for it at its own first request, for ever."""
+    program = (
+        "import sys, moesif_otel._otlp.sink, requests\n"
+        "before = set(sys.modules)\n"
+        "requests.utils.get_netrc_auth('http://localhost/')\n"
+        "print(set(sys.modules) - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "set()"
