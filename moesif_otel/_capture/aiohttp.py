@@ -171,12 +171,14 @@ class _AiohttpCall(OutgoingCall):
 class _ReaderWatch:
     """The state of a body while it is being read; it holds neither the response nor anything that refers to it."""
 
-    __slots__ = ("_call", "_finalizer", "_info", "_position_bytes", "_response", "error")
+    __slots__ = ("_call", "_finalizer", "_info", "_position_bytes", "_response", "end", "error", "is_reading")
 
     def __init__(self, call: OutgoingCall, response: Any) -> None:
         self._call = call
         self._position_bytes: int = response.content._cursor
         self.error: BaseException | None = None  # what ended the reading, before the response is closed for it
+        self.is_reading = False  # a piece is on its way out of the reader
+        self.end: tuple[Outcome, BaseException | None] | None = None  # how the body has ended meanwhile
         self._info: aiohttp.RequestInfo = call.request
         self._response = weakref.ref(response)
         if call.has_callbacks:
@@ -231,12 +233,19 @@ class _TeedReader(StreamReader):
     __slots__ = ()
 
     def _read_nowait_chunk(self, n: int) -> bytes:
-        piece = StreamReader._read_nowait_chunk(self, n)
         watch = _watches.get(id(self))
-        if watch is not None:
-            watch.piece(piece, self._cursor)
-            if self._eof and not self._buffer:
-                _end(self, Outcome.COMPLETE)
+        if watch is None:
+            return StreamReader._read_nowait_chunk(self, n)
+        watch.is_reading = True  # taking a piece may have the connection read on within this call, up to the end
+        try:
+            piece = StreamReader._read_nowait_chunk(self, n)
+        finally:
+            watch.is_reading = False
+        watch.piece(piece, self._cursor)
+        if watch.end is not None:
+            _end(self, *watch.end)
+        elif self._eof and not self._buffer:
+            _end(self, Outcome.COMPLETE)
         return piece
 
     def feed_eof(self) -> None:
@@ -278,8 +287,11 @@ def _is_of_close(error: BaseException) -> bool:
 
 
 def _end(content: Any, outcome: Outcome, error: BaseException | None = None) -> None:
-    watch = _taken_off(content)
-    if watch is not None:
+    watch = _watches.get(id(content))
+    if watch is not None and watch.is_reading:
+        watch.end = watch.end or (outcome, error)
+    elif watch is not None:
+        _taken_off(content)
         watch.ended(outcome, error)
 
 

@@ -389,6 +389,21 @@ def test_a_call_is_captured(upstream):
     assert (type(response), response.status) == (aiohttp.ClientResponse, 200)
 
 
+@pytest.mark.parametrize("path", ["/lines", "/gzip", "/chunked", "/gzip-chunked", "/until-close"])
+def test_a_body_larger_than_the_readers_buffer(upstream, path):
+    """Taking a piece has the connection read on, up to the end of the body: the piece belongs to it all the same."""
+
+    async def read_exactly(response):
+        return await response.content.readexactly(1) + await response.read()
+
+    with watching() as pipeline:
+        for read in (lambda response: response.read(), read_exactly):
+            assert call(upstream, path, read, read_bufsize=64) == LINES
+    for exchange in pipeline.exchanges:
+        body = exchange.response_body
+        assert (exchange.outcome, body.data(), body.total_bytes) == (Outcome.COMPLETE, LINES, len(LINES))
+
+
 def test_what_is_put_back_into_the_stream_is_no_new_part_of_the_body(upstream):
     """A multipart reader puts back what it has read beyond a boundary, and reads it again."""
 
