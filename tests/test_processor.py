@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import flask
@@ -294,6 +295,45 @@ def test_callbacks_in_steps(moesif: Sandbox) -> None:
                 steps.send("too late")
     events = service.events()
     assert Counter((event.get("user_id"), event.get("company_id")) for event in events) == {("ann", "acme"): 1, ("ann", None): 2}
+
+
+def test_a_flush_leaves_alone_the_callbacks_that_begin_while_it_waits(moesif: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that finishes during a flush, which waits for another's callbacks, keeps its SKIP and its identity."""
+
+    async def later(said: object) -> object:
+        return said
+
+    class Nobody(set[int]):
+        def __sub__(self, other: object) -> set[int]:
+            return set()
+
+    service = Service(moesif, SKIP=lambda *_: later(False), IDENTIFY_USER=lambda *_: "ann")
+    service.pipeline._housekeepers = Nobody()
+    begun: list[Any] = []
+
+    def begin() -> None:
+        exchange = service.open()
+        assert exchange.close(Outcome.COMPLETE)
+        begun.append(service.pipeline.finishing(exchange))
+        next(begun[-1]).close()
+
+    def end(steps: Any) -> None:
+        with pytest.raises(StopIteration):
+            steps.send(False)
+
+    def meanwhile(_seconds: float) -> None:
+        begin()
+        end(begun[0])
+
+    first = threading.Thread(target=begin)
+    first.start()
+    first.join()
+    with monkeypatch.context() as patch:
+        patch.setattr("moesif_otel._pipeline.pipeline.time", SimpleNamespace(monotonic=time.monotonic, sleep=meanwhile))
+        service.pipeline._settle(time.monotonic() + 30)
+    assert len(begun) == 2
+    end(begun[1])
+    assert [event.get("user_id") for event in service.events()] == ["ann", "ann"]
 
 
 def test_a_middleware_of_the_same_settings_feeds_the_processor(moesif: Sandbox) -> None:

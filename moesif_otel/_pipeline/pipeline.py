@@ -527,19 +527,22 @@ class Pipeline:
             exchange = reference()
             if exchange is not None and exchange.close(Outcome.UNFINISHED):
                 self._late.put(exchange)
-        self._settle(time.monotonic() + timeout_s)
+        self._settle(time.monotonic() + timeout_s, for_good=True)
 
-    def _settle(self, deadline_s: float) -> None:
+    def _settle(self, deadline_s: float, *, for_good: bool = False) -> None:
         """Submit all that has finished; callbacks that are at work get until the deadline."""
         self.guard.run("background work of the pipeline", self._look_after_calls)
         here = {threading.get_ident()}
         while self._housekeepers - here and time.monotonic() < deadline_s:
             time.sleep(_POLL_S)
-        others = [key for key, one in tuple(self._finishing.items()) if one.thread_id not in here]
-        while any(key in self._finishing for key in others) and time.monotonic() < deadline_s:
+        begun = tuple(self._finishing.items())
+        others = [(key, one) for key, one in begun if one.thread_id not in here]
+        while any(self._finishing.get(key) is one for key, one in others) and time.monotonic() < deadline_s:
             time.sleep(_POLL_S)
-        for one in tuple(self._finishing.values()):
-            self._end_finishing(one.exchange)
+        # Calls whose callbacks have begun meanwhile are no part of a flush: they keep their time.
+        for key, one in tuple(self._finishing.items()) if for_good else begun:
+            if self._finishing.get(key) is one:
+                self._end_finishing(one.exchange)
         for _due, exchange in tuple(self._waiting.values()):
             self.guard.run("submitting a call", self._submit, exchange)
 
