@@ -40,7 +40,7 @@ def left(
     raw = data.encode() if isinstance(data, str) else data
     body = read_body(raw, content_type, coding, truncated=cut, parse=False, rules=rules)
     if body.left_out is not None:
-        return f"left out: {body.left_out}"
+        return f"left out: {body.left_out.value}"
     shown = orjson.dumps(body.value) if body.transfer_encoding == "json" else base64.b64decode(body.value)
     for codec in ("utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1"):
         try:
