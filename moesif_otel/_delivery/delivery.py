@@ -205,10 +205,9 @@ class Delivery(Generic[T]):
 
     def after_fork(self) -> None:
         """Begin anew in a forked child; one of a pipeline that was shut down stays shut down."""
-        parents = self._slot.pop("state", None)
+        parents, self._slot = self._slot.get("state"), {}
         if parents is not None:
             parents.abandon()
-        self._slot = {}
         self._pid = os.getpid()
         for run in self._after_fork_runs:
             self.guard.run("starting again after a fork", run)

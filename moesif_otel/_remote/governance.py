@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
+from moesif_otel._capture.body import NO_BODY_STATUSES
 from moesif_otel._capture.exchange import Decision
 from moesif_otel._guard import PROCESS_GUARD
 from moesif_otel._remote.expressions import OutOfTimeError, RuleError
@@ -45,7 +46,7 @@ _FRAMING: Final = frozenset(
         "upgrade",
     }
 )
-_NO_BODY: Final = frozenset({204, 205, 304})
+_NO_BODY: Final = NO_BODY_STATUSES | {205}
 
 
 class RuleSet:
@@ -208,7 +209,7 @@ def _block(status: int, merged: dict[str, tuple[str, str]], body: bytes | None, 
     if body is not None:
         merged.setdefault("content-type", ("Content-Type", "application/json"))
     headers = list(merged.values())
-    if status not in {204, 304} and status >= 200:
+    if status not in NO_BODY_STATUSES and status >= 200:
         headers.append(("Content-Length", str(len(body or b""))))
     return Decision(blocked=True, status=status, headers=headers, body=body or b"", blocked_by=rule_id)
 
