@@ -88,22 +88,28 @@ print(sum(sent) if WHEN == "sending" else 0)
 """
 
 
+def run(program: str, *arguments: str, warnings: str = "ignore::DeprecationWarning") -> str:
+    """Run a program in a process of its own, which must end well, and return what it printed."""
+    command = [sys.executable, "-W", warnings, "-c", program, *arguments]
+    done = subprocess.run(
+        command, cwd=ROOT, env=clean_environ(), capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3_000:]
+    return done.stdout
+
+
 @pytest.mark.parametrize("how", ["os.fork", "multiprocessing"])
 @pytest.mark.parametrize("when", ["imported", "constructed", "sending"])
 def test_parent_and_children_deliver_their_own_calls_once(when: str, how: str) -> None:
     """After import, after construction and in the middle of sending; the parent's exit delivers the rest of its own."""
     with Sandbox(max_events=500_000) as sandbox:
-        command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PROGRAM, when, how, sandbox.url]
-        done = subprocess.run(
-            command, cwd=ROOT, env=clean_environ(), capture_output=True, text=True, timeout=200, check=False
-        )
-        assert done.returncode == 0, done.stderr[-3_000:]
+        said = run(PROGRAM, when, how, sandbox.url)
         queries = [event["request"]["uri"].partition("?")[2] for event in sandbox.events()]
         duplicates = sandbox.stats()["duplicates"]
     ours = sorted(query for query in queries if not query.startswith("busy"))
     names = ("child0", "child1", "child2", "parent")
     assert ours == sorted(f"{name}-{n}" for name in names for n in range(20))
-    assert len(queries) - len(ours) == int(done.stdout)
+    assert len(queries) - len(ours) == int(said)
     assert duplicates == 0
 
 
@@ -137,17 +143,8 @@ else:
 def test_a_call_that_forks_is_the_parents() -> None:
     """The child serves it to its end, but does not deliver it, and gives no bytes back that it has not taken."""
     with Sandbox() as sandbox:
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore::DeprecationWarning", "-c", IN_A_CALL, sandbox.url],
-            cwd=ROOT,
-            env=clean_environ(),
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-3_000:]
-        assert sorted(done.stdout.splitlines()) == ["False 0 0", "True 1 0"]
+        said = run(IN_A_CALL, sandbox.url)
+        assert sorted(said.splitlines()) == ["False 0 0", "True 1 0"]
         (event,) = sandbox.events()
     assert event["response"]["status"] == 200
 
@@ -184,15 +181,6 @@ def test_greenlets_that_gevent_copies_into_a_child_deliver_nothing_of_the_parent
     """Threads end at a fork; greenlets go on in the child, with what they were about to send."""
     pytest.importorskip("gevent")
     with Sandbox() as sandbox:
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", COPIED_GREENLETS, sandbox.url],
-            cwd=ROOT,
-            env=clean_environ(),
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-3_000:]
+        run(COPIED_GREENLETS, sandbox.url, warnings="ignore")
         assert len(sandbox.events()) == 20
         assert sandbox.stats()["duplicates"] == 0
